@@ -1,1 +1,18 @@
+//! Tensors, devices and the operations of a training step, each with its
+//! backward pass and a plain reference that defines it.
+//!
+//! This crate knows tensors: never models, tokens' meaning or files.
 #![deny(unsafe_code)]
+
+pub mod cpu;
+pub mod error;
+pub mod ops;
+pub mod random;
+pub mod tensor;
+
+pub use error::{Result, TensorError};
+pub use ops::{
+    Activation, AttentionSpec, DeviceInfo, Head, Ops, RotaryTable, Segments, StatisticSet, TokenCoefficients,
+    TokenStatistics, Weight,
+};
+pub use tensor::{DType, Tensor};

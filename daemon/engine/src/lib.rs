@@ -1,1 +1,10 @@
+//! Models, adapters, training, evaluation and generation, as a pure library:
+//! it never prints, sleeps, spawns a process or opens a socket.
 #![forbid(unsafe_code)]
+
+pub mod api;
+pub mod error;
+pub mod event;
+pub mod plan;
+pub mod recipe;
+mod recipe_table;

@@ -1,0 +1,63 @@
+//! The doors of the engine: what the daemon's worker and the command line call.
+
+use std::path::PathBuf;
+
+use crate::error::EngineError;
+use crate::event::{Event, Summary};
+use crate::recipe::Recipe;
+
+/// A training run: paths and the recipe.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TrainRequest {
+    /// A Hugging Face folder or a GGUF file.
+    pub model: PathBuf,
+    pub data: PathBuf,
+    pub validation: Option<PathBuf>,
+    /// A PEFT adapter to start from.
+    pub adapter: Option<PathBuf>,
+    /// Output, metrics.jsonl, run.json and checkpoints/ go here.
+    pub out: PathBuf,
+    pub recipe: Recipe,
+    /// `auto`, `cpu`; later `vulkan:0` ….
+    pub device: String,
+    /// Throw away what an earlier run left in `out`.
+    pub fresh: bool,
+    /// Threads; None: all cores.
+    pub threads: Option<usize>,
+}
+
+/// What the caller wants of a running job; asked at every step's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    Continue,
+    /// Write a checkpoint and return [`Outcome::Stopped`] (pause, SIGTERM).
+    Stop,
+    /// Return [`Outcome::Cancelled`] without a checkpoint.
+    Cancel,
+}
+
+/// Receives events and steers.
+pub trait Observer {
+    fn event(&mut self, event: &Event);
+    /// Called at the end of each step, and between micro-batches for `Cancel`.
+    fn control(&mut self) -> Control {
+        Control::Continue
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    Finished(Box<Summary>),
+    /// `out` already holds the finished run of this very request.
+    AlreadyFinished(Box<Summary>),
+    Stopped { step: usize },
+    Cancelled { step: usize },
+}
+
+/// Trains, resuming what `request.out` holds of the same run.
+///
+/// # Errors
+/// Whatever keeps the run from finishing; `out` keeps its last checkpoint.
+pub fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Result<Outcome, EngineError> {
+    crate::train::run::train(request, observer)
+}

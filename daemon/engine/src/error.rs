@@ -1,0 +1,32 @@
+//! The engine's errors: what failed, where, and what to do.
+
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Recipe(#[from] crate::recipe::RecipeError),
+    #[error(transparent)]
+    Format(#[from] finetuned_formats::FormatError),
+    #[error(transparent)]
+    Data(#[from] finetuned_data::DataError),
+    #[error(transparent)]
+    Tensor(#[from] finetuned_shaders::TensorError),
+    #[error(transparent)]
+    Plugin(#[from] finetuned_plugin_api::PluginError),
+    #[error("{path}: {reason}")]
+    Io { path: PathBuf, reason: String },
+    /// The folder holds another run.
+    #[error("{out} holds a run with other settings ({difference}); give another --out, or --fresh to start over")]
+    OtherRun { out: PathBuf, difference: String },
+    #[error("device `{asked}`: {reason}")]
+    Device { asked: String, reason: String },
+    #[error("needs {needed_bytes} bytes of memory, {available_bytes} are there: {remedy}")]
+    TooLarge { needed_bytes: u64, available_bytes: u64, remedy: String },
+    #[error("step {step}: {what} is not a finite number; {remedy}")]
+    NotFinite { step: usize, what: String, remedy: String },
+    #[error("what was saved does not compute what was trained: logits differ by {difference}, at most {allowed} expected")]
+    ReloadDiffers { difference: f64, allowed: f64 },
+    #[error("{0}")]
+    Other(String),
+}

@@ -1,0 +1,381 @@
+//! The operations of a training step, as one object-safe trait.
+//!
+//! A virtual call is small beside a kernel, and no type parameter of a
+//! runtime leaves this crate: the engine holds an `Arc<dyn Ops>` and is the
+//! same code on every device.
+//!
+//! # Conventions
+//! - `N` tokens of a micro-batch lie flat, one document after another, without
+//!   padding; [`Segments`] holds where each document begins. `C` is the width
+//!   of the residual stream, `H` and `G` the query and key/value heads, `D` a
+//!   head's width, `V` the vocabulary, `R` an adapter's rank.
+//! - A weight is `[out, in]`, as in the checkpoint: `y = x Wᵀ + b`.
+//! - The gradient of `x` is `dx`. An argument `into: Option<Tensor>` is the
+//!   accumulator to add to; `None` makes a new tensor.
+//! - Every operation checks its shapes and returns [`TensorError`]; none
+//!   panics.
+//! - Results do not depend on the number of threads' timing: the same call on
+//!   the same device gives the same bits.
+
+use finetuned_plugin_api::program::Program;
+
+use crate::error::Result;
+use crate::random::Key;
+use crate::tensor::Tensor;
+
+/// Where the documents of a flat micro-batch begin and end:
+/// `bounds[i]..bounds[i + 1]` are the tokens of document `i`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segments {
+    bounds: Vec<usize>,
+}
+
+impl Segments {
+    /// From the lengths of the documents; empty ones are dropped.
+    pub fn from_lengths(lengths: impl IntoIterator<Item = usize>) -> Segments {
+        let mut bounds = vec![0];
+        let mut end = 0;
+        for length in lengths.into_iter().filter(|length| *length > 0) {
+            end += length;
+            bounds.push(end);
+        }
+        Segments { bounds }
+    }
+
+    /// All tokens.
+    pub fn tokens(&self) -> usize {
+        self.bounds.last().copied().unwrap_or(0)
+    }
+
+    pub fn count(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.bounds.windows(2).map(|w| w[0]..w[1])
+    }
+
+    pub fn longest(&self) -> usize {
+        self.ranges().map(|r| r.len()).max().unwrap_or(0)
+    }
+
+    /// Position of every token in its own document, from 0.
+    pub fn positions(&self) -> Vec<u32> {
+        self.ranges().flat_map(|r| 0..r.len() as u32).collect()
+    }
+
+    pub fn bounds(&self) -> &[usize] {
+        &self.bounds
+    }
+}
+
+/// What a device says of itself.
+#[derive(Debug, Clone)]
+pub struct DeviceInfo {
+    /// `cpu`, later `vulkan:0 NVIDIA …`.
+    pub name: String,
+    /// Threads (CPU) or compute units.
+    pub parallelism: usize,
+    /// Memory in bytes, 0 where unknown.
+    pub memory_bytes: u64,
+}
+
+/// A linear layer's weight `[out, in]`, in the type it is kept in.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// f32 or bf16 elements.
+    Dense(Tensor),
+    /// 4-bit NormalFloat blocks (QLoRA).
+    Nf4(crate::ops::nf4::Nf4Weight),
+}
+
+/// The angle table of rotary embeddings, one per rope base of a model.
+///
+/// Angles are `position · inverse_frequency` in f32, as PyTorch computes them.
+#[derive(Debug, Clone)]
+pub struct RotaryTable {
+    /// `[max_positions, rotary_dim / 2]`, times the attention scaling.
+    pub cos: Tensor,
+    pub sin: Tensor,
+    /// How many of a head's `D` elements turn; pairs are (i, i + rotary_dim/2).
+    pub rotary_dim: usize,
+}
+
+/// The shape and the numbers of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Scores are `scale · q·k`.
+    pub scale: f32,
+    /// `cap · tanh(score / cap)` (Gemma 2).
+    pub softcap: Option<f32>,
+    /// A query at position i sees keys j with `i - window < j <= i`.
+    pub window: Option<usize>,
+}
+
+/// The gate's nonlinearity in a gated MLP, or the plain MLP's (GPT-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    /// The tanh form of GELU (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// The exact form, with erf.
+    Gelu,
+}
+
+/// Which statistics of the next-token distribution are wanted beside `logp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatisticSet {
+    pub entropy: bool,
+    pub mean_logp: bool,
+    /// Whether the target is the most likely token (for accuracy).
+    pub correct: bool,
+}
+
+/// Statistics of each asked-for token, in nats, on the host: kilobytes,
+/// whatever the vocabulary.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenStatistics {
+    /// log p(target).
+    pub logp: Vec<f32>,
+    /// log-sum-exp of the (soft-capped) logits.
+    pub lse: Vec<f32>,
+    /// −Σ p log p; empty where not asked for.
+    pub entropy: Vec<f32>,
+    /// The mean over the vocabulary of log p (label smoothing).
+    pub mean_logp: Vec<f32>,
+    /// 1 where the target is the arg-max; empty where not asked for.
+    pub correct: Vec<bool>,
+}
+
+/// d loss / d statistic for each token. An empty vector is zero everywhere.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenCoefficients {
+    pub logp: Vec<f32>,
+    pub lse: Vec<f32>,
+    pub entropy: Vec<f32>,
+    pub mean_logp: Vec<f32>,
+}
+
+/// The LM head: logits `= softcap(h Wᵀ + b)`.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    /// `[V, C]`.
+    pub weight: &'a Weight,
+    /// `cap · tanh(logit / cap)` (Gemma 2).
+    pub softcap: Option<f32>,
+    /// At most this many rows of logits exist at a time; 0 lets the device
+    /// choose.
+    pub chunk_rows: usize,
+}
+
+/// A device: memory and the operations of a training step.
+pub trait Ops: Send + Sync {
+    fn info(&self) -> DeviceInfo;
+
+    // ---- memory -----------------------------------------------------------
+    /// f32 zeros.
+    fn zeros(&self, shape: &[usize]) -> Result<Tensor>;
+    fn upload(&self, shape: &[usize], values: &[f32]) -> Result<Tensor>;
+    fn upload_u32(&self, shape: &[usize], values: &[u32]) -> Result<Tensor>;
+    /// Rounds to bf16 (to nearest, ties to even).
+    fn upload_bf16(&self, shape: &[usize], values: &[f32]) -> Result<Tensor>;
+    /// Quantises a weight `[out, in]` to NF4 in blocks of 64 of the flattened
+    /// weight, as bitsandbytes does; `double_quant` quantises the block scales
+    /// to 8 bits in blocks of 256.
+    fn upload_nf4(&self, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Weight>;
+    /// Values as f32, whatever the float type.
+    fn read(&self, x: &Tensor) -> Result<Vec<f32>>;
+    /// Overwrites an f32 tensor.
+    fn write(&self, x: &mut Tensor, values: &[f32]) -> Result<()>;
+    /// A copy with storage of its own.
+    fn copy(&self, x: &Tensor) -> Result<Tensor>;
+    /// The weight's values as f32 `[out, in]`, dequantised.
+    fn read_weight(&self, w: &Weight) -> Result<Vec<f32>>;
+    /// Bytes of live tensors now, and the most since the last reset.
+    fn allocated_bytes(&self) -> (u64, u64);
+    fn reset_peak(&self);
+    /// Gives back the buffers kept for reuse.
+    fn trim(&self);
+
+    // ---- elementwise and rows ----------------------------------------------
+    /// y += alpha · x.
+    fn add_scaled(&self, y: &mut Tensor, x: &Tensor, alpha: f32) -> Result<()>;
+    /// a + b in new storage.
+    fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor>;
+    fn scale(&self, y: &mut Tensor, alpha: f32) -> Result<()>;
+    fn fill_zero(&self, y: &mut Tensor) -> Result<()>;
+    /// Adds `bias [C]` to each row.
+    fn add_bias(&self, y: &mut Tensor, bias: &Tensor) -> Result<()>;
+    /// dbias += column sums of dy.
+    fn bias_backward(&self, dy: &Tensor, dbias: &mut Tensor) -> Result<()>;
+    /// x·g with `g [C]` over the columns, in new storage (DoRA's magnitude).
+    fn scale_columns(&self, x: &Tensor, g: &Tensor) -> Result<Tensor>;
+    /// out [C] += Σ over rows of a ⊙ b (the gradient of a column scale).
+    fn column_dot(&self, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()>;
+    /// Σ x² over all the tensors, in f64 or compensated f32.
+    fn sum_squares(&self, tensors: &[&Tensor]) -> Result<f64>;
+    /// Rows of x `[N, C]` at `indices`, as `[M, C]`.
+    fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Result<Tensor>;
+    /// A tensor of `rows` rows, zero but for `dy`'s rows at `indices` (repeated
+    /// indices add up).
+    fn scatter_rows(&self, rows: usize, indices: &[u32], dy: &Tensor) -> Result<Tensor>;
+    /// Cuts the columns of x `[N, ΣC]` into tensors of these widths.
+    fn split_columns(&self, x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>>;
+    /// The reverse of [`Ops::split_columns`].
+    fn join_columns(&self, parts: &[&Tensor]) -> Result<Tensor>;
+    /// Inverted dropout: each element is zero with probability `p`, else
+    /// x / (1 − p). The mask is a function of `key` and the element's place, so
+    /// the backward pass calls this with the same key on dy.
+    fn dropout(&self, x: &Tensor, p: f32, key: Key) -> Result<Tensor>;
+
+    // ---- embedding -----------------------------------------------------------
+    /// Rows of `table [V, C]` times `scale`.
+    fn embedding(&self, ids: &[u32], table: &Tensor, scale: f32) -> Result<Tensor>;
+    /// dtable[id] += scale · dy.
+    fn embedding_backward(&self, ids: &[u32], dy: &Tensor, scale: f32, dtable: &mut Tensor) -> Result<()>;
+
+    // ---- norms -----------------------------------------------------------------
+    /// x / rms(x) · (w + offset) over groups of `w.len()` elements; offset is 1
+    /// for Gemma. Returns y and 1/rms per group `[rows]`.
+    fn rms_norm(&self, x: &Tensor, w: &Tensor, epsilon: f32, offset: f32) -> Result<(Tensor, Tensor)>;
+    /// dx (added to `into`), and dw += … where wanted.
+    #[allow(clippy::too_many_arguments)]
+    fn rms_norm_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        rstd: &Tensor,
+        offset: f32,
+        into: Option<Tensor>,
+        dw: Option<&mut Tensor>,
+    ) -> Result<Tensor>;
+    /// (x − mean)/std · w + b. Returns y and `[rows, 2]` of mean and 1/std.
+    fn layer_norm(&self, x: &Tensor, w: &Tensor, b: &Tensor, epsilon: f32) -> Result<(Tensor, Tensor)>;
+    fn layer_norm_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        statistics: &Tensor,
+        into: Option<Tensor>,
+        dwb: Option<(&mut Tensor, &mut Tensor)>,
+    ) -> Result<Tensor>;
+
+    // ---- matrix products ---------------------------------------------------------
+    /// alpha · op(a) op(b), added to `into`; op transposes where the flag says.
+    fn matmul(
+        &self,
+        a: &Tensor,
+        transpose_a: bool,
+        b: &Tensor,
+        transpose_b: bool,
+        alpha: f32,
+        into: Option<Tensor>,
+    ) -> Result<Tensor>;
+    /// x Wᵀ `[N, out]`.
+    fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor>;
+    /// dy W `[N, in]`, added to `into`.
+    fn linear_backward(&self, dy: &Tensor, w: &Weight, into: Option<Tensor>) -> Result<Tensor>;
+    /// dw `[out, in]` += dyᵀ x.
+    fn linear_weight_backward(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) -> Result<()>;
+    /// Euclidean norm of each row of `W + scale · B A`, `[out]`, without the
+    /// whole sum in memory (DoRA). a `[R, in]`, b `[out, R]`.
+    fn dora_norm(&self, w: &Weight, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor>;
+
+    // ---- attention ---------------------------------------------------------------
+    /// Turns x `[N, heads·D]` in place by each token's position; `inverse`
+    /// turns back (the backward pass).
+    fn rotary(&self, x: &mut Tensor, positions: &[u32], table: &RotaryTable, head_dim: usize, inverse: bool) -> Result<()>;
+    /// Causal attention within each document. q `[N, H·D]`, k and v `[N, G·D]`;
+    /// query head h reads key head h / (H/G). Returns o `[N, H·D]` and the
+    /// scores' log-sum-exp `[N, H]`.
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments,
+        spec: &AttentionSpec,
+    ) -> Result<(Tensor, Tensor)>;
+    /// (dq, dk, dv), recomputing the scores: nothing of size T×T outlives a tile.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        segments: &Segments,
+        spec: &AttentionSpec,
+    ) -> Result<(Tensor, Tensor, Tensor)>;
+    /// Attention of the last `n` positions of one sequence against its cache:
+    /// q `[n, H·D]`; the caches `[capacity, G·D]` hold `length` rows, the last
+    /// `n` of which belong to the queries.
+    fn attention_cached(
+        &self,
+        q: &Tensor,
+        k_cache: &Tensor,
+        v_cache: &Tensor,
+        length: usize,
+        spec: &AttentionSpec,
+    ) -> Result<Tensor>;
+    /// Writes rows into a cache `[capacity, C]` from row `at` on.
+    fn write_rows(&self, cache: &mut Tensor, at: usize, rows: &Tensor) -> Result<()>;
+
+    // ---- MLP -----------------------------------------------------------------------
+    /// act(gate) ⊙ up.
+    fn gated(&self, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor>;
+    /// (dgate, dup).
+    fn gated_backward(&self, dy: &Tensor, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)>;
+    fn activation(&self, x: &Tensor, activation: Activation) -> Result<Tensor>;
+    fn activation_backward(&self, dy: &Tensor, x: &Tensor, activation: Activation) -> Result<Tensor>;
+
+    // ---- LM head and token statistics ------------------------------------------------
+    /// The logits `[M, V]` themselves, for generation and tests.
+    fn logits(&self, h: &Tensor, head: &Head) -> Result<Tensor>;
+    /// Statistics of `targets` under the next-token distributions of `h [M, C]`,
+    /// in chunks of rows: the whole logits matrix never exists.
+    fn token_logp(&self, h: &Tensor, head: &Head, targets: &[u32], want: StatisticSet) -> Result<TokenStatistics>;
+    /// dh `[M, C]`, and dW += …, from d loss / d statistic; recomputes the
+    /// logits chunk by chunk.
+    fn token_logp_backward(
+        &self,
+        h: &Tensor,
+        head: &Head,
+        targets: &[u32],
+        coefficients: &TokenCoefficients,
+        dweight: Option<&mut Tensor>,
+    ) -> Result<Tensor>;
+    /// Both in one pass over the chunks, for losses whose coefficients are known
+    /// beforehand (cross-entropy): the logits are computed once.
+    #[allow(clippy::too_many_arguments)]
+    fn token_logp_fused(
+        &self,
+        h: &Tensor,
+        head: &Head,
+        targets: &[u32],
+        want: StatisticSet,
+        coefficients: &TokenCoefficients,
+        dweight: Option<&mut Tensor>,
+    ) -> Result<(TokenStatistics, Tensor)>;
+
+    // ---- optimizer ---------------------------------------------------------------------
+    /// Runs an optimizer's program over one parameter tensor. `scalars` are the
+    /// program's scalar inputs (learning rate, step, …) in its order.
+    fn optimizer_step(
+        &self,
+        program: &Program,
+        parameter: &mut Tensor,
+        gradient: &Tensor,
+        states: &mut [Tensor],
+        scalars: &[f32],
+    ) -> Result<()>;
+}
+
+pub mod nf4;
