@@ -1,0 +1,45 @@
+//! One message of a conversation.
+
+use serde_json::{Map, Value};
+
+/// A message as chat templates see it: a role, a text, and whatever else the
+/// row brought (`tool_calls`, `reasoning_content`, `name`, …).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// `system`, `user`, `assistant` or `tool`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+    /// Whether an assistant's message is a target (`weight: 0` and
+    /// `train: false` say no). Means nothing on other roles.
+    pub trained: bool,
+    /// Other keys, passed on to the template as they are.
+    pub extra: Map<String, Value>,
+}
+
+impl Message {
+    /// A message with nothing but a role and a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), trained: true, extra: Map::new() }
+    }
+
+    /// A message from the system.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+
+    /// A message from the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    /// A message from the assistant.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
+    }
+
+    /// Whether the model wrote it.
+    pub fn is_assistant(&self) -> bool {
+        self.role == "assistant"
+    }
+}
