@@ -17,7 +17,7 @@
 //! - Results do not depend on the number of threads' timing: the same call on
 //!   the same device gives the same bits.
 
-use finetuned_plugin_api::program::Program;
+use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
 use crate::error::Result;
 use crate::random::Key;
@@ -366,16 +366,30 @@ pub trait Ops: Send + Sync {
     ) -> Result<(TokenStatistics, Tensor)>;
 
     // ---- optimizer ---------------------------------------------------------------------
-    /// Runs an optimizer's program over one parameter tensor. `scalars` are the
-    /// program's scalar inputs (learning rate, step, …) in its order.
+    /// The states of a program on this device, as before the first step.
+    fn program_states(&self, program: &Program, parameter: &Tensor) -> Result<Vec<ProgramState>>;
+    /// A state's memory, for a checkpoint; and back.
+    fn read_state(&self, state: &ProgramState) -> Result<StateBuffer>;
+    fn write_state(&self, buffer: StateBuffer) -> Result<ProgramState>;
+    /// Runs an optimizer's program over one parameter tensor.
     fn optimizer_step(
         &self,
         program: &Program,
         parameter: &mut Tensor,
         gradient: &Tensor,
-        states: &mut [Tensor],
-        scalars: &[f32],
+        states: &mut [ProgramState],
+        scalars: &Scalars,
     ) -> Result<()>;
+}
+
+/// An optimizer's state on its device. The types of the elements are the
+/// program's affair; a GPU buffer is a second variant.
+#[derive(Debug)]
+pub struct ProgramState(pub(crate) StateStorage);
+
+#[derive(Debug)]
+pub(crate) enum StateStorage {
+    Host(StateBuffer),
 }
 
 pub mod nf4;
