@@ -235,10 +235,11 @@ pub mod codes {
         let mut data: Vec<f32> = Vec::with_capacity(256);
         for i in 0..7u32 {
             let intervals = if signed { 1usize << i } else { 1usize << (i + 1) };
-            // torch.linspace(0.1, 1, intervals + 1) in f32, from both ends.
+            // torch.linspace(0.1, 1, intervals + 1) in f32: from both ends, with fused multiply-add.
             let step = (1.0f32 - 0.1) / intervals as f32;
-            let boundary = |k: usize| {
-                if k < intervals.div_ceil(2) { 0.1 + step * k as f32 } else { 1.0 - step * (intervals - k) as f32 }
+            let boundary = |k: usize| match k < intervals.div_ceil(2) {
+                true => step.mul_add(k as f32, 0.1),
+                false => (-step).mul_add((intervals - k) as f32, 1.0),
             };
             let decade = 10f64.powi(i as i32 - 6) as f32;
             for k in 0..intervals {
