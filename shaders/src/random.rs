@@ -20,7 +20,10 @@ impl Key {
 
     /// Four words: number `block` of the key's stream.
     pub fn block(&self, block: u64) -> [u32; 4] {
-        philox([block as u32, (block >> 32) as u32, self.step, self.place], [self.seed as u32, (self.seed >> 32) as u32])
+        philox(
+            [block as u32, (block >> 32) as u32, self.step, self.place],
+            [self.seed as u32, (self.seed >> 32) as u32],
+        )
     }
 
     /// Word `index` of the stream.
@@ -48,7 +51,8 @@ impl Key {
             .flat_map(|block| {
                 let w = self.block(block);
                 let pair = |a: u32, b: u32| {
-                    let radius = (-2.0 * (f64::from(a) + 1.0).ln() + 2.0 * 32.0 * std::f64::consts::LN_2).max(0.0).sqrt();
+                    let radius =
+                        (-2.0 * (f64::from(a) + 1.0).ln() + 2.0 * 32.0 * std::f64::consts::LN_2).max(0.0).sqrt();
                     let angle = f64::from(b) * (std::f64::consts::TAU / 4_294_967_296.0);
                     [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]
                 };

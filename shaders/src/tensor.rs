@@ -12,6 +12,8 @@ pub enum DType {
     F32,
     Bf16,
     U32,
+    /// Bytes of packed formats (NF4).
+    U8,
 }
 
 impl DType {
@@ -20,6 +22,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::Bf16 => 2,
+            DType::U8 => 1,
         }
     }
 
@@ -28,6 +31,7 @@ impl DType {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::U32 => "u32",
+            DType::U8 => "u8",
         }
     }
 }

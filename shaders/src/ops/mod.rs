@@ -17,6 +17,22 @@
 //! - Results do not depend on the number of threads' timing: the same call on
 //!   the same device gives the same bits.
 
+pub mod attention;
+pub mod columns;
+pub mod dropout;
+pub mod elementwise;
+pub mod embedding;
+pub mod gated;
+pub mod gather;
+pub mod layer_norm;
+pub mod linear;
+pub mod matmul;
+pub mod nf4;
+pub mod reduce;
+pub mod rms_norm;
+pub mod rotary;
+pub mod token_logp;
+
 use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
 use crate::error::Result;
@@ -289,7 +305,14 @@ pub trait Ops: Send + Sync {
     // ---- attention ---------------------------------------------------------------
     /// Turns x `[N, heads·D]` in place by each token's position; `inverse`
     /// turns back (the backward pass).
-    fn rotary(&self, x: &mut Tensor, positions: &[u32], table: &RotaryTable, head_dim: usize, inverse: bool) -> Result<()>;
+    fn rotary(
+        &self,
+        x: &mut Tensor,
+        positions: &[u32],
+        table: &RotaryTable,
+        head_dim: usize,
+        inverse: bool,
+    ) -> Result<()>;
     /// Causal attention within each document. q `[N, H·D]`, k and v `[N, G·D]`;
     /// query head h reads key head h / (H/G). Returns o `[N, H·D]` and the
     /// scores' log-sum-exp `[N, H]`.
@@ -332,7 +355,13 @@ pub trait Ops: Send + Sync {
     /// act(gate) ⊙ up.
     fn gated(&self, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor>;
     /// (dgate, dup).
-    fn gated_backward(&self, dy: &Tensor, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)>;
+    fn gated_backward(
+        &self,
+        dy: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+        activation: Activation,
+    ) -> Result<(Tensor, Tensor)>;
     fn activation(&self, x: &Tensor, activation: Activation) -> Result<Tensor>;
     fn activation_backward(&self, dy: &Tensor, x: &Tensor, activation: Activation) -> Result<Tensor>;
 
@@ -391,5 +420,3 @@ pub struct ProgramState(pub(crate) StateStorage);
 pub(crate) enum StateStorage {
     Host(StateBuffer),
 }
-
-pub mod nf4;

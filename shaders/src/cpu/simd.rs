@@ -1,0 +1,228 @@
+//! Vectorised arithmetic without intrinsics: loops that the compiler turns
+//! into vector code, compiled once for each instruction set and chosen at run
+//! time by `pulp`.
+//!
+//! Sums run in a fixed number of lanes and products are fused (`mul_add`), so
+//! the bits are the same on every instruction set. Functions are
+//! `#[inline(always)]` because only what is inlined into [`dispatch`]'s
+//! closure is compiled for the chosen set.
+
+/// Runs `work` compiled for the widest vectors this machine has.
+#[inline(always)]
+pub(crate) fn dispatch<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+/// Lanes of a running sum: four 16-wide registers hide the adder's latency.
+pub(crate) const LANES: usize = 64;
+
+/// Adds the lanes pairwise, in an order that never changes.
+#[inline(always)]
+fn fold(lanes: [f32; LANES]) -> f32 {
+    let mut lanes = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Σ x·y.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let mut xs = x.chunks_exact(LANES);
+    let mut ys = y.chunks_exact(LANES);
+    for (x, y) in xs.by_ref().zip(ys.by_ref()) {
+        for i in 0..LANES {
+            lanes[i] = x[i].mul_add(y[i], lanes[i]);
+        }
+    }
+    for (i, (x, y)) in xs.remainder().iter().zip(ys.remainder()).enumerate() {
+        lanes[i] = x.mul_add(*y, lanes[i]);
+    }
+    fold(lanes)
+}
+
+/// Σ x.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let mut xs = x.chunks_exact(LANES);
+    for x in xs.by_ref() {
+        for i in 0..LANES {
+            lanes[i] += x[i];
+        }
+    }
+    for (i, x) in xs.remainder().iter().enumerate() {
+        lanes[i] += x;
+    }
+    fold(lanes)
+}
+
+/// The largest element, −∞ for none. NaN is passed over here; it comes back
+/// through the sums that follow a maximum.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut xs = x.chunks_exact(LANES);
+    for x in xs.by_ref() {
+        for i in 0..LANES {
+            lanes[i] = if x[i] > lanes[i] { x[i] } else { lanes[i] };
+        }
+    }
+    let mut best = f32::NEG_INFINITY;
+    for value in xs.remainder().iter().chain(&lanes) {
+        best = if *value > best { *value } else { best };
+    }
+    best
+}
+
+/// y += alpha · x.
+#[inline(always)]
+pub(crate) fn add_scaled(y: &mut [f32], x: &[f32], alpha: f32) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = alpha.mul_add(*x, *y);
+    }
+}
+
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+/// ln 2 in two parts, the first with few enough bits that its product with a
+/// small integer is exact (Cody and Waite).
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// 1.5 · 2²³: adding it rounds a small number to an integer, which then stands
+/// in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// e^x within 2 units in the last place; 0 below −87, ∞ above 88.72, NaN for
+/// NaN. Coefficients from Cephes `expf`.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // Comparisons instead of `clamp`, so that NaN passes through.
+    let clamped = if x > 89.0 { 89.0 } else { x };
+    let clamped = if clamped < -88.0 { -88.0 } else { clamped };
+    let shifted = clamped.mul_add(LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN2_HIGH, clamped);
+    let r = n.mul_add(-LN2_LOW, r);
+    let p = 1.987_569_1e-4f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_6e-1);
+    let p = p.mul_add(r, 5e-1);
+    let p = (r * r).mul_add(p, r) + 1.0;
+    // 2^(n−1) by its bits, then times two: n may be 128.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(126 << 23));
+    let y = p * power * 2.0;
+    let y = if x < -87.0 { 0.0 } else { y };
+    if x > 88.722_84 { f32::INFINITY } else { y }
+}
+
+/// 1 / (1 + e^−x).
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// tanh within 2 units in the last place (Cephes `tanhf`).
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let z = x * x;
+    let p = -5.704_988_7e-3f32;
+    let p = p.mul_add(z, 2.063_908_8e-2);
+    let p = p.mul_add(z, -5.373_971_6e-2);
+    let p = p.mul_add(z, 1.333_144_2e-1);
+    let p = p.mul_add(z, -3.333_328_2e-1);
+    let near = (p * z).mul_add(x, x);
+    let a = x.abs();
+    let far = 1.0 - 2.0 / (exp(a + a) + 1.0);
+    if a < 0.625 { near } else { far.copysign(x) }
+}
+
+/// The error function, within 3e-7: the rational approximation of Eigen and
+/// XLA on [−4, 4], ±1 beyond.
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let x = if x > 4.0 { 4.0 } else { x };
+    let x = if x < -4.0 { -4.0 } else { x };
+    let z = x * x;
+    let p = -2.726_142_3e-10f32;
+    let p = p.mul_add(z, 2.770_681_4e-8);
+    let p = p.mul_add(z, -2.101_024e-6);
+    let p = p.mul_add(z, -5.692_506_5e-5);
+    let p = p.mul_add(z, -7.349_906_3e-4);
+    let p = p.mul_add(z, -2.954_599_8e-3);
+    let p = p.mul_add(z, -1.609_603_3e-2);
+    let q = -1.456_607_2e-5f32;
+    let q = q.mul_add(z, -2.133_740_6e-4);
+    let q = q.mul_add(z, -1.682_827e-3);
+    let q = q.mul_add(z, -7.373_329e-3);
+    let q = q.mul_add(z, -1.426_473_9e-2);
+    x * p / q
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ulps(got: f32, want: f64) -> f64 {
+        let unit = f64::from(f32::EPSILON) * 2f64.powi((want.abs().log2().floor() as i32).max(-126));
+        (f64::from(got) - want).abs() / unit
+    }
+
+    #[test]
+    fn exp_is_within_two_ulps_and_right_at_the_ends() {
+        let mut worst = 0f64;
+        for i in 0..2_000_000 {
+            let x = -87.0 + 175.7 * i as f32 / 2_000_000.0;
+            worst = worst.max(ulps(exp(x), f64::from(x).exp()));
+        }
+        assert!(worst <= 2.0, "{worst} ulp");
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1e30), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp(89.0), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tanh_is_within_two_ulps() {
+        let mut worst = 0f64;
+        for i in 1..1_000_000 {
+            let x = -12.0 + 24.0 * i as f32 / 1_000_000.0;
+            if x != 0.0 {
+                worst = worst.max(ulps(tanh(x), f64::from(x).tanh()));
+            }
+        }
+        assert!(worst <= 2.5, "{worst} ulp");
+        assert_eq!((tanh(50.0), tanh(-50.0), tanh(0.0)), (1.0, -1.0, 0.0));
+        assert!(tanh(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn erf_is_within_its_bound() {
+        for i in 0..100_000 {
+            let x = -6.0 + 12.0 * i as f32 / 100_000.0;
+            assert!((f64::from(erf(x)) - libm::erf(f64::from(x))).abs() < 3e-7, "erf({x})");
+        }
+        assert!(erf(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_are_the_same_bits_on_every_instruction_set() {
+        let x: Vec<f32> = (0..1000).map(|i| ((i * 7919) % 1013) as f32 * 0.37 - 180.0).collect();
+        let y: Vec<f32> = (0..1000).map(|i| ((i * 104_729) % 997) as f32 * 0.11 - 50.0).collect();
+        assert_eq!(dot(&x, &y).to_bits(), dispatch(|| dot(&x, &y)).to_bits());
+        assert_eq!(sum(&x).to_bits(), dispatch(|| sum(&x)).to_bits());
+        let exact: f64 = x.iter().map(|v| f64::from(*v)).sum();
+        assert!((f64::from(sum(&x)) - exact).abs() < 1e-2);
+        assert_eq!(max(&x), x.iter().copied().fold(f32::MIN, f32::max));
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
+    }
+}

@@ -1,0 +1,321 @@
+//! Blocks of queries against blocks of keys as small matrix products, one task
+//! for each document and head. Blocks that no query sees are skipped; the
+//! scores of a block live in a cache and nowhere else.
+
+use super::{check, check_cached};
+use crate::cpu::gemm::{Matrix, MatrixMut, Output, gemm};
+use crate::cpu::{Cpu, simd};
+use crate::error::Result;
+use crate::ops::{AttentionSpec, Segments};
+use crate::tensor::Tensor;
+
+/// Queries of a block: short enough that little is computed above the
+/// diagonal.
+const QUERIES: usize = 64;
+/// Keys of a block: the scores of one take 64 KiB.
+const KEYS: usize = 256;
+
+/// One head of one document (or cache), as views.
+struct Heads<'a> {
+    q: Matrix<'a>,
+    k: Matrix<'a>,
+    v: Matrix<'a>,
+}
+
+/// Which keys a query sees: query row i stands at position `offset + i`.
+#[derive(Clone, Copy)]
+struct Mask {
+    offset: usize,
+    window: usize,
+}
+
+impl Mask {
+    fn new(offset: usize, spec: &AttentionSpec) -> Mask {
+        Mask { offset, window: spec.window.unwrap_or(usize::MAX) }
+    }
+
+    /// First and one past the last key that query row i sees.
+    fn keys(&self, i: usize) -> (usize, usize) {
+        let end = self.offset + i + 1;
+        (end.saturating_sub(self.window), end)
+    }
+
+    /// The same within the block of keys `from..to`, relative to it.
+    fn within(&self, i: usize, from: usize, to: usize) -> (usize, usize) {
+        let (first, end) = self.keys(i);
+        let (first, end) = (first.clamp(from, to) - from, end.clamp(from, to) - from);
+        (first, end.max(first))
+    }
+}
+
+/// Blocks of `size` from `from` to `to`.
+fn blocks(from: usize, to: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
+    (from..to).step_by(size).map(move |start| (start, (start + size).min(to)))
+}
+
+/// s = cap · tanh(s / cap).
+#[inline(always)]
+fn soften(scores: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    for s in scores {
+        *s = cap * simd::tanh(*s * inverse);
+    }
+}
+
+/// The forward pass of one head with a running maximum and sum for each query
+/// (Milakov and Gimelshein, 2018).
+fn forward_head(heads: &Heads, mask: Mask, spec: &AttentionSpec, out: &mut MatrixMut, mut lse: Option<&mut MatrixMut>) {
+    let dim = spec.head_dim;
+    let mut scores = vec![0.0f32; QUERIES * KEYS];
+    for (q_from, q_to) in blocks(0, heads.q.rows(), QUERIES) {
+        let count = q_to - q_from;
+        let q = heads.q.row_range(q_from, count);
+        let mut out = out.part(q_from, count, 0, dim);
+        let mut largest = [f32::NEG_INFINITY; QUERIES];
+        let mut sums = [0.0f32; QUERIES];
+        let (first, end) = (mask.keys(q_from).0, mask.keys(q_to - 1).1);
+        for (k_from, k_to) in blocks(first, end, KEYS) {
+            let keys = k_to - k_from;
+            let k = heads.k.row_range(k_from, keys);
+            let v = heads.v.row_range(k_from, keys);
+            gemm(spec.scale, q, k.t(), Output::Overwrite, &mut MatrixMut::new(&mut scores, count, keys));
+            simd::dispatch(|| {
+                for (i, row) in scores.chunks_exact_mut(keys).take(count).enumerate() {
+                    let (a, b) = mask.within(q_from + i, k_from, k_to);
+                    row[..a].fill(0.0);
+                    row[b..].fill(0.0);
+                    let row = &mut row[a..b];
+                    if row.is_empty() {
+                        continue;
+                    }
+                    if let Some(cap) = spec.softcap {
+                        soften(row, cap);
+                    }
+                    let new = simd::max(row).max(largest[i]);
+                    for s in row.iter_mut() {
+                        *s = simd::exp(*s - new);
+                    }
+                    let rescale = simd::exp(largest[i] - new);
+                    sums[i] = sums[i].mul_add(rescale, simd::sum(row));
+                    largest[i] = new;
+                    if k_from > first {
+                        for o in out.row_mut(i) {
+                            *o *= rescale;
+                        }
+                    }
+                }
+            });
+            let output = if k_from > first { Output::Add } else { Output::Overwrite };
+            gemm(1.0, Matrix::new(&scores, count, keys), v, output, &mut out);
+        }
+        simd::dispatch(|| {
+            for i in 0..count {
+                let inverse = 1.0 / sums[i];
+                for o in out.row_mut(i) {
+                    *o *= inverse;
+                }
+            }
+        });
+        if let Some(lse) = lse.as_deref_mut() {
+            for i in 0..count {
+                lse.row_mut(q_from + i)[0] = largest[i] + sums[i].ln();
+            }
+        }
+    }
+}
+
+/// Longest documents first, so that the threads end together.
+fn longest_first<T>(tasks: &mut [(usize, T)]) {
+    tasks.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+}
+
+pub(crate) fn forward(
+    cpu: &Cpu,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    segments: &Segments,
+    spec: &AttentionSpec,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "attention";
+    check(OP, q, k, v, segments, spec)?;
+    let (n, heads, dim) = (segments.tokens(), spec.heads, spec.head_dim);
+    let mut out = cpu.empty_f32(OP, q.shape())?;
+    let mut lse = cpu.empty_f32(OP, &[n, heads])?;
+    let (q, k, v) = (views(cpu, OP, q)?, views(cpu, OP, k)?, views(cpu, OP, v)?);
+    let outs = MatrixMut::new(cpu.f32_mut(OP, &mut out)?, n, heads * dim).grid(segments.bounds(), dim);
+    let lses = MatrixMut::new(cpu.f32_mut(OP, &mut lse)?, n, heads).grid(segments.bounds(), 1);
+    let places = segments.ranges().flat_map(|range| (0..heads).map(move |head| (range.clone(), head)));
+    let mut tasks: Vec<_> =
+        places.zip(outs.into_iter().zip(lses)).map(|((range, head), io)| (range.len(), (range, head, io))).collect();
+    longest_first(&mut tasks);
+    let group = heads / spec.kv_heads;
+    cpu.workers.each(tasks.into_iter(), |(length, (range, head, (mut out, mut lse)))| {
+        let kv_column = head / group * dim;
+        let views = Heads {
+            q: q.part(range.start, length, head * dim, dim),
+            k: k.part(range.start, length, kv_column, dim),
+            v: v.part(range.start, length, kv_column, dim),
+        };
+        forward_head(&views, Mask::new(0, spec), spec, &mut out, Some(&mut lse));
+    });
+    Ok((out, lse))
+}
+
+fn views<'a>(cpu: &Cpu, op: &'static str, x: &'a Tensor) -> Result<Matrix<'a>> {
+    Ok(Matrix::new(cpu.f32(op, x)?, x.rows(), x.columns()))
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn backward(
+    cpu: &Cpu,
+    dout: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    segments: &Segments,
+    spec: &AttentionSpec,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    const OP: &str = "attention_backward";
+    check(OP, q, k, v, segments, spec)?;
+    dout.expect_shape(OP, q.shape())?;
+    out.expect_shape(OP, q.shape())?;
+    let (n, dim, kv_heads) = (segments.tokens(), spec.head_dim, spec.kv_heads);
+    let group = spec.heads / kv_heads;
+    lse.expect_shape(OP, &[n, spec.heads])?;
+    let mut dq = cpu.empty_f32(OP, q.shape())?;
+    let mut dk = cpu.zeros_f32(OP, k.shape())?;
+    let mut dv = cpu.zeros_f32(OP, v.shape())?;
+    let (q, k, v) = (views(cpu, OP, q)?, views(cpu, OP, k)?, views(cpu, OP, v)?);
+    let (dout, out, lse) = (views(cpu, OP, dout)?, views(cpu, OP, out)?, views(cpu, OP, lse)?);
+    let bounds = segments.bounds();
+    let dqs = MatrixMut::new(cpu.f32_mut(OP, &mut dq)?, n, spec.heads * dim).grid(bounds, group * dim);
+    let dks = MatrixMut::new(cpu.f32_mut(OP, &mut dk)?, n, kv_heads * dim).grid(bounds, dim);
+    let dvs = MatrixMut::new(cpu.f32_mut(OP, &mut dv)?, n, kv_heads * dim).grid(bounds, dim);
+    let places = segments.ranges().flat_map(|range| (0..kv_heads).map(move |head| (range.clone(), head)));
+    let mut tasks: Vec<_> = places
+        .zip(dqs.into_iter().zip(dks).zip(dvs))
+        .map(|((range, head), gradients)| (range.len(), (range, head, gradients)))
+        .collect();
+    longest_first(&mut tasks);
+    cpu.workers.each(tasks.into_iter(), |(length, (range, kv_head, ((mut dq, mut dk), mut dv)))| {
+        let start = range.start;
+        for i in 0..group {
+            let head = kv_head * group + i;
+            let views = Heads {
+                q: q.part(start, length, head * dim, dim),
+                k: k.part(start, length, kv_head * dim, dim),
+                v: v.part(start, length, kv_head * dim, dim),
+            };
+            let outer = Outer {
+                dout: dout.part(start, length, head * dim, dim),
+                out: out.part(start, length, head * dim, dim),
+                lse: lse.part(start, length, head, 1),
+            };
+            let mut dq = dq.part(0, length, i * dim, dim);
+            backward_head(&views, &outer, spec, &mut dq, &mut dk, &mut dv);
+        }
+    });
+    Ok((dq, dk, dv))
+}
+
+/// What the backward pass of one head knows of the forward pass's results.
+struct Outer<'a> {
+    dout: Matrix<'a>,
+    out: Matrix<'a>,
+    lse: Matrix<'a>,
+}
+
+/// dq is written, dk and dv are added to.
+fn backward_head(
+    heads: &Heads,
+    outer: &Outer,
+    spec: &AttentionSpec,
+    dq: &mut MatrixMut,
+    dk: &mut MatrixMut,
+    dv: &mut MatrixMut,
+) {
+    let dim = spec.head_dim;
+    let mask = Mask::new(0, spec);
+    let mut probabilities = vec![0.0f32; QUERIES * KEYS];
+    let mut dscores = vec![0.0f32; QUERIES * KEYS];
+    for (q_from, q_to) in blocks(0, heads.q.rows(), QUERIES) {
+        let count = q_to - q_from;
+        let q = heads.q.row_range(q_from, count);
+        let dout = outer.dout.row_range(q_from, count);
+        let mut deltas = [0.0f32; QUERIES];
+        simd::dispatch(|| {
+            for (i, delta) in deltas.iter_mut().enumerate().take(count) {
+                *delta = simd::dot(dout.row(i), outer.out.row(q_from + i));
+            }
+        });
+        let (first, end) = (mask.keys(q_from).0, mask.keys(q_to - 1).1);
+        for (k_from, k_to) in blocks(first, end, KEYS) {
+            let keys = k_to - k_from;
+            let k = heads.k.row_range(k_from, keys);
+            let v = heads.v.row_range(k_from, keys);
+            let (p, ds) = (&mut probabilities[..count * keys], &mut dscores[..count * keys]);
+            gemm(spec.scale, q, k.t(), Output::Overwrite, &mut MatrixMut::new(p, count, keys));
+            gemm(1.0, dout, v.t(), Output::Overwrite, &mut MatrixMut::new(ds, count, keys));
+            simd::dispatch(|| {
+                for (i, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
+                    let (a, b) = mask.within(q_from + i, k_from, k_to);
+                    for x in [&mut *p, &mut *ds] {
+                        x[..a].fill(0.0);
+                        x[b..].fill(0.0);
+                    }
+                    let (lse, delta) = (outer.lse.row(q_from + i)[0], deltas[i]);
+                    let (p, ds) = (&mut p[a..b], &mut ds[a..b]);
+                    if let Some(cap) = spec.softcap {
+                        soften(p, cap);
+                        let inverse = 1.0 / cap;
+                        for (p, ds) in p.iter_mut().zip(ds) {
+                            let t = *p * inverse;
+                            *p = simd::exp(*p - lse);
+                            *ds = *p * (*ds - delta) * (1.0 - t * t);
+                        }
+                    } else {
+                        for (p, ds) in p.iter_mut().zip(ds) {
+                            *p = simd::exp(*p - lse);
+                            *ds = *p * (*ds - delta);
+                        }
+                    }
+                }
+            });
+            let (p, ds) = (Matrix::new(p, count, keys), Matrix::new(ds, count, keys));
+            let output = if k_from > first { Output::Add } else { Output::Overwrite };
+            gemm(spec.scale, ds, k, output, &mut dq.part(q_from, count, 0, dim));
+            gemm(spec.scale, ds.t(), q, Output::Add, &mut dk.part(k_from, keys, 0, dim));
+            gemm(1.0, p.t(), dout, Output::Add, &mut dv.part(k_from, keys, 0, dim));
+        }
+    }
+}
+
+pub(crate) fn cached(
+    cpu: &Cpu,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    length: usize,
+    spec: &AttentionSpec,
+) -> Result<Tensor> {
+    const OP: &str = "attention_cached";
+    let n = check_cached(OP, q, k, v, length, spec)?;
+    let (heads, dim) = (spec.heads, spec.head_dim);
+    let mut out = cpu.empty_f32(OP, q.shape())?;
+    let (q, k, v) = (views(cpu, OP, q)?, views(cpu, OP, k)?, views(cpu, OP, v)?);
+    let outs = MatrixMut::new(cpu.f32_mut(OP, &mut out)?, n, heads * dim).grid(&[0, n], dim);
+    let group = heads / spec.kv_heads;
+    cpu.workers.each(outs.into_iter().enumerate(), |(head, mut out)| {
+        let kv_column = head / group * dim;
+        let views = Heads {
+            q: q.part(0, n, head * dim, dim),
+            k: k.part(0, length, kv_column, dim),
+            v: v.part(0, length, kv_column, dim),
+        };
+        forward_head(&views, Mask::new(length - n, spec), spec, &mut out, None);
+    });
+    Ok(out)
+}

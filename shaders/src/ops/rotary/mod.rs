@@ -1,0 +1,32 @@
+//! Rotary position embeddings (Su et al., 2021), in the half-split form of
+//! GPT-NeoX and Hugging Face: of a head's first `rotary_dim` elements, pair
+//! (i, i + rotary_dim/2) turns by `position · frequency i`. The backward pass
+//! turns the other way.
+
+pub(crate) mod cpu;
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+use super::RotaryTable;
+use crate::error::{Result, TensorError, shape_error};
+use crate::tensor::Tensor;
+
+pub(crate) fn check(x: &Tensor, positions: &[u32], table: &RotaryTable, head_dim: usize) -> Result<()> {
+    const OP: &str = "rotary";
+    let half = table.rotary_dim / 2;
+    if head_dim == 0 || !x.columns().is_multiple_of(head_dim) || x.rows() != positions.len() {
+        let expected = format!("{} rows of heads of {head_dim}", positions.len());
+        return Err(shape_error(OP, expected, format!("{:?}", x.shape())));
+    }
+    if half == 0 || !table.rotary_dim.is_multiple_of(2) || table.rotary_dim > head_dim || table.cos.columns() != half {
+        let expected = format!("a table of {half} columns, at most {}", head_dim / 2);
+        return Err(shape_error(OP, expected, format!("{:?}", table.cos.shape())));
+    }
+    table.sin.expect_shape(OP, table.cos.shape())?;
+    let rows = table.cos.rows();
+    match positions.iter().find(|position| **position as usize >= rows) {
+        Some(position) => Err(TensorError::Index { op: OP, index: *position as usize, rows }),
+        None => Ok(()),
+    }
+}
