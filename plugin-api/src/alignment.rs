@@ -49,3 +49,30 @@ pub trait Alignment: Send {
     /// The same object, to end a step or to restore state.
     fn objective_mut(&mut self) -> &mut dyn Loss;
 }
+
+/// A method that is its declaration and its loss, and nothing else; most are.
+pub struct Declared<L> {
+    pub needs: AlignmentNeeds,
+    pub objective: L,
+}
+
+impl<L: Loss> Alignment for Declared<L> {
+    fn needs(&self) -> AlignmentNeeds {
+        self.needs
+    }
+
+    fn objective(&self) -> &dyn Loss {
+        &self.objective
+    }
+
+    fn objective_mut(&mut self) -> &mut dyn Loss {
+        &mut self.objective
+    }
+}
+
+impl AlignmentNeeds {
+    /// That kind of data, and nothing else.
+    pub const fn only(data: DataKind) -> AlignmentNeeds {
+        AlignmentNeeds { data, reference: false, value_head: false, kl_completions: false }
+    }
+}
