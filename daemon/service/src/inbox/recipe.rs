@@ -1,0 +1,230 @@
+//! The effective recipe of a dataset: finetuned.toml's `[recipe]`, the
+//! folder's recipe.toml, dataset.toml's `[recipe]`, the sidecar.
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use finetuned_engine::recipe::{self, Recipe};
+use serde::Deserialize;
+
+use crate::config::{TomlFile, place_recipe_error};
+use crate::filesystem::{self, open_beneath};
+
+use super::listing::{Candidate, DATASET_FILE};
+use super::names;
+
+/// Recipes are small; what is larger is something else.
+const LARGEST_RECIPE: u64 = 1 << 20;
+
+/// What trains from a candidate: its data, its validation file, its recipe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    /// Relative to the inbox.
+    pub data: PathBuf,
+    pub validation: Option<PathBuf>,
+    pub recipe: Recipe,
+}
+
+/// dataset.toml without its recipe.
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct DatasetFile {
+    data: Option<String>,
+    validation: Option<String>,
+    recipe: toml::Table,
+}
+
+/// Works out what a candidate is trained with.
+///
+/// # Errors
+/// `file:line: what is wrong`, for the receipt.
+pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) -> Result<Effective, String> {
+    let mut merged = defaults.clone();
+    for path in &candidate.recipes {
+        let layer = read_layer(inbox, path)?;
+        add_layer(&mut merged, &layer.table, &layer, "")?;
+        check_base(inbox, path, &layer.table, &layer, "")?;
+    }
+    let (data, validation) = if candidate.is_folder {
+        let path = candidate.path.join(DATASET_FILE);
+        let file = read_layer(inbox, &path)?;
+        let dataset: DatasetFile =
+            file.table.clone().try_into().map_err(|error: toml::de::Error| format!("{}: {}", file.name, error.message()))?;
+        add_layer(&mut merged, &dataset.recipe, &file, "recipe.")?;
+        check_base(inbox, &path, &dataset.recipe, &file, "recipe.")?;
+        folder_files(inbox, candidate, &dataset, &file)?
+    } else {
+        (candidate.path.clone(), None)
+    };
+    let recipe = Recipe::from_table(&merged).map_err(|error| format!("the recipe as a whole: {error}"))?;
+    Ok(Effective { data, validation, recipe })
+}
+
+/// The key of a job: its data and everything about the run that is a choice.
+pub fn key(data_sha256: &str, validation_sha256: Option<&str>, adapter: Option<&Path>, recipe: &Recipe) -> String {
+    let recipe = serde_json::to_value(recipe).unwrap_or_default();
+    let text = serde_json::json!([validation_sha256, adapter, sorted(&recipe)]).to_string();
+    format!("{data_sha256}:{}", filesystem::sha256_of_bytes(text.as_bytes()))
+}
+
+/// With the keys of every object in order, so that equal recipes are equal
+/// texts.
+fn sorted(value: &serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().map(|(key, value)| (key.clone(), sorted(value))).collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            serde_json::Value::Object(entries.into_iter().collect())
+        }
+        serde_json::Value::Array(list) => list.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
+}
+
+fn read_layer(inbox: &Path, path: &Path) -> Result<TomlFile, String> {
+    let name = path.display().to_string();
+    let file = open_beneath(inbox, path).map_err(|error| format!("{name}: {error}"))?;
+    let mut text = String::new();
+    file.take(LARGEST_RECIPE + 1).read_to_string(&mut text).map_err(|error| format!("{name}: {error}"))?;
+    if text.len() as u64 > LARGEST_RECIPE {
+        return Err(format!("{name}: larger than {LARGEST_RECIPE} bytes, so it is no recipe"));
+    }
+    TomlFile::parse(&name, &text).map_err(|error| format!("{error:#}"))
+}
+
+fn add_layer(merged: &mut toml::Table, layer: &toml::Table, file: &TomlFile, prefix: &str) -> Result<(), String> {
+    // Each layer is checked by itself, while the file and line are known.
+    Recipe::from_table(layer).map_err(|error| place_recipe_error(&error, file, prefix))?;
+    recipe::merge(merged, layer);
+    Ok(())
+}
+
+/// An inbox may be shared: whoever may write to it must not make the daemon
+/// read any folder of the machine. A recipe of the daemon's own user may.
+fn check_base(inbox: &Path, path: &Path, layer: &toml::Table, file: &TomlFile, prefix: &str) -> Result<(), String> {
+    let Some(base) = layer.get("base").and_then(toml::Value::as_str) else { return Ok(()) };
+    let plain = !base.contains("://")
+        && !base.starts_with('~')
+        && Path::new(base).components().all(|part| matches!(part, Component::Normal(_)));
+    let own = std::fs::symlink_metadata(inbox.join(path)).is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw());
+    if plain || (own && !base.contains("://")) {
+        return Ok(());
+    }
+    Err(format!(
+        "{}: `base` = \"{base}\": a recipe in an inbox names a model of the models folder or of the catalogue; a path belongs into finetuned.toml",
+        file.place(&format!("{prefix}base"))
+    ))
+}
+
+/// The data and validation files of a folder with dataset.toml.
+fn folder_files(inbox: &Path, candidate: &Candidate, dataset: &DatasetFile, file: &TomlFile) -> Result<(PathBuf, Option<PathBuf>), String> {
+    let named = |key: &str, name: &str| -> Result<PathBuf, String> {
+        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        let place = file.place(key);
+        if !inside || name.contains('/') {
+            return Err(format!("{place}: `{key}` names a file of the folder, not {name:?}"));
+        }
+        let path = candidate.path.join(name);
+        open_beneath(inbox, &path).map_err(|error| format!("{place}: `{key}` = \"{name}\": {error}"))?;
+        Ok(path)
+    };
+    let validation = dataset.validation.as_deref().map(|name| named("validation", name)).transpose()?;
+    if let Some(name) = &dataset.data {
+        return Ok((named("data", name)?, validation));
+    }
+    let folder = inbox.join(&candidate.path);
+    let entries = std::fs::read_dir(&folder).map_err(|error| format!("{}: {error}", candidate.path.display()))?;
+    let mut found: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| names::dataset_ending(name).is_some() && !names::is_ignored(name))
+        .filter(|name| validation.as_deref().and_then(Path::file_name) != Some(std::ffi::OsStr::new(name)))
+        .collect();
+    found.sort();
+    // validation.jsonl beside train.jsonl needs no words.
+    let (held_out, train): (Vec<String>, Vec<String>) =
+        found.into_iter().partition(|name| validation.is_none() && matches!(names::stem(name), "validation" | "valid" | "val" | "dev"));
+    match (train.as_slice(), held_out.as_slice()) {
+        ([data], []) => Ok((named("data", data)?, validation)),
+        ([data], [held_out]) => Ok((named("data", data)?, Some(named("validation", held_out)?))),
+        ([], _) => Err(format!("{}: the folder holds no dataset (.jsonl or .json)", file.name)),
+        _ => Err(format!("{}: the folder holds {}; say which with `data` and `validation`", file.name, train.iter().chain(&held_out).cloned().collect::<Vec<_>>().join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::listing::list;
+
+    fn inbox(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, content) in files {
+            let path = dir.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        dir
+    }
+
+    fn only(dir: &tempfile::TempDir, defaults: &str) -> Result<Effective, String> {
+        let listing = list(dir.path()).unwrap();
+        assert_eq!(listing.candidates.len(), 1, "{listing:?}");
+        effective(dir.path(), &listing.candidates[0], &defaults.parse().unwrap())
+    }
+
+    #[test]
+    fn the_sidecar_wins_over_the_folder_over_the_defaults() {
+        let dir = inbox(&[
+            ("team/recipe.toml", "[train]\nepochs = 2\nbatch_size = 4\n"),
+            ("team/a.jsonl", "x"),
+            ("team/a.toml", "[train]\nepochs = 3\n"),
+        ]);
+        let recipe = only(&dir, "[train]\nepochs = 1\nbatch_size = 2\nsequence_length = 64\n").unwrap().recipe;
+        assert_eq!((recipe.train.epochs, recipe.train.batch_size, recipe.train.sequence_length), (3.0, 4, 64));
+    }
+
+    #[test]
+    fn a_mistake_names_the_file_and_line() {
+        let dir = inbox(&[("a.jsonl", "x"), ("a.toml", "# my recipe\n[train]\nepocs = 3\n")]);
+        let error = only(&dir, "").unwrap_err();
+        assert!(error.starts_with("a.toml:3: "), "{error}");
+        assert!(error.contains("train.epochs"), "{error}");
+        let dir = inbox(&[("set/dataset.toml", "[recipe.train]\nepocs = 3\n"), ("set/a.jsonl", "x")]);
+        let error = only(&dir, "").unwrap_err();
+        assert!(error.starts_with("set/dataset.toml:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_folder_finds_its_files() {
+        let dir = inbox(&[("set/dataset.toml", ""), ("set/train.jsonl", "x"), ("set/validation.jsonl", "x")]);
+        let found = only(&dir, "").unwrap();
+        assert_eq!(found.data, Path::new("set/train.jsonl"));
+        assert_eq!(found.validation.unwrap(), Path::new("set/validation.jsonl"));
+        let dir = inbox(&[("set/dataset.toml", ""), ("set/a.jsonl", "x"), ("set/b.jsonl", "x")]);
+        assert!(only(&dir, "").unwrap_err().contains("a.jsonl, b.jsonl"));
+        let dir = inbox(&[("set/dataset.toml", "data = \"b.jsonl\"\nvalidation = \"a.jsonl\"\n"), ("set/a.jsonl", "x"), ("set/b.jsonl", "x")]);
+        assert_eq!(only(&dir, "").unwrap().data, Path::new("set/b.jsonl"));
+    }
+
+    #[test]
+    fn nothing_leads_out_of_the_folder() {
+        for name in ["../b.jsonl", "/etc/passwd", "sub/b.jsonl", ""] {
+            let dir = inbox(&[("b.txt", "x"), ("set/dataset.toml", &format!("data = \"{name}\"\n")), ("set/a.jsonl", "x")]);
+            assert!(only(&dir, "").unwrap_err().contains("set/dataset.toml:1"), "{name}");
+        }
+        let dir = inbox(&[("a.jsonl", "x"), ("a.toml", "base = \"https://example.org/m\"\n")]);
+        assert!(only(&dir, "").unwrap_err().starts_with("a.toml:1: "));
+    }
+
+    #[test]
+    fn the_key_is_of_the_choices_not_of_their_order() {
+        let recipe = |text: &str| Recipe::from_table(&text.parse().unwrap()).unwrap();
+        let a = key("00", None, None, &recipe("[optimizer]\nname = \"adamw\"\nbeta1 = 0.8\nbeta2 = 0.9\n"));
+        let b = key("00", None, None, &recipe("[optimizer]\nbeta2 = 0.9\nbeta1 = 0.8\nname = \"adamw\"\n"));
+        assert_eq!(a, b);
+        assert_ne!(a, key("01", None, None, &recipe("[optimizer]\nbeta1 = 0.8\nbeta2 = 0.9\n")));
+        assert_ne!(a, key("00", None, None, &recipe("")));
+        assert_ne!(key("00", None, None, &recipe("")), key("00", Some("1"), None, &recipe("")));
+    }
+}

@@ -1,0 +1,84 @@
+//! The tables, and the migrations that lead to them. `user_version` counts the
+//! migrations that were applied.
+
+use rusqlite::Connection;
+
+/// Each entry brings the database from version `index` to `index + 1`. Entries
+/// are never changed, only appended.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        -- sha256 of the data, and of the effective recipe: one job a key.
+        key TEXT NOT NULL UNIQUE,
+        name TEXT NOT NULL,
+        state TEXT NOT NULL,
+        -- What is trained from: the snapshot, or the source where it is too large.
+        data TEXT NOT NULL,
+        validation TEXT,
+        data_sha256 TEXT NOT NULL,
+        -- The effective recipe, and the request's other choices, as JSON.
+        recipe TEXT NOT NULL,
+        adapter TEXT,
+        out TEXT NOT NULL,
+        -- Milliseconds since 1970.
+        created_ms INTEGER NOT NULL,
+        started_ms INTEGER,
+        ended_ms INTEGER,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        -- JSON of Progress, DatasetReport, Summary.
+        progress TEXT NOT NULL DEFAULT '{}',
+        report TEXT,
+        summary TEXT,
+        error TEXT,
+        -- Throw away what an earlier attempt left.
+        fresh INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX jobs_by_state ON jobs(state, id);
+
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        job INTEGER NOT NULL REFERENCES jobs(id),
+        at_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        body TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_by_job ON events(job, id);
+
+    -- What the inbox has read. A row is a decision: trained as a job, the same
+    -- as a job, or refused.
+    CREATE TABLE files (
+        inbox TEXT NOT NULL,
+        path TEXT NOT NULL,
+        -- What the file looked like when it was decided on.
+        stamp TEXT NOT NULL,
+        -- What its sidecar and standing recipe looked like.
+        companions TEXT NOT NULL,
+        sha256 TEXT,
+        job INTEGER REFERENCES jobs(id),
+        refused TEXT,
+        receipt TEXT NOT NULL,
+        decided_ms INTEGER NOT NULL,
+        PRIMARY KEY (inbox, path)
+    ) STRICT;
+    CREATE INDEX files_by_job ON files(job);
+"];
+
+/// Applies what is missing.
+///
+/// # Errors
+/// The database is of a later version than this program knows.
+pub fn migrate(connection: &mut Connection) -> anyhow::Result<()> {
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let known = MIGRATIONS.len() as i64;
+    anyhow::ensure!(
+        version <= known,
+        "the database is of version {version}, this program knows versions up to {known}; install a newer finetuned"
+    );
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(version as usize) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", index as i64 + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! The states of a job and the transitions that are legal. Pure.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Waits for a worker.
+    Queued,
+    /// A worker reads the model and the dataset.
+    Preparing,
+    /// A worker trains.
+    Running,
+    /// Stopped at a checkpoint until `resume`.
+    Paused,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl State {
+    pub const ALL: [State; 7] = [
+        State::Queued,
+        State::Preparing,
+        State::Running,
+        State::Paused,
+        State::Succeeded,
+        State::Failed,
+        State::Cancelled,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Queued => "queued",
+            State::Preparing => "preparing",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Succeeded => "succeeded",
+            State::Failed => "failed",
+            State::Cancelled => "cancelled",
+        }
+    }
+
+    /// A worker process belongs to the job.
+    pub fn is_active(self) -> bool {
+        matches!(self, State::Preparing | State::Running)
+    }
+
+    /// Nothing more happens by itself.
+    pub fn is_ended(self) -> bool {
+        matches!(self, State::Succeeded | State::Failed | State::Cancelled)
+    }
+
+    /// Whether a job may go from `self` to `next`.
+    pub fn may_become(self, next: State) -> bool {
+        use State::*;
+        matches!(
+            (self, next),
+            // A worker is started; the user pauses or cancels; the job cannot be started at all.
+            (Queued, Preparing | Paused | Cancelled | Failed)
+            // The first step begins; the run was already finished; the worker stopped, died or was told to end.
+            | (Preparing, Running | Succeeded | Queued | Paused | Failed | Cancelled)
+            | (Running, Succeeded | Queued | Paused | Failed | Cancelled)
+            | (Paused, Queued | Cancelled)
+            // `retry`.
+            | (Failed | Cancelled, Queued)
+        )
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for State {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<State, String> {
+        State::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
+            format!("`{text}` is no state; there are {}", State::ALL.map(State::name).join(", "))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for state in State::ALL {
+            assert_eq!(state.name().parse::<State>(), Ok(state));
+        }
+        assert!("done".parse::<State>().is_err());
+    }
+
+    #[test]
+    fn success_is_final_and_no_state_becomes_itself() {
+        for state in State::ALL {
+            assert!(!State::Succeeded.may_become(state));
+            assert!(!state.may_become(state), "{state}");
+        }
+    }
+
+    #[test]
+    fn what_has_ended_only_restarts_through_the_queue() {
+        for from in State::ALL.into_iter().filter(|s| s.is_ended() || *s == State::Paused) {
+            for to in [State::Preparing, State::Running, State::Succeeded] {
+                assert!(!from.may_become(to), "{from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_active_job_can_be_stopped_in_every_way() {
+        for from in [State::Preparing, State::Running] {
+            for to in [State::Queued, State::Paused, State::Failed, State::Cancelled, State::Succeeded] {
+                assert!(from.may_become(to), "{from} to {to}");
+            }
+        }
+    }
+}
