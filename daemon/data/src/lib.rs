@@ -2,18 +2,22 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod encode;
 mod error;
 mod example;
+mod format;
+mod intake;
 mod message;
 mod options;
 mod order;
 mod prepare;
 mod python;
 mod report;
+mod rows;
+mod spans;
+mod split;
 mod template;
 mod tokenizer;
-#[allow(missing_docs)]
-mod tokenizer_source;
 
 pub use error::DataError;
 pub use example::{Example, Examples, LabelledExample, PairExample};
@@ -24,4 +28,4 @@ pub use prepare::{Prepared, prepare};
 pub use report::{BadRow, DatasetReport, LISTED_BAD_ROWS, RenderedSample};
 pub use template::{DEFAULT_NOW, PLAIN_TEMPLATE};
 pub use tokenizer::{ChatTokenizer, StreamDecoder};
-pub use tokenizer_source::TokenizerSource;
+pub use format::Format;

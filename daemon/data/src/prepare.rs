@@ -1,30 +1,191 @@
 //! From a file to examples and a report.
-use crate::error::Result;
-use crate::{ChatTokenizer, DataOptions, DatasetReport, Examples};
+
+use std::collections::HashSet;
 use std::path::Path;
+
+use crate::error::{DataError, Result};
+use crate::example::Examples;
+use crate::intake::{Intake, take_in};
+use crate::options::DataOptions;
+use crate::report::{DatasetReport, RenderedSample};
+use crate::split::set_aside;
+use crate::tokenizer::ChatTokenizer;
 
 /// A dataset ready to train on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepared {
     /// What is trained on.
     pub train: Examples,
-    /// What was set aside: the same kind, perhaps empty.
+    /// What was set aside: of the same kind, perhaps empty.
     pub validation: Examples,
     /// What was found.
     pub report: DatasetReport,
 }
 
-/// Reads, renders and tokenises a dataset.
+/// Reads a dataset and turns its rows into examples. The file is streamed:
+/// only token ids are kept.
+///
+/// With a `validation` file its rows are the validation set and
+/// [`DataOptions::validation_fraction`] is not used.
+///
+/// # Errors
+/// [`DataError::Read`] and [`DataError::File`] for a file that cannot be used
+/// at all, [`DataError::TooLong`] where long rows are refused. A bad row is no
+/// error: it is in the report.
 pub fn prepare(
-    _data: &Path,
-    _validation: Option<&Path>,
-    _tokenizer: &ChatTokenizer,
+    data: &Path,
+    validation: Option<&Path>,
+    tokenizer: &ChatTokenizer,
     options: &DataOptions,
 ) -> Result<Prepared> {
     options.check()?;
-    Ok(Prepared {
-        train: Examples::Supervised(Vec::new()),
-        validation: Examples::Supervised(Vec::new()),
-        report: DatasetReport::default(),
-    })
+    let Intake { examples, hashes, kind, mut report } = take_in(data, tokenizer, options)?;
+    report.tokens = tokens(&examples);
+    report.trained_tokens = examples.trained_tokens().iter().sum();
+    let (train, validation) = match validation {
+        Some(path) => {
+            let limits = DataOptions { max_rows: None, ..options.clone() };
+            let held = take_in(path, tokenizer, &limits)?;
+            if held.kind != kind {
+                return Err(DataError::File {
+                    path: path.to_owned(),
+                    problem: format!(
+                        "the validation rows are {}, the training rows {}",
+                        held.report.format, report.format
+                    ),
+                    remedy: "Give a validation file of the same kind.".into(),
+                });
+            }
+            let known: HashSet<u128> = hashes.into_iter().collect();
+            let shared = held.hashes.iter().filter(|hash| known.contains(hash)).count();
+            if shared > 0 {
+                report.warnings.push(format!(
+                    "{shared} of {} validation rows are training rows too: the validation loss \
+                     will look better than it is",
+                    held.hashes.len()
+                ));
+            }
+            report.validation_sha256 = Some(held.report.sha256);
+            report.validation_bad_rows = held.report.bad_rows;
+            (examples, held.examples)
+        }
+        None => {
+            let aside = set_aside(&hashes, options.validation_fraction, options.seed);
+            if options.validation_fraction > 0.0 && !aside.contains(&true) {
+                report.warnings.push(
+                    "no row is set aside for validation: there are no two different rows".into(),
+                );
+            }
+            part(examples, &aside)
+        }
+    };
+    report.validation_rows = validation.len();
+    report.validation_tokens = tokens(&validation);
+    report.validation_trained_tokens = validation.trained_tokens().iter().sum();
+    report.samples = samples(&train, tokenizer);
+    Ok(Prepared { train, validation, report })
+}
+
+/// Tokens in all, a pair's prompt once.
+fn tokens(examples: &Examples) -> usize {
+    match examples {
+        Examples::Pairs(rows) => rows
+            .iter()
+            .map(|row| row.prompt.len() + row.chosen.len() + row.rejected.len())
+            .sum(),
+        other => other.lengths().iter().sum(),
+    }
+}
+
+fn part(examples: Examples, aside: &[bool]) -> (Examples, Examples) {
+    fn part_rows<T>(rows: Vec<T>, aside: &[bool]) -> (Vec<T>, Vec<T>) {
+        let (mut train, mut validation) = (Vec::new(), Vec::new());
+        for (row, &aside) in rows.into_iter().zip(aside) {
+            if aside { validation.push(row) } else { train.push(row) }
+        }
+        (train, validation)
+    }
+    match examples {
+        Examples::Supervised(rows) => {
+            let (train, validation) = part_rows(rows, aside);
+            (Examples::Supervised(train), Examples::Supervised(validation))
+        }
+        Examples::Pairs(rows) => {
+            let (train, validation) = part_rows(rows, aside);
+            (Examples::Pairs(train), Examples::Pairs(validation))
+        }
+        Examples::Labelled(rows) => {
+            let (train, validation) = part_rows(rows, aside);
+            (Examples::Labelled(train), Examples::Labelled(validation))
+        }
+    }
+}
+
+/// The first, the middle and the last training row.
+fn samples(examples: &Examples, tokenizer: &ChatTokenizer) -> Vec<RenderedSample> {
+    let count = examples.len();
+    let mut places = vec![0, count / 2, count.saturating_sub(1)];
+    places.dedup();
+    places.truncate(count);
+    places
+        .into_iter()
+        .map(|place| match examples {
+            Examples::Supervised(rows) => RenderedSample {
+                line: rows[place].line,
+                pieces: pieces(tokenizer, &rows[place].tokens, &rows[place].trained),
+            },
+            Examples::Pairs(rows) => {
+                let row = &rows[place];
+                let mut all = completion_pieces(tokenizer, &row.prompt, &row.chosen);
+                all.push(("\n(rejected:) ".into(), false));
+                all.extend(completion_pieces(tokenizer, &row.prompt, &row.rejected).pop());
+                RenderedSample { line: row.line, pieces: all }
+            }
+            Examples::Labelled(rows) => {
+                let row = &rows[place];
+                let mut all = completion_pieces(tokenizer, &row.prompt, &row.completion);
+                let verdict = if row.label { "\n(desired)" } else { "\n(not desired)" };
+                all.push((verdict.into(), false));
+                RenderedSample { line: row.line, pieces: all }
+            }
+        })
+        .collect()
+}
+
+fn completion_pieces(
+    tokenizer: &ChatTokenizer,
+    prompt: &[u32],
+    completion: &[u32],
+) -> Vec<(String, bool)> {
+    let trained: Vec<bool> =
+        (0..prompt.len() + completion.len()).map(|index| index >= prompt.len()).collect();
+    pieces(tokenizer, &[prompt, completion].concat(), &trained)
+}
+
+/// The tokens' text, cut where training starts and stops.
+fn pieces(tokenizer: &ChatTokenizer, tokens: &[u32], trained: &[bool]) -> Vec<(String, bool)> {
+    let mut pieces = Vec::new();
+    let mut before = String::new();
+    let mut from = 0;
+    for to in 1..=tokens.len() {
+        if to < tokens.len() && trained[to] == trained[from] {
+            continue;
+        }
+        // The text up to here less the text up to the piece: decoders treat
+        // the start of a text unlike its middle.
+        let text = tokenizer.decode(&tokens[..to], false).unwrap_or_default();
+        let piece = match text.strip_prefix(before.as_str()) {
+            Some(piece) => piece.to_owned(),
+            None => tokenizer.decode(&tokens[from..to], false).unwrap_or_default(),
+        };
+        // Ids that the tokenizer does not know decode to nothing.
+        let piece = if piece.is_empty() {
+            tokens[from..to].iter().map(|&id| tokenizer.token_text(id)).collect()
+        } else {
+            piece
+        };
+        pieces.push((piece, trained[from]));
+        (before, from) = (text, to);
+    }
+    pieces
 }

@@ -10,7 +10,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use crate::error::{DataError, Result};
 use crate::message::Message;
 use crate::template::{ChatTemplate, DEFAULT_NOW, Extras, PLAIN_TEMPLATE, SpecialTokens, message_value};
-use crate::tokenizer_source::TokenizerSource;
+use finetuned_formats::TokenizerSource;
 
 /// Token ids of a text with the bytes each stands for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

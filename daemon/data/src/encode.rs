@@ -1,0 +1,347 @@
+//! A row's content as token ids, with the targets marked.
+
+use crate::error::DataError;
+use crate::format::{Content, Prompt};
+use crate::message::Message;
+use crate::options::TrainOn;
+use crate::spans::{Turn, find_turns};
+use crate::template::{Extras, message_value};
+use crate::tokenizer::{ChatTokenizer, Encoded};
+
+/// Token ids of one document.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Document {
+    pub tokens: Vec<u32>,
+    pub trained: Vec<bool>,
+    /// Trained turns of the assistant.
+    pub turns: usize,
+    /// How many of them end with an end-of-turn token that is trained.
+    pub ended: usize,
+    /// Whether some trained text holds a special token, written out.
+    pub has_special: bool,
+}
+
+/// A row as token ids, before any cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EncodedRow {
+    Supervised(Document),
+    Pair { prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>, ended: bool },
+    Labelled {
+        prompt: Vec<u32>,
+        completion: Vec<u32>,
+        label: bool,
+        kl_completion: Option<Vec<u32>>,
+        ended: bool,
+    },
+    /// Every message of the row says that it is not to be trained on.
+    Untrained,
+}
+
+/// Turns a row's content into token ids.
+///
+/// # Errors
+/// The reason the row cannot be used, in words for the user.
+pub(crate) fn encode(
+    tokenizer: &ChatTokenizer,
+    content: Content,
+    train_on: TrainOn,
+) -> Result<EncodedRow, String> {
+    let encoder = Encoder { tokenizer, train_on };
+    match content {
+        Content::Chat { messages, extras } => encoder.chat(&messages, &extras),
+        Content::Completion { prompt, completion } => encoder.completion(&prompt, &completion),
+        Content::Text(text) => encoder.text(&text),
+        Content::Tokens { ids, trained } => Ok(encoder.tokens(ids, trained)),
+        Content::Pair { prompt, chosen, rejected, extras } => {
+            let chosen = encoder.prompted(&prompt, chosen, &extras)?;
+            let rejected = encoder.prompted(&prompt, rejected, &extras)?;
+            if chosen.prompt != rejected.prompt {
+                return Err("the chat template renders the prompt differently before each \
+                            completion"
+                    .into());
+            }
+            if chosen.completion == rejected.completion {
+                return Err("`chosen` and `rejected` are the same once rendered".into());
+            }
+            Ok(EncodedRow::Pair {
+                prompt: chosen.prompt,
+                chosen: chosen.completion,
+                rejected: rejected.completion,
+                ended: chosen.ended && rejected.ended,
+            })
+        }
+        Content::Labelled { prompt, completion, label, extras } => {
+            let split = encoder.prompted(&prompt, completion, &extras)?;
+            Ok(EncodedRow::Labelled {
+                prompt: split.prompt,
+                completion: split.completion,
+                label,
+                kl_completion: None,
+                ended: split.ended,
+            })
+        }
+        Content::PairTokens { prompt, chosen, rejected } => {
+            let ended = encoder.ends(&chosen) && encoder.ends(&rejected);
+            Ok(EncodedRow::Pair { prompt, chosen, rejected, ended })
+        }
+        Content::LabelledTokens { prompt, completion, label, kl_completion } => {
+            let ended = encoder.ends(&completion);
+            Ok(EncodedRow::Labelled { prompt, completion, label, kl_completion, ended })
+        }
+    }
+}
+
+struct Encoder<'a> {
+    tokenizer: &'a ChatTokenizer,
+    train_on: TrainOn,
+}
+
+/// A prompt and what follows it.
+struct Split {
+    prompt: Vec<u32>,
+    completion: Vec<u32>,
+    ended: bool,
+}
+
+fn words(error: DataError) -> String {
+    match error {
+        DataError::Render(reason) => reason,
+        other => other.to_string(),
+    }
+}
+
+impl Encoder<'_> {
+    fn chat(&self, messages: &[Message], extras: &Extras) -> Result<EncodedRow, String> {
+        let all = self.train_on == TrainOn::All;
+        if !all && !messages.iter().any(|message| message.is_assistant() && message.trained) {
+            return Ok(EncodedRow::Untrained);
+        }
+        let (rendered, turns) = self.render(messages, extras, all)?;
+        let mut document = self.document(&rendered, &turns, false)?;
+        if all {
+            document.trained.iter_mut().skip(1).for_each(|trained| *trained = true);
+        }
+        if !document.trained.contains(&true) {
+            return Err("the chat template leaves out the assistant's text".into());
+        }
+        Ok(EncodedRow::Supervised(document))
+    }
+
+    /// The rendered text and the turns to train on in it. Messages behind the
+    /// last answer are left out: nothing is learned from them, and some
+    /// templates render an answer differently when a question follows.
+    fn render(
+        &self,
+        messages: &[Message],
+        extras: &Extras,
+        every_turn: bool,
+    ) -> Result<(String, Vec<Turn>), String> {
+        let messages = self.tokenizer.fold_system(messages);
+        let last = messages.iter().rposition(Message::is_assistant);
+        let messages = &messages[..last.map_or(messages.len(), |last| last + 1)];
+        let values: Vec<_> = messages.iter().map(message_value).collect();
+        let contents: Vec<&str> =
+            messages.iter().map(|message| message.content.as_str()).collect();
+        let wanted: Vec<usize> = (0..messages.len())
+            .filter(|&index| messages[index].is_assistant())
+            .filter(|&index| every_turn || messages[index].trained)
+            .collect();
+        let template = self.tokenizer.template();
+        let text = template.render(&values, extras, false).map_err(words)?;
+        let turns = find_turns(template, &values, &contents, extras, &text, &wanted)?;
+        Ok((text, turns))
+    }
+
+    /// Tokens of a rendered text with the tokens of `turns` marked.
+    ///
+    /// A token may run across a turn's start (a blank before it and the
+    /// answer's first letter). Generation would never see such a token: there
+    /// the text is cut and encoded in pieces. With `cut` every turn's start
+    /// is a cut.
+    fn document(&self, text: &str, turns: &[Turn], cut: bool) -> Result<Document, String> {
+        let tokenizer = self.tokenizer;
+        let mut encoded = tokenizer.encode_bare(text).map_err(words)?;
+        let cuts: Vec<usize> = turns
+            .iter()
+            .map(|turn| turn.start)
+            .filter(|&start| start > 0 && (cut || self.straddles(&encoded, start)))
+            .collect();
+        if !cuts.is_empty() {
+            encoded = self.in_pieces(text, &cuts)?;
+        }
+        let Encoded { ids, bytes } = encoded;
+        let mut document = Document { trained: vec![false; ids.len()], ..Document::default() };
+        for turn in turns {
+            let first = bytes.partition_point(|range| range.start < turn.start);
+            let behind_text = bytes.partition_point(|range| range.start < turn.text_end);
+            let behind = bytes.partition_point(|range| range.start < turn.bound);
+            let closing = &ids[behind_text.min(behind)..behind];
+            let stop = |id: &u32| tokenizer.stop_tokens().contains(id);
+            let end = closing
+                .iter()
+                .position(stop)
+                .or_else(|| closing.iter().position(|&id| tokenizer.is_special(id)));
+            let to = end.map_or(behind, |at| behind_text + at + 1);
+            for index in first..to {
+                document.trained[index] = true;
+            }
+            document.turns += 1;
+            document.ended += usize::from(end.is_some());
+            document.has_special |= ids[first..behind_text.max(first)]
+                .iter()
+                .any(|&id| tokenizer.is_special(id));
+        }
+        document.tokens = ids;
+        let doubled = tokenizer.undouble_bos(&mut document.tokens);
+        document.trained.drain(..doubled);
+        if let Some(first) = document.trained.first_mut() {
+            *first = false;
+        }
+        Ok(document)
+    }
+
+    /// Whether an ordinary token covers both sides of `at`. A special token
+    /// that swallows blanks behind it does not count: generation gives the
+    /// same one.
+    fn straddles(&self, encoded: &Encoded, at: usize) -> bool {
+        let behind = encoded.bytes.partition_point(|range| range.start < at);
+        encoded.bytes[..behind]
+            .iter()
+            .zip(&encoded.ids)
+            .rev()
+            .take(8)
+            .any(|(range, id)| range.end > at && !self.tokenizer.is_special(*id))
+    }
+
+    fn in_pieces(&self, text: &str, cuts: &[usize]) -> Result<Encoded, String> {
+        let mut all = Encoded::default();
+        let mut from = 0;
+        for to in cuts.iter().copied().chain([text.len()]) {
+            let piece = if from == 0 {
+                self.tokenizer.encode_bare(&text[..to])
+            } else {
+                self.tokenizer.encode_continuation(&text[from..to])
+            }
+            .map_err(words)?;
+            all.ids.extend(piece.ids);
+            all.bytes
+                .extend(piece.bytes.into_iter().map(|range| range.start + from..range.end + from));
+            from = to;
+        }
+        Ok(all)
+    }
+
+    fn completion(&self, prompt: &str, completion: &str) -> Result<EncodedRow, String> {
+        if self.tokenizer.has_chat_template() {
+            let messages = [Message::user(prompt), Message::assistant(completion)];
+            return self.chat(&messages, &Extras::default());
+        }
+        let split = self.plain_split(prompt, completion)?;
+        let prompt_length = split.prompt.len();
+        let tokens = [split.prompt, split.completion].concat();
+        let all = self.train_on == TrainOn::All;
+        let trained =
+            (0..tokens.len()).map(|index| index > 0 && (all || index >= prompt_length)).collect();
+        Ok(EncodedRow::Supervised(Document {
+            tokens,
+            trained,
+            turns: 1,
+            ended: usize::from(split.ended),
+            has_special: false,
+        }))
+    }
+
+    /// Without a chat template: the prompt's text, the completion's text, EOS.
+    fn plain_split(&self, prompt: &str, completion: &str) -> Result<Split, String> {
+        let before = self.tokenizer.encode_bare(prompt).map_err(words)?.ids;
+        let prompt_ids = self.tokenizer.with_bos(before);
+        let mut completion = if prompt.is_empty() {
+            self.tokenizer.encode_bare(completion)
+        } else {
+            self.tokenizer.encode_continuation(completion)
+        }
+        .map_err(words)?
+        .ids;
+        self.close(&mut completion);
+        let ended = self.ends(&completion);
+        Ok(Split { prompt: prompt_ids, completion, ended })
+    }
+
+    /// Appends EOS if the ids do not end with a stop token.
+    fn close(&self, ids: &mut Vec<u32>) {
+        if !self.ends(ids) {
+            ids.extend(self.tokenizer.eos());
+        }
+    }
+
+    fn ends(&self, ids: &[u32]) -> bool {
+        ids.last().is_some_and(|id| self.tokenizer.stop_tokens().contains(id))
+    }
+
+    fn text(&self, text: &str) -> Result<EncodedRow, String> {
+        let ids = self.tokenizer.encode_bare(text).map_err(words)?.ids;
+        let mut tokens = self.tokenizer.with_bos(ids);
+        self.close(&mut tokens);
+        if tokens.len() < 2 {
+            return Err("the text is a single token: nothing can be predicted".into());
+        }
+        let ended = usize::from(self.ends(&tokens));
+        let trained = (0..tokens.len()).map(|index| index > 0).collect();
+        Ok(EncodedRow::Supervised(Document {
+            tokens,
+            trained,
+            turns: 1,
+            ended,
+            has_special: false,
+        }))
+    }
+
+    fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>) -> EncodedRow {
+        if self.train_on == TrainOn::All {
+            trained.iter_mut().skip(1).for_each(|trained| *trained = true);
+        }
+        // A turn is a run of targets; whether it ends is for its last one.
+        let (mut turns, mut ended) = (0, 0);
+        for index in 0..ids.len() {
+            if trained[index] && trained.get(index + 1) != Some(&true) {
+                turns += 1;
+                ended += usize::from(self.ends(&ids[..=index]));
+            }
+        }
+        EncodedRow::Supervised(Document { tokens: ids, trained, turns, ended, has_special: false })
+    }
+
+    /// Prompt and completion of a preference row.
+    fn prompted(
+        &self,
+        prompt: &Prompt,
+        completion: Vec<Message>,
+        extras: &Extras,
+    ) -> Result<Split, String> {
+        if let (Prompt::Text(text), [answer], false) =
+            (prompt, completion.as_slice(), self.tokenizer.has_chat_template())
+        {
+            return self.plain_split(text, &answer.content);
+        }
+        let mut messages = prompt.clone().into_messages();
+        messages.iter_mut().for_each(|message| message.trained = false);
+        messages.extend(completion);
+        let (text, turns) = self.render(&messages, extras, false)?;
+        let (Some(first), Some(last)) = (turns.first().cloned(), turns.last().cloned()) else {
+            return Err("no message of the completion is to be trained on".into());
+        };
+        // One span from the completion's start to its last end of turn.
+        let whole = Turn { start: first.start, ..last };
+        let document = self.document(&text, &[whole], true)?;
+        let from = document.trained.iter().position(|&trained| trained).unwrap_or(0);
+        let to = document.trained.iter().rposition(|&trained| trained).map_or(0, |last| last + 1);
+        if from == 0 || to <= from {
+            return Err("the prompt is empty once rendered".into());
+        }
+        Ok(Split {
+            prompt: document.tokens[..from].to_vec(),
+            completion: document.tokens[from..to].to_vec(),
+            ended: document.ended == document.turns,
+        })
+    }
+}

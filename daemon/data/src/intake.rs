@@ -1,0 +1,451 @@
+//! One file's rows as examples, with everything counted.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::encode::{Document, EncodedRow, encode};
+use crate::error::{DataError, Result};
+use crate::example::{Example, Examples, LabelledExample, PairExample};
+use crate::format::{FORMAT_HELP, Format, Kind, unknown};
+use crate::options::{DataOptions, TooLong};
+use crate::report::DatasetReport;
+use crate::rows::{RawRow, RowReader};
+use crate::tokenizer::ChatTokenizer;
+
+/// Rows that are parsed before a format is settled on, and the rows that are
+/// encoded at once.
+const FIRST_BATCH: usize = 64;
+const BATCH: usize = 1024;
+
+/// A file read to its end.
+pub(crate) struct Intake {
+    pub examples: Examples,
+    /// Of each example, a hash of its tokens and targets before any cut.
+    pub hashes: Vec<u128>,
+    pub kind: Kind,
+    pub report: DatasetReport,
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// [`DataError::Read`]; [`DataError::File`] if no row can be used, with the
+/// cause; [`DataError::TooLong`] if such rows are to be refused.
+pub(crate) fn take_in(
+    path: &Path,
+    tokenizer: &ChatTokenizer,
+    options: &DataOptions,
+) -> Result<Intake> {
+    let mut reader = RowReader::open(path)?;
+    let mut taker = Taker::new(path, tokenizer, options);
+    let mut size = FIRST_BATCH;
+    while taker.wants_more() {
+        let mut batch = Vec::with_capacity(size);
+        while batch.len() < size {
+            match reader.next()? {
+                Some(row) => batch.push(row),
+                None => break,
+            }
+        }
+        if batch.is_empty() {
+            break;
+        }
+        taker.take(batch)?;
+        size = BATCH;
+    }
+    taker.report.sha256 = reader.finish()?;
+    taker.finish()
+}
+
+/// An example, and its hash before any cut.
+enum Made {
+    Supervised(Example),
+    Pair(PairExample),
+    Labelled(LabelledExample),
+}
+
+struct Taker<'a> {
+    path: &'a Path,
+    tokenizer: &'a ChatTokenizer,
+    options: &'a DataOptions,
+    format: Option<Format>,
+    seen: HashSet<u128>,
+    made: Vec<Made>,
+    hashes: Vec<u128>,
+    report: DatasetReport,
+    shortest_too_long: usize,
+    earliest_target: usize,
+    with_special: usize,
+}
+
+impl<'a> Taker<'a> {
+    fn new(path: &'a Path, tokenizer: &'a ChatTokenizer, options: &'a DataOptions) -> Self {
+        Self {
+            path,
+            tokenizer,
+            options,
+            format: None,
+            seen: HashSet::new(),
+            made: Vec::new(),
+            hashes: Vec::new(),
+            report: DatasetReport {
+                duplicates_dropped: options.drop_duplicates,
+                ..DatasetReport::default()
+            },
+            shortest_too_long: usize::MAX,
+            earliest_target: usize::MAX,
+            with_special: 0,
+        }
+    }
+
+    fn wants_more(&self) -> bool {
+        self.options.max_rows.is_none_or(|most| self.made.len() < most)
+    }
+
+    fn take(&mut self, batch: Vec<RawRow>) -> Result<()> {
+        let parsed: Vec<(usize, Result<Map<String, Value>, String>)> =
+            batch.into_par_iter().map(|row| (row.line, row.parse())).collect();
+        if self.format.is_none() {
+            self.format = most_frequent(parsed.iter().filter_map(|(_, row)| row.as_ref().ok()));
+        }
+        let (tokenizer, options, format) = (self.tokenizer, self.options, self.format);
+        let encoded: Vec<(usize, Result<EncodedRow, String>)> = parsed
+            .into_par_iter()
+            .map(|(line, row)| {
+                let row = row.and_then(|row| match format {
+                    None => Err(unknown(&row, String::new())),
+                    Some(format) => encode(tokenizer, format.read(&row)?, options.train_on),
+                });
+                (line, row)
+            })
+            .collect();
+        for (line, row) in encoded {
+            if !self.wants_more() {
+                break;
+            }
+            self.report.rows += 1;
+            match row {
+                Err(reason) => self.report.add_bad_row(line, reason),
+                Ok(EncodedRow::Untrained) => self.report.dropped_untrained += 1,
+                Ok(row) => self.add(line, row)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, line: usize, row: EncodedRow) -> Result<()> {
+        if let (Some(size), Some(greatest)) = (self.options.vocab_size, greatest_id(&row))
+            && greatest as usize >= size
+        {
+            let reason = format!("token id {greatest} is not in the model's vocabulary of {size}");
+            self.report.add_bad_row(line, reason);
+            return Ok(());
+        }
+        let hash = hash(&row);
+        if !self.seen.insert(hash) {
+            self.report.duplicates += 1;
+            if self.options.drop_duplicates {
+                return Ok(());
+            }
+        }
+        let length = length(&row);
+        self.report.longest = self.report.longest.max(length);
+        let limit = self.options.sequence_length;
+        let mut row = row;
+        let mut ended = is_ended(&row);
+        if length > limit {
+            self.shortest_too_long = self.shortest_too_long.min(length);
+            match self.options.too_long {
+                TooLong::Refuse => {
+                    let path = self.path.to_owned();
+                    return Err(DataError::TooLong { path, line, tokens: length, limit });
+                }
+                TooLong::Drop => {
+                    self.report.dropped_too_long += 1;
+                    return Ok(());
+                }
+                TooLong::Truncate => {
+                    let first_target = first_target(&row);
+                    if !cut(&mut row, limit) {
+                        self.earliest_target = self.earliest_target.min(first_target);
+                        self.report.dropped_cut_away += 1;
+                        return Ok(());
+                    }
+                    self.report.truncated += 1;
+                    ended = false;
+                }
+            }
+        }
+        self.report.without_end_of_turn += usize::from(!ended);
+        self.made.push(match row {
+            EncodedRow::Supervised(Document { tokens, trained, has_special, .. }) => {
+                self.with_special += usize::from(has_special);
+                Made::Supervised(Example { tokens, trained, line })
+            }
+            EncodedRow::Pair { prompt, chosen, rejected, .. } => {
+                Made::Pair(PairExample { prompt, chosen, rejected, line })
+            }
+            EncodedRow::Labelled { prompt, completion, label, kl_completion, .. } => {
+                Made::Labelled(LabelledExample { prompt, completion, label, kl_completion, line })
+            }
+            EncodedRow::Untrained => return Ok(()),
+        });
+        self.hashes.push(hash);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Intake> {
+        let Some(format) = self.format.filter(|_| !self.made.is_empty()) else {
+            return Err(self.nothing_left());
+        };
+        let kind = format.kind();
+        self.report.format = format.name().to_owned();
+        self.report.layout = self.layout(format).to_owned();
+        self.report.used = self.made.len();
+        self.warn();
+        let mut examples = match kind {
+            Kind::Supervised => Examples::Supervised(Vec::with_capacity(self.made.len())),
+            Kind::Pairs => Examples::Pairs(Vec::with_capacity(self.made.len())),
+            Kind::Labelled => Examples::Labelled(Vec::with_capacity(self.made.len())),
+        };
+        for made in self.made {
+            match (&mut examples, made) {
+                (Examples::Supervised(rows), Made::Supervised(row)) => rows.push(row),
+                (Examples::Pairs(rows), Made::Pair(row)) => rows.push(row),
+                (Examples::Labelled(rows), Made::Labelled(row)) => rows.push(row),
+                // A format makes rows of one kind only.
+                _ => {}
+            }
+        }
+        Ok(Intake { examples, hashes: self.hashes, kind, report: self.report })
+    }
+
+    fn layout(&self, format: Format) -> &'static str {
+        match format {
+            Format::Tokens | Format::PairTokens | Format::LabelledTokens => "token ids as they are",
+            Format::Text => "the text as it is, with an end-of-text token",
+            _ if self.tokenizer.has_chat_template() => "the model's chat template",
+            Format::PromptCompletion | Format::Pairs | Format::Labelled => {
+                "the completion right behind its prompt, with an end-of-text token"
+            }
+            _ => "the plain layout (### User, ### Assistant): the model has no chat template",
+        }
+    }
+
+    fn warn(&mut self) {
+        let report = &mut self.report;
+        let mut warn = |warning: String| report.warnings.push(warning);
+        if self.with_special > 0 {
+            warn(format!(
+                "{} hold special tokens of the model, written out in the assistant's text",
+                rows(self.with_special)
+            ));
+        }
+        let without = report.without_end_of_turn;
+        if without > 0 {
+            let why = if report.truncated > 0 { " (a cut takes it)" } else { "" };
+            report.warnings.push(format!(
+                "{} have a trained turn without its end-of-turn token{why}: the model does not \
+                 learn to stop there",
+                rows(without)
+            ));
+        }
+        if self.tokenizer.folds_system() {
+            report.warnings.push(
+                "the chat template refuses system messages: their text is put before the first \
+                 user message"
+                    .into(),
+            );
+        }
+    }
+
+    /// Why nothing is left to train on, and what helps.
+    fn nothing_left(&self) -> DataError {
+        let report = &self.report;
+        let limit = self.options.sequence_length;
+        let mut causes = [
+            (
+                report.bad_row_count,
+                report.bad_rows.first().map_or_else(String::new, |bad| {
+                    format!(
+                        "no row can be used; the first bad one is line {}: {}",
+                        bad.line, bad.reason
+                    )
+                }),
+                if self.format.is_none() {
+                    FORMAT_HELP.to_owned()
+                } else {
+                    "Correct the rows; `finetune data check` lists them all.".to_owned()
+                },
+            ),
+            (
+                report.dropped_too_long,
+                format!(
+                    "all {} are longer than the sequence length of {limit} tokens",
+                    rows(report.dropped_too_long)
+                ),
+                format!(
+                    "The shortest has {} tokens: raise train.sequence_length, or have rows \
+                     truncated.",
+                    self.shortest_too_long
+                ),
+            ),
+            (
+                report.dropped_cut_away,
+                format!(
+                    "cut at the sequence length of {limit} tokens, none of {} keeps a trained token",
+                    rows(report.dropped_cut_away)
+                ),
+                format!(
+                    "The earliest answer begins at token {}: raise train.sequence_length above \
+                     that.",
+                    self.earliest_target + 1
+                ),
+            ),
+            (
+                report.dropped_untrained,
+                format!(
+                    "none of {} has a message to train on: `weight` or `train` turns each off",
+                    rows(report.dropped_untrained)
+                ),
+                "Leave the key out, or set it to 1, on the answers to learn.".to_owned(),
+            ),
+        ];
+        causes.sort_by_key(|cause| std::cmp::Reverse(cause.0));
+        let [(count, mut problem, remedy), others @ ..] = causes;
+        if count == 0 {
+            return DataError::File {
+                path: self.path.to_owned(),
+                problem: "the file has no rows".into(),
+                remedy: "Give it at least one row.".into(),
+            };
+        }
+        let rest: usize = others.iter().map(|cause| cause.0).sum();
+        if rest > 0 {
+            problem = problem.replacen("all ", "", 1);
+            problem += &format!(" (and {} otherwise unusable)", rows(rest));
+        }
+        DataError::File { path: self.path.to_owned(), problem, remedy }
+    }
+}
+
+fn rows(count: usize) -> String {
+    if count == 1 { "1 row".into() } else { format!("{count} rows") }
+}
+
+fn most_frequent<'r>(rows: impl Iterator<Item = &'r Map<String, Value>>) -> Option<Format> {
+    let mut counts: Vec<(Format, usize)> = Vec::new();
+    for format in rows.filter_map(Format::of) {
+        match counts.iter_mut().find(|(known, _)| *known == format) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((format, 1)),
+        }
+    }
+    // Of equally many, the first one met.
+    counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(format, _)| format)
+}
+
+fn greatest_id(row: &EncodedRow) -> Option<u32> {
+    match row {
+        EncodedRow::Supervised(document) => document.tokens.iter().max().copied(),
+        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
+            prompt.iter().chain(chosen).chain(rejected).max().copied()
+        }
+        EncodedRow::Labelled { prompt, completion, kl_completion, .. } => {
+            prompt.iter().chain(completion).chain(kl_completion.iter().flatten()).max().copied()
+        }
+        EncodedRow::Untrained => None,
+    }
+}
+
+/// Tokens of the row's longest sequence.
+fn length(row: &EncodedRow) -> usize {
+    match row {
+        EncodedRow::Supervised(document) => document.tokens.len(),
+        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
+            prompt.len() + chosen.len().max(rejected.len())
+        }
+        EncodedRow::Labelled { prompt, completion, .. } => prompt.len() + completion.len(),
+        EncodedRow::Untrained => 0,
+    }
+}
+
+fn first_target(row: &EncodedRow) -> usize {
+    match row {
+        EncodedRow::Supervised(document) => {
+            document.trained.iter().position(|&trained| trained).unwrap_or(0)
+        }
+        EncodedRow::Pair { prompt, .. } | EncodedRow::Labelled { prompt, .. } => prompt.len(),
+        EncodedRow::Untrained => 0,
+    }
+}
+
+fn is_ended(row: &EncodedRow) -> bool {
+    match row {
+        EncodedRow::Supervised(document) => document.ended == document.turns,
+        EncodedRow::Pair { ended, .. } | EncodedRow::Labelled { ended, .. } => *ended,
+        EncodedRow::Untrained => true,
+    }
+}
+
+/// Cuts every sequence of the row at `limit` tokens, both sides of a pair
+/// alike. False if what is left teaches nothing.
+fn cut(row: &mut EncodedRow, limit: usize) -> bool {
+    match row {
+        EncodedRow::Supervised(document) => {
+            document.tokens.truncate(limit);
+            document.trained.truncate(limit);
+            document.trained.contains(&true)
+        }
+        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
+            let room = limit.saturating_sub(prompt.len());
+            chosen.truncate(room);
+            rejected.truncate(room);
+            room > 0 && chosen != rejected
+        }
+        EncodedRow::Labelled { prompt, completion, kl_completion, .. } => {
+            let room = limit.saturating_sub(prompt.len());
+            completion.truncate(room);
+            if let Some(kl_completion) = kl_completion {
+                kl_completion.truncate(room);
+            }
+            room > 0
+        }
+        EncodedRow::Untrained => false,
+    }
+}
+
+/// A hash of everything the row teaches.
+fn hash(row: &EncodedRow) -> u128 {
+    let mut hash = Sha256::new();
+    let mut ids = |ids: &[u32]| {
+        hash.update((ids.len() as u64).to_le_bytes());
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        hash.update(bytes);
+    };
+    match row {
+        EncodedRow::Supervised(document) => {
+            ids(&document.tokens);
+            let trained: Vec<u32> = document.trained.iter().map(|&t| u32::from(t)).collect();
+            ids(&trained);
+        }
+        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
+            ids(prompt);
+            ids(chosen);
+            ids(rejected);
+        }
+        EncodedRow::Labelled { prompt, completion, label, kl_completion, .. } => {
+            ids(prompt);
+            ids(completion);
+            ids(kl_completion.as_deref().unwrap_or_default());
+            ids(&[u32::from(*label)]);
+        }
+        EncodedRow::Untrained => {}
+    }
+    let digest = hash.finalize();
+    digest.iter().take(16).fold(0, |sum, &byte| sum << 8 | u128::from(byte))
+}

@@ -1,0 +1,189 @@
+//! Where in a rendered conversation the assistant speaks.
+//!
+//! Found from renderings, never by looking for marker strings: the text up to
+//! a turn is what the template gives for the messages before it with a
+//! generation prompt, so that training continues exactly what generation will
+//! be given. Some templates render earlier turns differently once later ones
+//! follow (Qwen3 strips their thoughts, Mistral moves the system text); there
+//! the place is found by rendering the same conversation with another text in
+//! the turn and comparing what stays the same.
+
+use std::ops::Range;
+
+use minijinja::Value;
+
+use crate::template::{ChatTemplate, Extras};
+
+/// A turn of the assistant in the rendered text, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Index of its message.
+    pub message: usize,
+    /// Where the model takes over: behind the turn's header.
+    pub start: usize,
+    /// Where the message's own text ends; the end-of-turn token follows.
+    pub text_end: usize,
+    /// The turn's end-of-turn token begins before this.
+    pub bound: usize,
+}
+
+/// Stands in for a message's text. A Unicode noncharacter: no text has it.
+const STAND_IN: &str = "\u{fdd2}";
+
+/// Finds the turns of `wanted` (indices of assistant messages, rising) in
+/// `full`, the rendering of all `messages`, the last of which is the
+/// assistant's.
+///
+/// `contents` are the messages' texts.
+///
+/// # Errors
+/// The reason, in words for the user, if a turn cannot be found.
+pub(crate) fn find_turns(
+    template: &ChatTemplate,
+    messages: &[Value],
+    contents: &[&str],
+    extras: &Extras,
+    full: &str,
+    wanted: &[usize],
+) -> Result<Vec<Turn>, String> {
+    let finder = Finder { template, messages, contents, extras, full };
+    let mut turns = Vec::with_capacity(wanted.len());
+    for &index in wanted {
+        match finder.turn(index) {
+            Some(turn) => turns.push(turn),
+            None => return finder.tagged(wanted, index),
+        }
+    }
+    Ok(turns)
+}
+
+struct Finder<'a> {
+    template: &'a ChatTemplate,
+    messages: &'a [Value],
+    contents: &'a [&'a str],
+    extras: &'a Extras,
+    full: &'a str,
+}
+
+impl Finder<'_> {
+    fn turn(&self, index: usize) -> Option<Turn> {
+        let full = self.full;
+        let before = self.template.render(&self.messages[..index], self.extras, true).ok();
+        let mut place: Option<Option<Range<usize>>> = None;
+        let start = match &before {
+            Some(before) if full.starts_with(before.as_str()) => before.len(),
+            _ => {
+                let text = place.get_or_insert_with(|| self.text_place(index)).clone()?;
+                self.behind_header(index, before.as_deref(), text.start)
+            }
+        };
+        if index + 1 == self.messages.len() {
+            if start >= full.len() {
+                return None;
+            }
+            let text_end = self.text_end(index, start, full.len());
+            return Some(Turn { message: index, start, text_end, bound: full.len() });
+        }
+        let closed = self.template.render(&self.messages[..=index], self.extras, false).ok();
+        if let Some(closed) = closed
+            && closed.len() > start
+            && full.starts_with(&closed)
+        {
+            let text_end = self.text_end(index, start, closed.len());
+            return Some(Turn { message: index, start, text_end, bound: closed.len() });
+        }
+        let text = place.unwrap_or_else(|| self.text_place(index))?;
+        let next = self.text_place(index + 1).map(|next| next.start).filter(|at| *at >= text.end);
+        let bound = next.unwrap_or(full.len());
+        (text.end >= start).then_some(Turn { message: index, start, text_end: text.end, bound })
+    }
+
+    /// Where the text of message `index` stands in the full rendering: what
+    /// changes when another text takes its place.
+    fn text_place(&self, index: usize) -> Option<Range<usize>> {
+        let mut messages = self.messages.to_vec();
+        messages[index] = Value::from_pairs(
+            self.messages[index]
+                .try_iter()
+                .ok()?
+                .filter(|key| key.as_str() != Some("content"))
+                .filter_map(|key| Some((key.clone(), self.messages[index].get_item(&key).ok()?)))
+                .chain([(Value::from("content"), Value::from(STAND_IN))]),
+        );
+        let changed = self.template.render(&messages, self.extras, false).ok()?;
+        let (before, after) = changed.split_once(STAND_IN)?;
+        let fits = before.len() + after.len() <= self.full.len()
+            && self.full.starts_with(before)
+            && self.full.ends_with(after);
+        fits.then(|| before.len()..self.full.len() - after.len())
+    }
+
+    /// The turn's start given where its text starts: behind the generation
+    /// prompt if that stands right before the text (perhaps with an empty
+    /// thought between), else the text's own start.
+    fn behind_header(&self, index: usize, before: Option<&str>, text_start: usize) -> usize {
+        let bare = self.template.render(&self.messages[..index], self.extras, false).ok();
+        let header = match (before, &bare) {
+            (Some(before), Some(bare)) => before.strip_prefix(bare.as_str()).unwrap_or_default(),
+            _ => "",
+        };
+        if header.is_empty() {
+            return text_start;
+        }
+        self.full[..text_start].rfind(header).map_or(text_start, |at| {
+            let behind = at + header.len();
+            let between = &self.full[behind..text_start];
+            if between.contains(header) || between.len() > 64 { text_start } else { behind }
+        })
+    }
+
+    /// Where the message's text ends within its turn; the turn's start if the
+    /// template changed it beyond recognition, so that the first end-of-turn
+    /// token of the turn counts.
+    fn text_end(&self, index: usize, start: usize, bound: usize) -> usize {
+        let turn = &self.full[start..bound];
+        let text = self.contents[index];
+        let tail = text.rsplit("</think>").next().unwrap_or(text);
+        [text, text.trim(), tail.trim()]
+            .into_iter()
+            .filter(|text| !text.is_empty())
+            .find_map(|text| turn.find(text).map(|at| start + at + text.len()))
+            .unwrap_or(start)
+    }
+
+    /// The blocks the template itself marks with `{% generation %}`, where
+    /// the other ways fail.
+    fn tagged(&self, wanted: &[usize], failed: usize) -> Result<Vec<Turn>, String> {
+        let lost = || {
+            format!(
+                "the chat template does not show where message {} (assistant) is rendered",
+                failed + 1
+            )
+        };
+        if !self.template.is_tagged() {
+            return Err(lost());
+        }
+        let spans = self
+            .template
+            .generation_spans(self.messages, self.extras)
+            .map_err(|error| error.to_string())?;
+        let answers: Vec<usize> = (0..self.messages.len())
+            .filter(|&index| {
+                let role = self.messages[index].get_attr("role");
+                role.is_ok_and(|role| role.as_str() == Some("assistant"))
+            })
+            .collect();
+        if spans.len() != answers.len() {
+            return Err(lost());
+        }
+        let turns = answers.iter().zip(spans).filter(|(index, _)| wanted.contains(index));
+        Ok(turns
+            .map(|(&message, span)| Turn {
+                message,
+                start: span.start,
+                text_end: self.text_end(message, span.start, span.end),
+                bound: span.end,
+            })
+            .collect())
+    }
+}
