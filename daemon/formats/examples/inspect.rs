@@ -1,9 +1,9 @@
 //! Prints what a model's files say: `inspect MODEL [FOLDER]`.
 //!
-//! With a folder, writes the config and tokenizer files there as a full
-//! fine-tune would, to look at or to load with transformers.
+//! With a folder, also writes the model there as a full fine-tune would leave
+//! it, to look at or to load with transformers.
 
-use finetuned_formats::{FormatError, ModelFiles, durable};
+use finetuned_formats::{ElementType, FormatError, ModelFiles, TensorSpec, Values, write_model_folder};
 use std::path::Path;
 
 fn main() -> Result<(), FormatError> {
@@ -14,22 +14,22 @@ fn main() -> Result<(), FormatError> {
     };
     let files = ModelFiles::open(Path::new(&model))?;
     println!("{:#?}", files.config);
+    println!("stop at {:?}", files.tokenizer.eos_ids);
+    let mut specs = Vec::new();
     for name in files.tensors.names() {
         if let Some(info) = files.tensors.info(&name) {
-            let data = files.tensors.read_f32(&name)?;
-            let sum: f64 = data.iter().map(|x| f64::from(*x)).sum();
-            let squares: f64 = data.iter().map(|x| f64::from(*x).powi(2)).sum();
-            println!("{name} {:?} {:?} sum {sum:.6} norm {:.6}", info.shape, info.stored, squares.sqrt());
+            println!("{name} {:?} {:?}", info.shape, info.stored);
+            specs.push(TensorSpec::new(&name, &info.shape, ElementType::F32));
         }
     }
-    println!("stop at {:?}", files.tokenizer.eos_ids);
     if let Some(folder) = arguments.next() {
-        let folder = Path::new(&folder);
-        let config = format!("{:#}\n", files.config.raw);
-        durable::write_file(&folder.join("config.json"), config.as_bytes())?;
-        for (name, bytes) in &files.tokenizer.extra_files {
-            durable::write_file(&folder.join(name), bytes)?;
-        }
+        write_model_folder(
+            Path::new(&folder),
+            &files.config.raw,
+            &files.tokenizer.extra_files,
+            &specs,
+            |spec, sink| sink.write(Values::F32(&files.tensors.read_f32(&spec.name)?)),
+        )?;
     }
     Ok(())
 }

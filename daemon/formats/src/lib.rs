@@ -15,15 +15,21 @@ mod config;
 pub mod durable;
 mod error;
 mod files;
+mod folder;
 mod gguf;
 mod model;
+mod peft;
 mod safetensors;
 mod tensors;
 mod tokenizer;
 
 pub use config::{Activation, Architecture, ModelConfig, Rope, RopeScaling};
 pub use error::{FormatError, SUPPORTED_MODEL_TYPES};
+pub use folder::{write_model_folder, write_sharded};
 pub use model::{ModelFiles, ModelKind};
+pub use peft::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, LayerPattern, PeftAdapter, PeftConfig, TargetModules, read_peft, write_peft,
+};
 pub use safetensors::{
     ElementType, SafetensorsFile, TensorSink, TensorSpec, Values, open_safetensors, read_safetensors_f32,
     write_safetensors, write_safetensors_to,

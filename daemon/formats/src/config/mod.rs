@@ -4,6 +4,7 @@ mod hugging_face;
 mod reader;
 mod rope;
 
+pub(crate) use reader::Reader;
 pub use rope::{Rope, RopeScaling};
 
 use crate::error::FormatError;
