@@ -25,7 +25,12 @@ pub(crate) struct Document {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum EncodedRow {
     Supervised(Document),
-    Pair { prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>, ended: bool },
+    Pair {
+        prompt: Vec<u32>,
+        chosen: Vec<u32>,
+        rejected: Vec<u32>,
+        ended: bool,
+    },
     Labelled {
         prompt: Vec<u32>,
         completion: Vec<u32>,
@@ -41,11 +46,7 @@ pub(crate) enum EncodedRow {
 ///
 /// # Errors
 /// The reason the row cannot be used, in words for the user.
-pub(crate) fn encode(
-    tokenizer: &ChatTokenizer,
-    content: Content,
-    train_on: TrainOn,
-) -> Result<EncodedRow, String> {
+pub(crate) fn encode(tokenizer: &ChatTokenizer, content: Content, train_on: TrainOn) -> Result<EncodedRow, String> {
     let encoder = Encoder { tokenizer, train_on };
     match content {
         Content::Chat { messages, extras } => encoder.chat(&messages, &extras),
@@ -130,18 +131,12 @@ impl Encoder<'_> {
     /// The rendered text and the turns to train on in it. Messages behind the
     /// last answer are left out: nothing is learned from them, and some
     /// templates render an answer differently when a question follows.
-    fn render(
-        &self,
-        messages: &[Message],
-        extras: &Extras,
-        every_turn: bool,
-    ) -> Result<(String, Vec<Turn>), String> {
+    fn render(&self, messages: &[Message], extras: &Extras, every_turn: bool) -> Result<(String, Vec<Turn>), String> {
         let messages = self.tokenizer.fold_system(messages);
         let last = messages.iter().rposition(Message::is_assistant);
         let messages = &messages[..last.map_or(messages.len(), |last| last + 1)];
         let values: Vec<_> = messages.iter().map(message_value).collect();
-        let contents: Vec<&str> =
-            messages.iter().map(|message| message.content.as_str()).collect();
+        let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         let wanted: Vec<usize> = (0..messages.len())
             .filter(|&index| messages[index].is_assistant())
             .filter(|&index| every_turn || messages[index].trained)
@@ -177,19 +172,14 @@ impl Encoder<'_> {
             let behind = bytes.partition_point(|range| range.start < turn.bound);
             let closing = &ids[behind_text.min(behind)..behind];
             let stop = |id: &u32| tokenizer.stop_tokens().contains(id);
-            let end = closing
-                .iter()
-                .position(stop)
-                .or_else(|| closing.iter().position(|&id| tokenizer.is_special(id)));
+            let end = closing.iter().position(stop).or_else(|| closing.iter().position(|&id| tokenizer.is_special(id)));
             let to = end.map_or(behind, |at| behind_text + at + 1);
             for index in first..to {
                 document.trained[index] = true;
             }
             document.turns += 1;
             document.ended += usize::from(end.is_some());
-            document.has_special |= ids[first..behind_text.max(first)]
-                .iter()
-                .any(|&id| tokenizer.is_special(id));
+            document.has_special |= ids[first..behind_text.max(first)].iter().any(|&id| tokenizer.is_special(id));
         }
         document.tokens = ids;
         let doubled = tokenizer.undouble_bos(&mut document.tokens);
@@ -224,8 +214,7 @@ impl Encoder<'_> {
             }
             .map_err(words)?;
             all.ids.extend(piece.ids);
-            all.bytes
-                .extend(piece.bytes.into_iter().map(|range| range.start + from..range.end + from));
+            all.bytes.extend(piece.bytes.into_iter().map(|range| range.start + from..range.end + from));
             from = to;
         }
         Ok(all)
@@ -240,8 +229,7 @@ impl Encoder<'_> {
         let prompt_length = split.prompt.len();
         let tokens = [split.prompt, split.completion].concat();
         let all = self.train_on == TrainOn::All;
-        let trained =
-            (0..tokens.len()).map(|index| index > 0 && (all || index >= prompt_length)).collect();
+        let trained = (0..tokens.len()).map(|index| index > 0 && (all || index >= prompt_length)).collect();
         Ok(EncodedRow::Supervised(Document {
             tokens,
             trained,
@@ -287,13 +275,7 @@ impl Encoder<'_> {
         }
         let ended = usize::from(self.ends(&tokens));
         let trained = (0..tokens.len()).map(|index| index > 0).collect();
-        Ok(EncodedRow::Supervised(Document {
-            tokens,
-            trained,
-            turns: 1,
-            ended,
-            has_special: false,
-        }))
+        Ok(EncodedRow::Supervised(Document { tokens, trained, turns: 1, ended, has_special: false }))
     }
 
     fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>) -> EncodedRow {
@@ -312,12 +294,7 @@ impl Encoder<'_> {
     }
 
     /// Prompt and completion of a preference row.
-    fn prompted(
-        &self,
-        prompt: &Prompt,
-        completion: Vec<Message>,
-        extras: &Extras,
-    ) -> Result<Split, String> {
+    fn prompted(&self, prompt: &Prompt, completion: Vec<Message>, extras: &Extras) -> Result<Split, String> {
         if let (Prompt::Text(text), [answer], false) =
             (prompt, completion.as_slice(), self.tokenizer.has_chat_template())
         {

@@ -35,11 +35,7 @@ pub(crate) struct Intake {
 /// # Errors
 /// [`DataError::Read`]; [`DataError::File`] if no row can be used, with the
 /// cause; [`DataError::TooLong`] if such rows are to be refused.
-pub(crate) fn take_in(
-    path: &Path,
-    tokenizer: &ChatTokenizer,
-    options: &DataOptions,
-) -> Result<Intake> {
+pub(crate) fn take_in(path: &Path, tokenizer: &ChatTokenizer, options: &DataOptions) -> Result<Intake> {
     let mut reader = RowReader::open(path)?;
     let mut taker = Taker::new(path, tokenizer, options);
     let mut size = FIRST_BATCH;
@@ -92,10 +88,7 @@ impl<'a> Taker<'a> {
             seen: HashSet::new(),
             made: Vec::new(),
             hashes: Vec::new(),
-            report: DatasetReport {
-                duplicates_dropped: options.drop_duplicates,
-                ..DatasetReport::default()
-            },
+            report: DatasetReport { duplicates_dropped: options.drop_duplicates, ..DatasetReport::default() },
             shortest_too_long: usize::MAX,
             earliest_target: usize::MAX,
             with_special: 0,
@@ -271,10 +264,7 @@ impl<'a> Taker<'a> {
             (
                 report.bad_row_count,
                 report.bad_rows.first().map_or_else(String::new, |bad| {
-                    format!(
-                        "no row can be used; the first bad one is line {}: {}",
-                        bad.line, bad.reason
-                    )
+                    format!("no row can be used; the first bad one is line {}: {}", bad.line, bad.reason)
                 }),
                 if self.format.is_none() {
                     FORMAT_HELP.to_owned()
@@ -284,10 +274,7 @@ impl<'a> Taker<'a> {
             ),
             (
                 report.dropped_too_long,
-                format!(
-                    "all {} are longer than the sequence length of {limit} tokens",
-                    rows(report.dropped_too_long)
-                ),
+                format!("all {} are longer than the sequence length of {limit} tokens", rows(report.dropped_too_long)),
                 format!(
                     "The shortest has {} tokens: raise train.sequence_length, or have rows \
                      truncated.",
@@ -352,9 +339,7 @@ fn most_frequent<'r>(rows: impl Iterator<Item = &'r Map<String, Value>>) -> Opti
 fn greatest_id(row: &EncodedRow) -> Option<u32> {
     match row {
         EncodedRow::Supervised(document) => document.tokens.iter().max().copied(),
-        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
-            prompt.iter().chain(chosen).chain(rejected).max().copied()
-        }
+        EncodedRow::Pair { prompt, chosen, rejected, .. } => prompt.iter().chain(chosen).chain(rejected).max().copied(),
         EncodedRow::Labelled { prompt, completion, kl_completion, .. } => {
             prompt.iter().chain(completion).chain(kl_completion.iter().flatten()).max().copied()
         }
@@ -366,9 +351,7 @@ fn greatest_id(row: &EncodedRow) -> Option<u32> {
 fn length(row: &EncodedRow) -> usize {
     match row {
         EncodedRow::Supervised(document) => document.tokens.len(),
-        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
-            prompt.len() + chosen.len().max(rejected.len())
-        }
+        EncodedRow::Pair { prompt, chosen, rejected, .. } => prompt.len() + chosen.len().max(rejected.len()),
         EncodedRow::Labelled { prompt, completion, .. } => prompt.len() + completion.len(),
         EncodedRow::Untrained => 0,
     }
@@ -376,9 +359,7 @@ fn length(row: &EncodedRow) -> usize {
 
 fn first_target(row: &EncodedRow) -> usize {
     match row {
-        EncodedRow::Supervised(document) => {
-            document.trained.iter().position(|&trained| trained).unwrap_or(0)
-        }
+        EncodedRow::Supervised(document) => document.trained.iter().position(|&trained| trained).unwrap_or(0),
         EncodedRow::Pair { prompt, .. } | EncodedRow::Labelled { prompt, .. } => prompt.len(),
         EncodedRow::Untrained => 0,
     }

@@ -21,6 +21,7 @@ mod tokenizer;
 
 pub use error::DataError;
 pub use example::{Example, Examples, LabelledExample, PairExample};
+pub use format::Format;
 pub use message::Message;
 pub use options::{DataOptions, TooLong, TrainOn};
 pub use order::{Row, epoch_rows, permutation};
@@ -28,4 +29,3 @@ pub use prepare::{Prepared, prepare};
 pub use report::{BadRow, DatasetReport, LISTED_BAD_ROWS, RenderedSample};
 pub use template::{DEFAULT_NOW, PLAIN_TEMPLATE};
 pub use tokenizer::{ChatTokenizer, StreamDecoder};
-pub use format::Format;

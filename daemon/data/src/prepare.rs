@@ -72,9 +72,7 @@ pub fn prepare(
         None => {
             let aside = set_aside(&hashes, options.validation_fraction, options.seed);
             if options.validation_fraction > 0.0 && !aside.contains(&true) {
-                report.warnings.push(
-                    "no row is set aside for validation: there are no two different rows".into(),
-                );
+                report.warnings.push("no row is set aside for validation: there are no two different rows".into());
             }
             part(examples, &aside)
         }
@@ -89,10 +87,7 @@ pub fn prepare(
 /// Tokens in all, a pair's prompt once.
 fn tokens(examples: &Examples) -> usize {
     match examples {
-        Examples::Pairs(rows) => rows
-            .iter()
-            .map(|row| row.prompt.len() + row.chosen.len() + row.rejected.len())
-            .sum(),
+        Examples::Pairs(rows) => rows.iter().map(|row| row.prompt.len() + row.chosen.len() + row.rejected.len()).sum(),
         other => other.lengths().iter().sum(),
     }
 }
@@ -152,13 +147,8 @@ fn samples(examples: &Examples, tokenizer: &ChatTokenizer) -> Vec<RenderedSample
         .collect()
 }
 
-fn completion_pieces(
-    tokenizer: &ChatTokenizer,
-    prompt: &[u32],
-    completion: &[u32],
-) -> Vec<(String, bool)> {
-    let trained: Vec<bool> =
-        (0..prompt.len() + completion.len()).map(|index| index >= prompt.len()).collect();
+fn completion_pieces(tokenizer: &ChatTokenizer, prompt: &[u32], completion: &[u32]) -> Vec<(String, bool)> {
+    let trained: Vec<bool> = (0..prompt.len() + completion.len()).map(|index| index >= prompt.len()).collect();
     pieces(tokenizer, &[prompt, completion].concat(), &trained)
 }
 

@@ -154,19 +154,11 @@ impl Finder<'_> {
     /// The blocks the template itself marks with `{% generation %}`, where
     /// the other ways fail.
     fn tagged(&self, wanted: &[usize], failed: usize) -> Result<Vec<Turn>, String> {
-        let lost = || {
-            format!(
-                "the chat template does not show where message {} (assistant) is rendered",
-                failed + 1
-            )
-        };
+        let lost = || format!("the chat template does not show where message {} (assistant) is rendered", failed + 1);
         if !self.template.is_tagged() {
             return Err(lost());
         }
-        let spans = self
-            .template
-            .generation_spans(self.messages, self.extras)
-            .map_err(|error| error.to_string())?;
+        let spans = self.template.generation_spans(self.messages, self.extras).map_err(|error| error.to_string())?;
         let answers: Vec<usize> = (0..self.messages.len())
             .filter(|&index| {
                 let role = self.messages[index].get_attr("role");

@@ -19,10 +19,8 @@ pub(crate) fn set_aside(hashes: &[u128], fraction: f64, seed: u64) -> Vec<bool> 
         return vec![false; hashes.len()];
     }
     let target = ((hashes.len() as f64 * fraction).round() as usize).max(1);
-    let mut groups: Vec<(u64, u128, usize)> = counts
-        .iter()
-        .map(|(&hash, &count)| (key(hash, seed), hash, count))
-        .collect();
+    let mut groups: Vec<(u64, u128, usize)> =
+        counts.iter().map(|(&hash, &count)| (key(hash, seed), hash, count)).collect();
     groups.sort_unstable();
     let mut chosen: HashMap<u128, bool> = HashMap::new();
     let mut taken = 0;

@@ -73,7 +73,9 @@ impl ChatTemplate {
     /// [`DataError::Template`] with the template's line where it is not Jinja.
     pub fn new(source: &str, tokens: SpecialTokens, now: DateTime) -> Result<Self> {
         let mut env = environment(now)?;
-        let tagged = source.contains("generation") && rewrite_tags(source, false) != source;
+        // Jinja reads every kind of line end as a newline.
+        let source = &source.replace("\r\n", "\n").replace('\r', "\n");
+        let tagged = source.contains("generation") && rewrite_tags(source, false) != *source;
         env.add_template_owned("chat", rewrite_tags(source, false)).map_err(compile_error)?;
         if tagged {
             env.add_template_owned("tracked", rewrite_tags(source, true)).map_err(compile_error)?;
@@ -185,6 +187,8 @@ fn environment(now: DateTime) -> Result<Environment<'static>> {
     env.set_unknown_method_callback(python_method);
     env.add_filter("tojson", python::tojson);
     env.add_filter("string", |value: &Value| python::str_of(value));
+    // None is no iterable in Python; the engine lets one loop over it.
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
     });
@@ -287,3 +291,6 @@ fn rewrite_tags(source: &str, track: bool) -> String {
     out.push_str(rest);
     out
 }
+
+#[cfg(test)]
+mod tests;

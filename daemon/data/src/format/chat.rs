@@ -14,8 +14,7 @@ fn role(name: &str) -> Result<&'static str, String> {
         "system" | "developer" => "system",
         "user" | "human" | "prompter" => "user",
         "assistant" | "gpt" | "chatgpt" | "bing" | "bard" | "model" | "bot" => "assistant",
-        "tool" | "function" | "observation" | "ipython" | "function_response"
-        | "tool_response" => "tool",
+        "tool" | "function" | "observation" | "ipython" | "function_response" | "tool_response" => "tool",
         "function_call" | "tool_call" => "assistant",
         other => {
             let hint = match did_you_mean(other, ROLES) {
@@ -39,9 +38,7 @@ fn text(value: Option<&Value>, name: &str) -> Result<String, String> {
                     (Value::String(text), _) | (_, Some(Value::String(text))) => all += text,
                     _ => {
                         let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
-                        return Err(format!(
-                            "`{name}` has a part of type `{kind}`: only text can be trained on"
-                        ));
+                        return Err(format!("`{name}` has a part of type `{kind}`: only text can be trained on"));
                     }
                 }
             }
@@ -70,16 +67,14 @@ fn message(value: &Value) -> Result<Message, String> {
         return Err(format!("has no `content`{hint}"));
     }
     let role = role(string(map, role_key)?)?;
-    let mut message =
-        Message::new(role, text(text_key.and_then(|key| map.get(key)), text_key.unwrap_or("content"))?);
+    let mut message = Message::new(role, text(text_key.and_then(|key| map.get(key)), text_key.unwrap_or("content"))?);
     for key in ["train", "weight"] {
         if let Some(value) = map.get(key).filter(|value| !value.is_null()) {
             message.trained &= flag(value, key)?;
         }
     }
     for (key, value) in map {
-        let known = [role_key, "train", "weight"].contains(&key.as_str())
-            || Some(key.as_str()) == text_key;
+        let known = [role_key, "train", "weight"].contains(&key.as_str()) || Some(key.as_str()) == text_key;
         if !known && !value.is_null() {
             message.extra.insert(key.clone(), value.clone());
         }
@@ -115,9 +110,7 @@ pub(super) fn messages(items: &[Value], key: &str) -> Result<Vec<Message>, Strin
     items
         .iter()
         .enumerate()
-        .map(|(index, item)| {
-            message(item).map_err(|reason| format!("`{key}`: message {} {reason}", index + 1))
-        })
+        .map(|(index, item)| message(item).map_err(|reason| format!("`{key}`: message {} {reason}", index + 1)))
         .collect()
 }
 
@@ -152,9 +145,7 @@ pub(super) fn sharegpt_row(row: &Map<String, Value>) -> Result<Content, String> 
 /// `system`, where a row of one question has it.
 pub(super) fn system_of(row: &Map<String, Value>) -> Option<Message> {
     match row.get("system") {
-        Some(Value::String(system)) if !system.trim().is_empty() => {
-            Some(Message::system(system.clone()))
-        }
+        Some(Value::String(system)) if !system.trim().is_empty() => Some(Message::system(system.clone())),
         _ => None,
     }
 }
@@ -170,11 +161,7 @@ pub(super) fn instruction_row(row: &Map<String, Value>) -> Result<Content, Strin
             return Err(format!("`input` is {}: expected a string", kind_of(input)));
         };
         if !input.trim().is_empty() {
-            question = if question.is_empty() {
-                input.clone()
-            } else {
-                format!("{question}\n\n{input}")
-            };
+            question = if question.is_empty() { input.clone() } else { format!("{question}\n\n{input}") };
         }
     }
     if question.trim().is_empty() {
@@ -227,8 +214,7 @@ pub(super) fn completion_row(row: &Map<String, Value>) -> Result<Content, String
                 return Err(format!("`{key}` is empty"));
             }
             if let Some(system) = system_of(row) {
-                let messages =
-                    vec![system, Message::user(prompt), Message::assistant(completion)];
+                let messages = vec![system, Message::user(prompt), Message::assistant(completion)];
                 return Ok(Content::Chat { messages, extras: extras(row)? });
             }
             Ok(Content::Completion { prompt: prompt.into(), completion: completion.into() })

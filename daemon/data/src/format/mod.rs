@@ -12,17 +12,8 @@ use crate::template::Extras;
 
 /// Keys whose lists belong to one row, so that an object with one of them is
 /// a row and not a file of rows.
-pub(crate) const ROW_LIST_KEYS: &[&str] = &[
-    "messages",
-    "conversations",
-    "conversation",
-    "prompt",
-    "completion",
-    "chosen",
-    "rejected",
-    "tools",
-    "input_ids",
-];
+pub(crate) const ROW_LIST_KEYS: &[&str] =
+    &["messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "tools", "input_ids"];
 
 /// A format of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,9 +71,27 @@ const FORMATS: &[(Format, &[&[&str]])] = &[
 
 /// Every key that means something in some format, for "did you mean".
 const KNOWN_KEYS: &[&str] = &[
-    "messages", "conversations", "conversation", "instruction", "input", "output", "response",
-    "prompt", "completion", "question", "answer", "text", "input_ids", "labels", "chosen",
-    "rejected", "label", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids",
+    "messages",
+    "conversations",
+    "conversation",
+    "instruction",
+    "input",
+    "output",
+    "response",
+    "prompt",
+    "completion",
+    "question",
+    "answer",
+    "text",
+    "input_ids",
+    "labels",
+    "chosen",
+    "rejected",
+    "label",
+    "prompt_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "completion_ids",
 ];
 
 /// What the formats are, for a message.
@@ -137,12 +146,7 @@ impl Format {
     pub(crate) fn read(self, row: &Map<String, Value>) -> Result<Content, String> {
         if !self.fits(row) {
             return Err(match Self::of(row) {
-                Some(other) => format!(
-                    "the row is {}, the file is {}{}",
-                    other.name(),
-                    self.name(),
-                    self.missing(row)
-                ),
+                Some(other) => format!("the row is {}, the file is {}{}", other.name(), self.name(), self.missing(row)),
                 None => unknown(row, self.missing(row)),
             });
         }
@@ -228,12 +232,7 @@ pub(crate) enum Content {
     /// A completion and its verdict.
     Labelled { prompt: Prompt, completion: Vec<Message>, label: bool, extras: Extras },
     /// The same as token ids.
-    LabelledTokens {
-        prompt: Vec<u32>,
-        completion: Vec<u32>,
-        label: bool,
-        kl_completion: Option<Vec<u32>>,
-    },
+    LabelledTokens { prompt: Vec<u32>, completion: Vec<u32>, label: bool, kl_completion: Option<Vec<u32>> },
 }
 
 /// What comes before a completion.
@@ -265,10 +264,7 @@ fn string<'a>(row: &'a Map<String, Value>, key: &str) -> Result<&'a str, String>
 }
 
 /// The string at the first of `keys` that is there.
-fn string_of<'a>(
-    row: &'a Map<String, Value>,
-    keys: &[&'static str],
-) -> Result<(&'a str, &'static str), String> {
+fn string_of<'a>(row: &'a Map<String, Value>, keys: &[&'static str]) -> Result<(&'a str, &'static str), String> {
     let key = keys.iter().find(|key| row.contains_key(**key)).unwrap_or(&keys[0]);
     Ok((string(row, key)?, key))
 }

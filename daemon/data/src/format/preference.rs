@@ -80,15 +80,15 @@ fn answer(mut messages: Vec<Message>, key: &str) -> Result<Vec<Message>, String>
     match messages.first() {
         None => Err(format!("`{key}` has no answer of the assistant")),
         Some(first) if !first.is_assistant() => {
-            Err("`chosen` and `rejected` differ before the answer: their prompts are not the same"
-                .into())
+            Err("`chosen` and `rejected` differ before the answer: their prompts are not the same".into())
         }
-        Some(_) if messages.iter().any(|message| message.role == "user") => Err(format!(
-            "`{key}` goes on with another message of the user behind the answer that differs"
-        )),
-        Some(_) if messages.iter().all(|message| {
-            message.content.trim().is_empty() && !message.extra.contains_key("tool_calls")
-        }) =>
+        Some(_) if messages.iter().any(|message| message.role == "user") => {
+            Err(format!("`{key}` goes on with another message of the user behind the answer that differs"))
+        }
+        Some(_)
+            if messages
+                .iter()
+                .all(|message| message.content.trim().is_empty() && !message.extra.contains_key("tool_calls")) =>
         {
             Err(format!("`{key}` is empty"))
         }
@@ -98,10 +98,7 @@ fn answer(mut messages: Vec<Message>, key: &str) -> Result<Vec<Message>, String>
 
 /// `prompt` (or `question`, `instruction`), and a `system` text before it.
 fn prompt_of(row: &Map<String, Value>) -> Result<Prompt, String> {
-    let key = ["prompt", "question", "instruction"]
-        .into_iter()
-        .find(|key| row.contains_key(*key))
-        .unwrap_or("prompt");
+    let key = ["prompt", "question", "instruction"].into_iter().find(|key| row.contains_key(*key)).unwrap_or("prompt");
     let prompt = match &row[key] {
         Value::Array(items) => Prompt::Messages(messages(items, key)?),
         Value::String(text) if text.trim().is_empty() => {

@@ -48,10 +48,7 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
     if row.get("attention_mask").is_some_and(|mask| !mask.is_null()) {
         let mask = list(row, "attention_mask")?;
         same_length("attention_mask", mask.len(), ids.len())?;
-        let kept: Vec<bool> = mask
-            .iter()
-            .map(|value| flag(value, "attention_mask"))
-            .collect::<Result<_, _>>()?;
+        let kept: Vec<bool> = mask.iter().map(|value| flag(value, "attention_mask")).collect::<Result<_, _>>()?;
         // Padding, on either side, is not part of the row.
         let keep = |index: &usize| kept[*index];
         trained = (0..ids.len()).filter(keep).map(|index| trained[index]).collect();

@@ -58,11 +58,7 @@ impl RawRow {
         }
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or(&message);
-        let line = if error.line() > 1 {
-            format!("line {}, ", self.line + error.line() - 1)
-        } else {
-            String::new()
-        };
+        let line = if error.line() > 1 { format!("line {}, ", self.line + error.line() - 1) } else { String::new() };
         Err(format!("not JSON: {message} at {line}column {}", error.column()))
     }
 }
@@ -133,9 +129,9 @@ impl RowReader {
             Mode::Array => self.next_element(),
             Mode::Whole => {
                 self.mode = Mode::Done;
-                self.scanner.rest(LARGEST_ROW_BYTES).map(|(line, bytes)| {
-                    Some(RawRow { line, bytes: bytes.ok_or_else(too_large), at_end: true })
-                })
+                self.scanner
+                    .rest(LARGEST_ROW_BYTES)
+                    .map(|(line, bytes)| Some(RawRow { line, bytes: bytes.ok_or_else(too_large), at_end: true }))
             }
             Mode::Done => Ok(None),
         };
@@ -185,10 +181,7 @@ impl RowReader {
             }
             Element::End => None,
             Element::TooLarge { line } => Some(RawRow::bad(line, too_large())),
-            Element::CutOff { line } => Some(RawRow::bad(
-                line,
-                "the file ends inside the list: it looks incomplete",
-            )),
+            Element::CutOff { line } => Some(RawRow::bad(line, "the file ends inside the list: it looks incomplete")),
         };
         self.mode = Mode::Done;
         Ok(row)

@@ -281,9 +281,10 @@ mod tests {
     fn lines_keep_their_numbers_and_know_whether_they_ended() {
         let mut scanner = Scanner::new(io::BufReader::with_capacity(4, &b"one\r\n\nthree long\nx"[..]));
         let mut next = || {
-            scanner.line(8).unwrap().map(|(line, bytes, ended)| {
-                (line, bytes.map(|bytes| String::from_utf8(bytes).unwrap()), ended)
-            })
+            scanner
+                .line(8)
+                .unwrap()
+                .map(|(line, bytes, ended)| (line, bytes.map(|bytes| String::from_utf8(bytes).unwrap()), ended))
         };
         assert_eq!(next(), Some((1, Some("one\r".into()), true)));
         assert_eq!(next(), Some((2, Some(String::new()), true)));

@@ -68,15 +68,9 @@ pub(super) fn sniff(path: &Path) -> Result<Layout> {
         return match serde_json::from_slice::<serde_json::Value>(&first) {
             Ok(serde_json::Value::Object(map)) => {
                 let alone = only_blank(&mut scanner.into_input()).map_err(read)?;
-                if alone && Format::of(&map).is_none() {
-                    inside_or_whole(path)
-                } else {
-                    Ok(Layout::Lines)
-                }
+                if alone && Format::of(&map).is_none() { inside_or_whole(path) } else { Ok(Layout::Lines) }
             }
-            Err(error) if error.is_eof() && is_spread(&mut scanner).map_err(read)? => {
-                inside_or_whole(path)
-            }
+            Err(error) if error.is_eof() && is_spread(&mut scanner).map_err(read)? => inside_or_whole(path),
             _ => Ok(Layout::Lines),
         };
     }
@@ -115,4 +109,3 @@ fn inside_or_whole(path: &Path) -> Result<Layout> {
         _ => Ok(Layout::Whole),
     }
 }
-
