@@ -264,8 +264,7 @@ pub mod codes {
         map(signed).code[usize::from(code)]
     }
 
-    /// Codes of a block; returns its scale, the largest magnitude. A number
-    /// that is not zero keeps its sign, so that a first moment never turns.
+    /// Nearest codes of a block; returns its scale, the largest magnitude.
     ///
     /// A number that is not finite makes the scale so, and the whole block reads as
     /// not finite: a broken step stays visible.
@@ -288,16 +287,11 @@ pub mod codes {
         for (value, code) in values.iter().zip(codes) {
             let x = value / scale;
             let positive = map.nearest_positive(x.abs().min(1.0));
+            // The signed map is symmetric about its zero but for the lone +1.
             *code = match signed {
-                false if x <= 0.0 => zero,
-                false => positive,
-                true if x > 0.0 => positive.max(zero + 1),
-                // The signed map is symmetric about its zero but for the lone +1.
-                true if x < 0.0 => {
-                    let mirrored = (2 * u32::from(zero)).saturating_sub(u32::from(positive.min(254)));
-                    (mirrored as u8).min(zero - 1)
-                }
-                true => zero,
+                true if x < 0.0 => (2 * u32::from(zero)).saturating_sub(u32::from(positive.min(254))) as u8,
+                false if x < 0.0 => zero,
+                _ => positive,
             };
         }
         scale
@@ -333,11 +327,7 @@ pub mod codes {
                 let map = dynamic_map(signed);
                 for i in 0..200_000u32 {
                     let x = f32::from_bits((1.0f32.to_bits() / 200_000) * i);
-                    let search = map
-                        .iter()
-                        .filter(|code| **code > 0.0 || x == 0.0 || (!signed && **code >= 0.0))
-                        .map(|code| (code - x).abs())
-                        .fold(f32::INFINITY, f32::min);
+                    let search = map.iter().map(|code| (code - x).abs()).fold(f32::INFINITY, f32::min);
                     let mut codes = [0];
                     // A second element of 1 sets the scale.
                     let mut both = [0, 0];
@@ -350,13 +340,13 @@ pub mod codes {
         }
 
         #[test]
-        fn signs_are_kept_and_a_broken_block_stays_broken() {
+        fn both_signs_come_back_and_a_broken_block_stays_broken() {
             let mut codes = [0; 3];
-            let scale = quantize(&[-1e-12, 1e-12, -4.0], &mut codes, true);
+            let scale = quantize(&[-0.5, 0.5, -4.0], &mut codes, true);
             let mut back = [0.0; 3];
             dequantize(&codes, scale, true, &mut back);
-            assert!(back[0] < 0.0 && back[1] > 0.0, "{back:?}");
-            assert!((back[2] + 4.0).abs() < 0.03);
+            assert_eq!(back[0], -back[1]);
+            assert!((back[1] - 0.5).abs() < 0.02 && (back[2] + 4.0).abs() < 0.03, "{back:?}");
             let scale = quantize(&[1.0, f32::NAN, 2.0], &mut codes, true);
             dequantize(&codes, scale, true, &mut back);
             assert!(back.iter().all(|x| !x.is_finite()));
