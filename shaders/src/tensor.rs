@@ -86,8 +86,7 @@ impl Tensor {
 
     /// All elements over [`Tensor::columns`].
     pub fn rows(&self) -> usize {
-        let columns = self.columns();
-        if columns == 0 { 0 } else { self.len() / columns }
+        self.len().checked_div(self.columns()).unwrap_or(0)
     }
 
     /// The same storage under another shape of the same number of elements.

@@ -211,7 +211,7 @@ mod tests {
     fn buckets_lose_at_most_an_eighth_and_are_aligned() {
         for bytes in [0, 1, 64, 65, 1000, 4097, 123_457, 3 << 20, (3 << 20) + 1] {
             let size = bucket(bytes);
-            assert!(size >= bytes && size % ALIGNMENT == 0);
+            assert!(size >= bytes && size.is_multiple_of(ALIGNMENT));
             assert!(size <= bytes + bytes / 8 + ALIGNMENT, "{bytes} became {size}");
         }
     }

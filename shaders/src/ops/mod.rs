@@ -33,6 +33,9 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod token_logp;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
 use crate::error::Result;

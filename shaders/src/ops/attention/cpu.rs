@@ -109,8 +109,8 @@ fn forward_head(heads: &Heads, mask: Mask, spec: &AttentionSpec, out: &mut Matri
             gemm(1.0, Matrix::new(&scores, count, keys), v, output, &mut out);
         }
         simd::dispatch(|| {
-            for i in 0..count {
-                let inverse = 1.0 / sums[i];
+            for (i, sum) in sums.iter().enumerate().take(count) {
+                let inverse = 1.0 / sum;
                 for o in out.row_mut(i) {
                     *o *= inverse;
                 }

@@ -1,1 +1,80 @@
-//! (tests)
+use super::reference;
+use crate::Ops;
+use crate::cpu::Cpu;
+use crate::error::TensorError;
+use crate::ops::testing::{assert_bits, assert_near, on_each, random, read, upload};
+
+#[test]
+fn sums_and_multiples_agree_with_the_reference() {
+    for len in [1, 3, 1000, 16_384, 100_003] {
+        let (a, b) = (random(1, len), random(2, len));
+        let got = on_each(|cpu| {
+            let (x, y) = (upload(cpu, &[len], &a), upload(cpu, &[len], &b));
+            let sum = cpu.add(&x, &y).unwrap();
+            let mut scaled = cpu.copy(&y).unwrap();
+            cpu.add_scaled(&mut scaled, &x, 0.37).unwrap();
+            let mut tripled = cpu.copy(&x).unwrap();
+            cpu.scale(&mut tripled, 3.0).unwrap();
+            let mut zero = cpu.copy(&x).unwrap();
+            cpu.fill_zero(&mut zero).unwrap();
+            vec![read(cpu, &sum), read(cpu, &scaled), read(cpu, &tripled), read(cpu, &zero)]
+        });
+        assert_near("elementwise", &got[0], &reference::add(&a, &b));
+        let mut want = b.clone();
+        reference::add_scaled(&mut want, &a, 0.37);
+        assert_near("elementwise", &got[1], &want);
+        assert_bits(&got[2], &a.iter().map(|x| x * 3.0).collect::<Vec<_>>());
+        assert!(got[3].iter().all(|x| *x == 0.0));
+    }
+}
+
+#[test]
+fn nan_and_infinity_pass_through() {
+    let cpu = Cpu::device(Some(1)).unwrap();
+    let x = upload(&cpu, &[3], &[f32::NAN, f32::INFINITY, 1.0]);
+    let y = read(&cpu, &cpu.add(&x, &x).unwrap());
+    assert!(y[0].is_nan() && y[1] == f32::INFINITY && y[2] == 2.0);
+}
+
+#[test]
+fn shared_storage_and_wrong_shapes_are_refused() {
+    let cpu = Cpu::device(Some(1)).unwrap();
+    let mut x = upload(&cpu, &[4], &[1.0; 4]);
+    let other = upload(&cpu, &[2, 2], &[1.0; 4]);
+    assert!(matches!(cpu.add(&x, &other), Err(TensorError::Shape { op: "add", .. })));
+    let shared = x.clone();
+    assert_eq!(cpu.scale(&mut x, 2.0), Err(TensorError::Shared { op: "scale" }));
+    drop(shared);
+    cpu.scale(&mut x, 2.0).unwrap();
+    let foreign = upload(&Cpu::device(Some(1)).unwrap(), &[4], &[1.0; 4]);
+    assert!(matches!(cpu.add(&x, &foreign), Err(TensorError::Device { .. })));
+    let ids = cpu.upload_u32(&[4], &[1; 4]).unwrap();
+    assert!(matches!(cpu.add(&x, &ids), Err(TensorError::Type { got: "u32", .. })));
+    assert!(cpu.upload(&[3], &[1.0; 4]).is_err());
+    assert!(cpu.write(&mut x, &[1.0; 3]).is_err());
+}
+
+#[test]
+fn bf16_rounds_to_nearest_even() {
+    let cpu = Cpu::device(Some(2)).unwrap();
+    // 1 + 2⁻⁸ lies half way and goes to the even 1; 1 + 3·2⁻⁸ to 1 + 2⁻⁶.
+    let values = [1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.1, f32::INFINITY];
+    let x = cpu.upload_bf16(&[5], &values).unwrap();
+    assert_bits(&read(&cpu, &x), &[1.0, 1.0, 1.015_625, -0.100_097_656, f32::INFINITY]);
+    assert_eq!(x.bytes(), 10);
+}
+
+#[test]
+fn live_and_peak_bytes_are_counted() {
+    let cpu = Cpu::device(Some(1)).unwrap();
+    let x = cpu.zeros(&[1024]).unwrap();
+    let y = cpu.zeros(&[1024]).unwrap();
+    assert_eq!(cpu.allocated_bytes(), (8192, 8192));
+    drop(y);
+    assert_eq!(cpu.allocated_bytes(), (4096, 8192));
+    cpu.reset_peak();
+    assert_eq!(cpu.allocated_bytes(), (4096, 4096));
+    drop(x);
+    cpu.trim();
+    assert_eq!(cpu.allocated_bytes().0, 0);
+}

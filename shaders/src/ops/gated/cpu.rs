@@ -34,7 +34,7 @@ impl Curve for Silu {
 }
 
 /// √(2/π).
-const GELU_SCALE: f32 = 0.797_884_56;
+const GELU_SCALE: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
 
 impl Curve for GeluTanh {

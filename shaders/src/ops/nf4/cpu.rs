@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::reference::{PADDING, QuantisedScales, block_absmax, dynamic_map, nearest_code, nest};
+use super::reference::{PADDING, QuantisedScales, block_absmax, dynamic_map, inverse, nearest_code, nest};
 use super::{BLOCK, CODEBOOK, NESTED_BLOCK, Nf4Weight, Scales, check};
 use crate::cpu::{Cpu, PIECE, simd};
 use crate::error::Result;
@@ -17,7 +17,7 @@ pub(crate) fn quantise(cpu: &Cpu, shape: &[usize], values: &[f32], double_quant:
     cpu.workers.each(pieces, |((packed, absmax), values)| {
         for ((packed, absmax), block) in packed.chunks_mut(BLOCK / 2).zip(absmax).zip(values.chunks(BLOCK)) {
             *absmax = block_absmax(block);
-            let inverse = 1.0 / *absmax;
+            let inverse = inverse(*absmax);
             for (byte, pair) in packed.iter_mut().zip(block.chunks(2)) {
                 let low = pair.get(1).map_or(PADDING, |value| nearest_code(value * inverse));
                 *byte = nearest_code(pair[0] * inverse) << 4 | low;

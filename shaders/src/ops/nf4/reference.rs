@@ -1,6 +1,8 @@
 //! The definition: quantisation and its reverse in plain loops, with the order
 //! of operations that gives bitsandbytes' bits.
 
+use finetuned_plugin_api::program::codes;
+
 use super::{BLOCK, CODEBOOK, NESTED_BLOCK};
 
 /// A quantised weight on the host.
@@ -22,7 +24,8 @@ pub fn quantise(values: &[f32], double_quant: bool) -> Quantised {
     let mut absmax = Vec::with_capacity(values.len().div_ceil(BLOCK));
     for block in values.chunks(BLOCK) {
         let largest = block_absmax(block);
-        indices.extend(block.iter().map(|value| nearest_code(value * (1.0 / largest))));
+        let inverse = inverse(largest);
+        indices.extend(block.iter().map(|value| nearest_code(value * inverse)));
         absmax.push(largest);
     }
     let packed = indices.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or(PADDING)).collect();
@@ -38,9 +41,13 @@ pub(crate) fn block_absmax(block: &[f32]) -> f32 {
     block.iter().fold(0.0f32, |largest, x| if x.abs() > largest || x.is_nan() { x.abs() } else { largest })
 }
 
-/// The index of the nearest code; the lower one of two equally near. NaN, as
-/// 0/0 in a block of zeros, has index 0, which its absmax of 0 makes zero
-/// again.
+/// What a block's values are multiplied by; a block of zeros stays one.
+pub(crate) fn inverse(absmax: f32) -> f32 {
+    if absmax == 0.0 { 0.0 } else { 1.0 / absmax }
+}
+
+/// The index of the nearest code; the lower one of two equally near. NaN has
+/// index 0, which its block's absmax of NaN makes NaN again.
 pub(crate) fn nearest_code(x: f32) -> u8 {
     let x = x.clamp(-1.0, 1.0);
     let mut best = 0;
@@ -56,14 +63,13 @@ pub(crate) fn nearest_code(x: f32) -> u8 {
 /// value of the dynamic map.
 pub(crate) fn nest(absmax: &[f32]) -> QuantisedScales {
     let map = dynamic_map();
-    let mean = absmax.iter().map(|x| f64::from(*x)).sum::<f64>() / absmax.len().max(1) as f64;
-    let offset = mean as f32;
+    let offset = mean(absmax);
     let mut codes = Vec::with_capacity(absmax.len());
     let mut nested = Vec::new();
     for block in absmax.chunks(NESTED_BLOCK) {
         let centred: Vec<f32> = block.iter().map(|x| x - offset).collect();
         let largest = block_absmax(&centred);
-        codes.extend(centred.iter().map(|x| nearest_in(&map, x / largest)));
+        codes.extend(centred.iter().map(|x| nearest_in(&map, x * inverse(largest))));
         nested.push(largest);
     }
     QuantisedScales::Nested { codes, absmax: nested, offset }
@@ -79,25 +85,55 @@ fn nearest_in(map: &[f32], x: f32) -> u8 {
 }
 
 /// bitsandbytes' signed dynamic map of 8 bits (Dettmers, 2015,
-/// "8-Bit Approximations for Parallelism in Deep Learning"): seven decades,
-/// each cut twice as fine as the one below it.
+/// "8-Bit Approximations for Parallelism in Deep Learning").
 pub fn dynamic_map() -> Vec<f32> {
-    let mut map = vec![0.0, 1.0];
-    for exponent in 0..7 {
-        let steps = 1usize << exponent;
-        let step = (1.0f32 - 0.1) / steps as f32;
-        // As torch.linspace: the upper half is counted down from the end.
-        let edge = |i: usize| {
-            if i < (steps + 1) / 2 { 0.1 + step * i as f32 } else { 1.0 - step * (steps - i) as f32 }
-        };
-        let scale = 10f64.powi(exponent - 6) as f32;
-        for i in 0..steps {
-            let value = scale * ((edge(i) + edge(i + 1)) / 2.0);
-            map.extend([value, -value]);
+    (0..=u8::MAX).map(|code| codes::value(code, true)).collect()
+}
+
+/// The mean as PyTorch computes it on a CPU (`cascade_sum` of ATen's
+/// SumKernel.cpp, in vectors of eight): the offset enters every scale, so its
+/// last bit counts. Four running sums of vectors, each in four levels so that
+/// small numbers meet small ones.
+fn mean(x: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    const ROWS: usize = 4;
+    const LEVELS: usize = 4;
+    const WIDTH: usize = LANES * ROWS;
+    let add = |sum: &mut [f32], x: &[f32]| sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    let vectors = x.len() / LANES;
+    let steps = vectors / ROWS;
+    let log = usize::BITS - steps.saturating_sub(1).leading_zeros();
+    let power = (log / LEVELS as u32).max(4);
+    let mask = (1usize << power) - 1;
+    let mut levels = [[0.0f32; WIDTH]; LEVELS];
+    let whole = steps >> power << power;
+    for (step, x) in x.chunks_exact(WIDTH).enumerate() {
+        add(&mut levels[0], x);
+        let done = step + 1;
+        if done > whole || done & mask != 0 {
+            continue;
+        }
+        for level in 1..LEVELS {
+            let below = std::mem::replace(&mut levels[level - 1], [0.0; WIDTH]);
+            add(&mut levels[level], &below);
+            if done & (mask << (level as u32 * power)) != 0 {
+                break;
+            }
         }
     }
-    map.sort_by(f32::total_cmp);
-    map
+    let [mut sums, upper @ ..] = levels;
+    for level in &upper {
+        add(&mut sums, level);
+    }
+    let (first, others) = sums.split_at_mut(LANES);
+    for vector in x[steps * WIDTH..vectors * LANES].chunks_exact(LANES) {
+        add(first, vector);
+    }
+    for other in others.chunks_exact(LANES) {
+        add(first, other);
+    }
+    let sum = x[vectors * LANES..].iter().fold(0.0, |sum, x| sum + x);
+    first.iter().fold(sum, |sum, x| sum + x) / x.len() as f32
 }
 
 /// The absmax of each block.

@@ -1,0 +1,124 @@
+//! What the tests of the operations share: tolerances, random inputs, runs on
+//! devices of one, two and three threads that must agree to the bit, and
+//! finite differences.
+
+use crate::cpu::Cpu;
+use crate::random::Key;
+use crate::tensor::Tensor;
+
+/// How far an operation may be from its reference: |got − want| ≤ tolerance ·
+/// (|want| + rms(want)). Sums of n terms in f32 differ by about √n · 6e-8.
+const TOLERANCES: [(&str, f32); 15] = [
+    ("elementwise", 1e-7),
+    ("columns", 3e-6),
+    ("reduce", 1e-12),
+    ("embedding", 1e-6),
+    ("gather", 1e-6),
+    ("rms_norm", 2e-6),
+    ("layer_norm", 3e-6),
+    ("matmul", 5e-6),
+    ("linear", 5e-6),
+    ("rotary", 1e-6),
+    ("attention", 1e-5),
+    ("attention_backward", 3e-5),
+    ("gated", 2e-6),
+    ("token_logp", 5e-6),
+    ("token_logp_backward", 2e-5),
+];
+
+/// Every value of `got` is near that of `want`.
+#[track_caller]
+pub(crate) fn assert_near(op: &str, got: &[f32], want: &[f32]) {
+    let tolerance = TOLERANCES.iter().find(|(name, _)| *name == op).expect("an operation of the table").1;
+    assert_eq!(got.len(), want.len(), "{op}: number of values");
+    let rms = (want.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>() / want.len().max(1) as f64).sqrt();
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let bound = f64::from(tolerance) * (f64::from(w.abs()) + rms) + 1e-30;
+        let error = (f64::from(*g) - f64::from(*w)).abs();
+        assert!(error <= bound, "{op}: value {i} is {g}, expected {w}: {error:e} is more than {bound:e}");
+    }
+}
+
+/// Uniform numbers in [−1, 1) of a stream of their own.
+pub(crate) fn random(place: u32, len: usize) -> Vec<f32> {
+    Key::new(11, 0, place).uniform_vec(len, -1.0, 1.0)
+}
+
+pub(crate) fn upload(cpu: &Cpu, shape: &[usize], values: &[f32]) -> Tensor {
+    crate::Ops::upload(cpu, shape, values).expect("an upload")
+}
+
+pub(crate) fn read(cpu: &Cpu, x: &Tensor) -> Vec<f32> {
+    crate::Ops::read(cpu, x).expect("a read")
+}
+
+/// The same bits; names the first place that differs.
+#[track_caller]
+pub(crate) fn assert_bits(got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "number of values");
+    let differs = got.iter().zip(want).position(|(g, w)| g.to_bits() != w.to_bits());
+    if let Some(i) = differs {
+        let count = got.iter().zip(want).filter(|(g, w)| g.to_bits() != w.to_bits()).count();
+        panic!("{count} of {} differ; value {i} is {:e}, expected {:e}", got.len(), got[i], want[i]);
+    }
+}
+
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Runs `work` on devices of one, two and three threads, on the first twice:
+/// all must give the same bits, and they are given back.
+#[track_caller]
+pub(crate) fn on_each(work: impl Fn(&Cpu) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let one = Cpu::device(Some(1)).expect("a device");
+    let first = work(&one);
+    let again = work(&one);
+    assert!(first.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "two runs differ");
+    for threads in [2, 3] {
+        let device = Cpu::device(Some(threads)).expect("a device");
+        let other = work(&device);
+        assert!(
+            first.iter().zip(&other).all(|(a, b)| bits(a) == bits(b)),
+            "{threads} threads give other bits than one"
+        );
+    }
+    first
+}
+
+/// d f / d x[i] by central differences at about `count` places of x, against
+/// `gradient`.
+#[track_caller]
+pub(crate) fn assert_gradient(
+    name: &str,
+    x: &[f32],
+    gradient: &[f32],
+    count: usize,
+    step: f32,
+    tolerance: f64,
+    f: impl Fn(&[f32]) -> f64,
+) {
+    let rms = (gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>() / x.len() as f64).sqrt();
+    assert!(rms > 0.0, "{name}: the gradient is zero everywhere");
+    let mut moved = x.to_vec();
+    for i in (0..x.len()).step_by((x.len() / count).max(1)) {
+        let (up, down) = (x[i] + step, x[i] - step);
+        moved[i] = up;
+        let above = f(&moved);
+        moved[i] = down;
+        let below = f(&moved);
+        moved[i] = x[i];
+        let slope = (above - below) / (f64::from(up) - f64::from(down));
+        let error = (slope - f64::from(gradient[i])).abs();
+        assert!(
+            error <= tolerance * (slope.abs() + rms),
+            "{name}: d/dx[{i}] is {}, by differences {slope}",
+            gradient[i]
+        );
+    }
+}
+
+/// Σ a ⊙ b in f64: a scalar loss whose derivative by a is b.
+pub(crate) fn inner(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
