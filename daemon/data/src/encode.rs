@@ -322,3 +322,6 @@ impl Encoder<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ mod rows;
 mod spans;
 mod split;
 mod template;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 
 pub use error::DataError;

