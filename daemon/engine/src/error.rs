@@ -14,6 +14,12 @@ pub enum EngineError {
     Tensor(#[from] finetuned_shaders::TensorError),
     #[error(transparent)]
     Plugin(#[from] finetuned_plugin_api::PluginError),
+    /// A tensor of the base model that is absent, of another shape, or damaged.
+    #[error("tensor {tensor} {reason}")]
+    Checkpoint { tensor: String, reason: String },
+    /// An adapter that does not fit the model or the recipe.
+    #[error("adapter: {0}")]
+    Adapter(String),
     #[error("{path}: {reason}")]
     Io { path: PathBuf, reason: String },
     /// The folder holds another run.

@@ -3,8 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bench;
+pub mod check;
 pub mod error;
 pub mod event;
+pub mod generate;
+pub mod model;
 pub mod plan;
 pub mod recipe;
 mod recipe_table;
+pub mod train;

@@ -1,6 +1,24 @@
 //! What a run will take: bytes by part and time, before it starts.
+//!
+//! Bytes are counted from the same shapes that the step allocates, so the plan
+//! is arithmetic, not a guess; time is those products over a rate measured for
+//! a moment on the device.
 
+use std::time::Instant;
+
+use finetuned_data::{Examples, Prepared, Row};
+use finetuned_formats::{Architecture, ModelConfig, ModelFiles, PeftAdapter, read_peft};
+use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
+use finetuned_shaders::Ops;
 use serde::{Deserialize, Serialize};
+
+use crate::api::TrainRequest;
+use crate::error::EngineError;
+use crate::model::shape::{LinearShape, ModelShape};
+use crate::recipe::{Method, Recipe};
+use crate::train::optimize::Rules;
+use crate::train::prepare;
+use crate::train::units::{Order, documents};
 
 /// Bytes of one kind of thing at the step's peak.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,4 +49,341 @@ pub struct Plan {
     pub total_seconds: f64,
     /// What would make it fit, where it does not.
     pub remedy: Option<String>,
+}
+
+/// What a process of this program holds beside the model: code, tokenizer,
+/// allocator slack. Measured on a run of SmolLM2-135M.
+const PROCESS_BYTES: u64 = 60 << 20;
+
+/// A micro-batch chosen by itself takes about this many tokens: more makes the
+/// matrix products no faster on a CPU and costs memory.
+const COMFORTABLE_TOKENS: usize = 1024;
+
+/// Share of a device's matrix-product rate that a whole step reaches; measured,
+/// see BENCHMARKS.md.
+const STEP_EFFICIENCY: f64 = 0.8;
+
+/// Rows of logits that exist at a time (the CPU's choice).
+const HEAD_CHUNK_ROWS: u64 = 256;
+
+/// Plans a request without training.
+///
+/// # Errors
+/// What training would refuse before its first step.
+pub fn plan(request: &TrainRequest) -> Result<Plan, EngineError> {
+    let opened = prepare::open_model(&request.model)?;
+    let prepared = prepare::read_data(request, &opened)?;
+    let ops = prepare::device(&request.device, request.threads)?;
+    let order = Order::of(&prepared.train, &request.recipe.train);
+    let steps = request.recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(request.recipe.train.epochs));
+    of_run(request, &opened.files, &prepared, steps, ops.as_ref())
+}
+
+pub(crate) fn of_run(
+    request: &TrainRequest,
+    files: &ModelFiles,
+    prepared: &Prepared,
+    steps: usize,
+    ops: &dyn Ops,
+) -> Result<Plan, EngineError> {
+    let recipe = &request.recipe;
+    let start = request.adapter.as_deref().map(read_peft).transpose()?;
+    let registry = prepare::registry()?;
+    let objective = registry.objective(&recipe.loss.name, &recipe.loss.parameters)?;
+    let optimizer = prepare::optimizer(recipe, &registry)?;
+    let kl = objective.alignment_needs().is_some_and(|a| a.kl_completions);
+    let mut order = Order::of(&prepared.train, &recipe.train);
+    let info = ops.info();
+    let available = if info.memory_bytes == 0 { 0 } else { info.memory_bytes };
+
+    let footprint = Footprint::new(&files.config, recipe, start.as_ref(), optimizer.as_ref())?;
+    let dataset = 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64;
+    let batch = recipe.train.batch_size;
+    let peak_at = |order: &mut Order, micro: usize| {
+        let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl);
+        (footprint.fixed() + footprint.step(tokens, trained) + dataset, tokens, trained)
+    };
+    let fits = |bytes: u64| available == 0 || bytes <= available;
+
+    // The largest micro-batch that fits, by bisection over 1..=batch.
+    let (mut low, mut high) = (0, batch);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(peak_at(&mut order, middle).0) { low = middle } else { high = middle - 1 }
+    }
+    let largest = low;
+    let micro = match recipe.train.micro_batch_size {
+        0 => {
+            let lengths = prepared.train.lengths();
+            let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
+            let rows_packed = recipe.train.packing && matches!(prepared.train, Examples::Supervised(_));
+            let unit = if rows_packed { recipe.train.sequence_length } else { mean.max(1) };
+            (COMFORTABLE_TOKENS / unit).clamp(1, batch).min(largest.max(1))
+        }
+        asked => asked,
+    };
+    let (peak, tokens, trained) = peak_at(&mut order, micro);
+    let mut parts = footprint.fixed_parts();
+    parts.extend(footprint.step_parts(tokens, trained));
+    parts.push(part("dataset", dataset));
+
+    let tokens_per_step = {
+        let rows = order.rows_per_epoch().max(1);
+        prepared.train.lengths().iter().sum::<usize>() as f64 / rows as f64 * batch.min(rows) as f64
+    };
+    let rate = matrix_rate(ops)?;
+    let longest = prepare::longest_document(prepared);
+    let mean_context = mean_document(&prepared.train);
+    let work = footprint.work_per_token(mean_context, objective.loss().separable(&Default::default()).is_some());
+    let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
+    let remedy = (!fits(peak)).then(|| remedy(recipe, longest));
+    Ok(Plan {
+        device: info.name,
+        parts,
+        peak_bytes: peak,
+        available_bytes: available,
+        fits: fits(peak),
+        micro_batch_size: micro,
+        largest_micro_batch: largest,
+        steps,
+        tokens_per_step,
+        trainable_parameters: footprint.trainable,
+        parameters: footprint.parameters,
+        seconds_per_step,
+        total_seconds: seconds_per_step * steps as f64,
+        remedy,
+    })
+}
+
+fn part(name: &str, bytes: u64) -> PlanPart {
+    PlanPart { name: name.into(), bytes }
+}
+
+/// The first thing to change that would help most.
+fn remedy(recipe: &Recipe, longest: usize) -> String {
+    let mut ideas = Vec::new();
+    if recipe.train.micro_batch_size != 1 && recipe.train.batch_size > 1 {
+        ideas.push("train.micro_batch_size = 1".to_string());
+    }
+    if !recipe.train.gradient_checkpointing {
+        ideas.push("train.gradient_checkpointing = true".into());
+    }
+    if longest > 512 {
+        ideas.push(format!("a train.sequence_length below {longest}"));
+    }
+    match recipe.method {
+        Method::Full => ideas.push("method = \"lora\"".into()),
+        Method::Lora => ideas.push("method = \"qlora\"".into()),
+        Method::Qlora => ideas.push("a smaller base model".into()),
+    }
+    format!("try {}", ideas.join(", or "))
+}
+
+/// The most tokens, and counted tokens, that a micro-batch of the run holds.
+fn largest_micro_batch(order: &mut Order, examples: &Examples, micro: usize, steps: usize, kl: bool) -> (usize, usize) {
+    let mut most = (0, 0);
+    // Every epoch shuffles anew; a few show what the rest can bring.
+    let looked_at = steps.min(4 * order.steps_of_epochs(1.0).max(1));
+    for step in 1..=looked_at {
+        let rows = order.step(step).0.to_vec();
+        let batch: Vec<&Row> = rows.iter().collect();
+        let sizes: Vec<(usize, usize)> = (0..batch.len())
+            .map(|at| {
+                documents(examples, &batch, at, kl)
+                    .iter()
+                    .map(|d| (d.len(), d.targets()))
+                    .fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1))
+            })
+            .collect();
+        for chunk in sizes.chunks(micro.max(1)) {
+            let sum = chunk.iter().fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
+            most = (most.0.max(sum.0), most.1.max(sum.1));
+        }
+    }
+    most
+}
+
+fn mean_document(examples: &Examples) -> f64 {
+    let lengths: Vec<usize> = match examples {
+        Examples::Supervised(list) => list.iter().map(|e| e.tokens.len()).collect(),
+        Examples::Pairs(list) => {
+            list.iter().flat_map(|e| [e.prompt.len() + e.chosen.len(), e.prompt.len() + e.rejected.len()]).collect()
+        }
+        Examples::Labelled(list) => list.iter().map(|e| e.prompt.len() + e.completion.len()).collect(),
+    };
+    let total: usize = lengths.iter().sum();
+    // Weighted by tokens: a long document's tokens see a long context.
+    lengths.iter().map(|l| (l * l) as f64).sum::<f64>() / total.max(1) as f64
+}
+
+/// Floating-point operations a second of a matrix product on this device.
+///
+/// # Errors
+/// No memory for the operands.
+pub fn matrix_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
+    let (m, k, n) = (512, 1024, 1024);
+    let a = ops.zeros(&[m, k])?;
+    let b = ops.zeros(&[n, k])?;
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        let started = Instant::now();
+        let c = ops.matmul(&a, false, &b, true, 1.0, None)?;
+        // A device that computes behind our back must be waited for.
+        ops.sum_squares(&[&c])?;
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (m * k * n) as f64 / best)
+}
+
+/// Bytes and operations of a model under a recipe.
+pub(crate) struct Footprint {
+    shape: ModelShape,
+    /// Rank of each linear layer's adapter, 0 where it has none.
+    ranks: Vec<usize>,
+    dora: bool,
+    full: bool,
+    checkpointing: bool,
+    weights: u64,
+    adapter: u64,
+    moments: u64,
+    trainable: u64,
+    parameters: u64,
+}
+
+impl Footprint {
+    pub(crate) fn new(
+        config: &ModelConfig,
+        recipe: &Recipe,
+        start: Option<&PeftAdapter>,
+        optimizer: &dyn Optimizer,
+    ) -> Result<Footprint, EngineError> {
+        let shape = ModelShape::of(config);
+        let full = recipe.method == Method::Full;
+        let ranks = if full { vec![0; shape.linears.len()] } else { adapter_ranks(&shape, recipe, start)? };
+        let dora = match start {
+            Some(peft) => peft.config.dora,
+            None => !full && recipe.lora.variant == crate::recipe::Variant::Dora,
+        };
+        let linear: u64 = shape.linears.iter().map(|l| (l.inputs * l.outputs) as u64).sum();
+        let linear_bytes = match recipe.method {
+            // 4 bits an element, and per block of 64 a scale: 8 bits and 4 bytes per 256
+            // of them, or 4 bytes.
+            Method::Qlora if recipe.qlora.double_quant => linear / 2 + linear / 64 + linear / 64 / 64,
+            Method::Qlora => linear / 2 + linear / 16,
+            _ => 4 * linear,
+        };
+        let weights = linear_bytes + 4 * shape.other_parameters;
+        let mut trained: Vec<TensorShape> = Vec::new();
+        let tensor = |name: &str, shape: &[usize], kind| TensorShape { shape: shape.to_vec(), name: name.into(), kind };
+        for (linear, rank) in shape.linears.iter().zip(&ranks).filter(|(_, rank)| **rank > 0) {
+            trained.push(tensor(&linear.module, &[*rank, linear.inputs], TensorKind::LoraA));
+            trained.push(tensor(&linear.module, &[linear.outputs, *rank], TensorKind::LoraB));
+            if dora {
+                trained.push(tensor(&linear.module, &[linear.outputs], TensorKind::Magnitude));
+            }
+        }
+        let adapter_numbers: u64 = trained.iter().map(|t| t.elements() as u64).sum();
+        let parameters = linear + shape.other_parameters + adapter_numbers;
+        if full {
+            for linear in &shape.linears {
+                trained.push(tensor(&linear.module, &[linear.outputs, linear.inputs], TensorKind::Matrix));
+            }
+            trained.push(tensor("other", &[1, shape.other_parameters as usize], TensorKind::Embedding));
+        }
+        let moments = Rules::state_bytes(optimizer, &trained)?;
+        let trainable = trained.iter().map(|t| t.elements() as u64).sum();
+        Ok(Footprint {
+            shape,
+            ranks,
+            dora,
+            full,
+            checkpointing: recipe.train.gradient_checkpointing,
+            weights,
+            adapter: 4 * adapter_numbers,
+            moments,
+            trainable,
+            parameters,
+        })
+    }
+
+    fn fixed_parts(&self) -> Vec<PlanPart> {
+        let mut parts = vec![part("weights", self.weights)];
+        if self.adapter > 0 {
+            parts.push(part("adapter", self.adapter));
+        }
+        parts.push(part("gradients", 4 * self.trainable));
+        parts.push(part("moments", self.moments));
+        parts.push(part("process", PROCESS_BYTES));
+        parts
+    }
+
+    fn fixed(&self) -> u64 {
+        self.fixed_parts().iter().map(|p| p.bytes).sum()
+    }
+
+    fn step_parts(&self, tokens: usize, trained: usize) -> Vec<PlanPart> {
+        let (n, m) = (tokens as u64, trained as u64);
+        let s = &self.shape;
+        let layers = s.layers as u64;
+        let c = s.hidden as u64;
+        let per_layer = self.layer_floats();
+        let kept = if self.checkpointing { layers * c + per_layer } else { layers * per_layer };
+        // At its peak the backward pass of a layer holds the stream's gradient and
+        // the MLP's four; the head, its input thrice and a chunk of logits.
+        let backward = n * (3 * s.intermediate as u64 + 4 * c);
+        let head = 3 * m * c + HEAD_CHUNK_ROWS.min(m) * s.vocab as u64;
+        vec![part("activations", 4 * (n * kept + backward)), part("LM head", 4 * head)]
+    }
+
+    fn step(&self, tokens: usize, trained: usize) -> u64 {
+        self.step_parts(tokens, trained).iter().map(|p| p.bytes).sum()
+    }
+
+    /// Numbers a token that one layer keeps for its backward pass.
+    fn layer_floats(&self) -> u64 {
+        let s = &self.shape;
+        let mut floats = 4 * s.hidden + 2 * s.query + 2 * s.key_value + s.heads + 2;
+        floats += if s.gated { 3 * s.intermediate } else { 2 * s.intermediate };
+        if s.qk_norm {
+            floats += s.query + s.key_value;
+        }
+        if s.post_norms {
+            floats += 2 * s.hidden;
+        }
+        let per_layer = s.linears.len() / s.layers.max(1);
+        let adapters: usize = s
+            .linears
+            .iter()
+            .zip(&self.ranks)
+            .take(per_layer)
+            .map(|(l, rank)| if *rank == 0 { 0 } else { rank + if self.dora { l.outputs } else { 0 } })
+            .sum();
+        (floats + adapters) as u64
+    }
+
+    /// Floating-point operations of a training token in documents of this mean
+    /// length.
+    pub(crate) fn work_per_token(&self, context: f64, fused_head: bool) -> f64 {
+        let s = &self.shape;
+        let linear: f64 = s.linears.iter().map(|l| (l.inputs * l.outputs) as f64).sum();
+        let low: f64 =
+            s.linears.iter().zip(&self.ranks).map(|(l, rank)| (rank * (l.inputs + l.outputs)) as f64).sum();
+        let head = (s.hidden * s.vocab) as f64;
+        // Half of the square, twice (scores, mixture); the backward pass does 2.5 times as much.
+        let attention = 2.0 * context * s.query as f64 * s.layers as f64;
+        let forward = 2.0 * linear + 2.0 * low + attention;
+        let weight_gradients = if self.full { 2.0 * (linear + head) } else { 0.0 };
+        let backward = 2.0 * linear + 4.0 * low + 2.5 * attention + weight_gradients;
+        let again = if self.checkpointing { forward } else { 0.0 };
+        let head_passes = if fused_head { 4.0 } else { 6.0 };
+        forward + backward + again + head_passes * head
+    }
+}
+
+fn adapter_ranks(shape: &ModelShape, recipe: &Recipe, start: Option<&PeftAdapter>) -> Result<Vec<usize>, EngineError> {
+    let modules: Vec<&str> = shape.linears.iter().map(|l: &LinearShape| l.module.as_str()).collect();
+    match start {
+        Some(peft) => Ok(crate::model::adapter::ranks(&modules, &peft.config)),
+        None => crate::model::adapter::ranks_of_recipe(&modules, &recipe.lora, shape.architecture == Architecture::Gpt2),
+    }
 }

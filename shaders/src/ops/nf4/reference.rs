@@ -77,12 +77,21 @@ pub(crate) fn nest(absmax: &[f32]) -> QuantisedScales {
 
 /// The index of the nearest value in an ascending map; the lower one of two
 /// equally near.
+///
+/// bitsandbytes' CPU code reads a table of 65,536 entries over [−1, 1], so a
+/// number within half a step of the middle between two values takes the side of
+/// its table entry; that is its code, so it is ours.
 fn nearest_in(map: &[f32], x: f32) -> u8 {
+    let entry = ((x.clamp(-1.0, 1.0) + 1.0) * TABLE_STEPS + 0.5).floor();
+    let x = entry / TABLE_STEPS - 1.0;
     let above = map.partition_point(|value| *value <= x);
     let below = above.saturating_sub(1);
     let nearer_above = above < map.len() && map[above] - x < x - map[below];
     (if nearer_above { above } else { below }) as u8
 }
+
+/// Half of the steps between −1 and 1 in bitsandbytes' table.
+const TABLE_STEPS: f32 = 32767.5;
 
 /// bitsandbytes' signed dynamic map of 8 bits (Dettmers, 2015,
 /// "8-Bit Approximations for Parallelism in Deep Learning").

@@ -1,0 +1,292 @@
+//! How fast a training step is, as a ratio to what the machine can do in
+//! matrix products in the same run.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use finetuned_data::{Example, Examples, Row};
+use finetuned_formats::{FormatError, ModelConfig, StoredType, TensorInfo, TensorSource};
+use finetuned_shaders::random::Key;
+use serde::{Deserialize, Serialize};
+
+use crate::error::EngineError;
+use crate::model::shape::ModelShape;
+use crate::model::{adapter, build};
+use crate::plan::{Footprint, matrix_rate};
+use crate::recipe::{Method, Recipe};
+use crate::train::prepare;
+use crate::train::step::{StepOptions, Trainer};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchOptions {
+    /// A model folder or GGUF file; else `shape` with random weights.
+    pub model: Option<PathBuf>,
+    /// A name of [`SHAPES`].
+    pub shape: Option<String>,
+    pub method: Method,
+    /// Tokens of each sequence, all trained.
+    pub tokens: usize,
+    /// Sequences of a step, in one micro-batch.
+    pub sequences: usize,
+    pub lora_rank: usize,
+    pub gradient_checkpointing: bool,
+    pub device: String,
+    pub threads: Option<usize>,
+    /// Steps that are timed, after one that is not.
+    pub steps: usize,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        BenchOptions {
+            model: None,
+            shape: Some("smollm2-135m".into()),
+            method: Method::Lora,
+            tokens: 256,
+            sequences: 4,
+            lora_rank: 16,
+            gradient_checkpointing: false,
+            device: "auto".into(),
+            threads: None,
+            steps: 5,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchReport {
+    pub device: String,
+    pub threads: usize,
+    pub model: String,
+    pub method: String,
+    pub tokens_per_step: usize,
+    /// Median over the timed steps.
+    pub seconds_per_step: f64,
+    pub tokens_per_second: f64,
+    /// Operations that the step's mathematics needs, not what was executed.
+    pub flops_per_token: f64,
+    pub gflops: f64,
+    /// Best large matrix product before and after the steps.
+    pub peak_gflops: f64,
+    pub ratio: f64,
+    /// Tensors alone.
+    pub peak_bytes: u64,
+    pub loss: f64,
+}
+
+impl fmt::Display for BenchReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} · {} · {} · {} threads", self.model, self.method, self.device, self.threads)?;
+        writeln!(
+            f,
+            "  {:.1} tokens/s  ({} tokens in {:.2} s)",
+            self.tokens_per_second, self.tokens_per_step, self.seconds_per_step
+        )?;
+        writeln!(
+            f,
+            "  {:.1} GFLOP/s of {:.1} in matrix products: {:.0}%",
+            self.gflops,
+            self.peak_gflops,
+            100.0 * self.ratio
+        )?;
+        write!(f, "  {:.2} GB of tensors at the peak", self.peak_bytes as f64 / 1e9)
+    }
+}
+
+/// Shapes that can be measured without a checkpoint, as config.json says them.
+pub const SHAPES: &[(&str, &str)] = &[
+    (
+        "smollm2-135m",
+        r#"{"model_type":"llama","vocab_size":49152,"hidden_size":576,"num_hidden_layers":30,"num_attention_heads":9,
+        "num_key_value_heads":3,"intermediate_size":1536,"max_position_embeddings":8192,"rms_norm_eps":1e-5,
+        "rope_theta":100000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "smollm2-360m",
+        r#"{"model_type":"llama","vocab_size":49152,"hidden_size":960,"num_hidden_layers":32,"num_attention_heads":15,
+        "num_key_value_heads":5,"intermediate_size":2560,"max_position_embeddings":8192,"rms_norm_eps":1e-5,
+        "rope_theta":100000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "qwen2.5-0.5b",
+        r#"{"model_type":"qwen2","vocab_size":151936,"hidden_size":896,"num_hidden_layers":24,"num_attention_heads":14,
+        "num_key_value_heads":2,"intermediate_size":4864,"max_position_embeddings":32768,"rms_norm_eps":1e-6,
+        "rope_theta":1000000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "llama-3.2-1b",
+        r#"{"model_type":"llama","vocab_size":128256,"hidden_size":2048,"num_hidden_layers":16,
+        "num_attention_heads":32,"num_key_value_heads":8,"head_dim":64,"intermediate_size":8192,
+        "max_position_embeddings":131072,"rms_norm_eps":1e-5,"rope_theta":500000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "llama-3.1-8b",
+        r#"{"model_type":"llama","vocab_size":128256,"hidden_size":4096,"num_hidden_layers":32,
+        "num_attention_heads":32,"num_key_value_heads":8,"intermediate_size":14336,"max_position_embeddings":131072,
+        "rms_norm_eps":1e-5,"rope_theta":500000.0,"tie_word_embeddings":false}"#,
+    ),
+];
+
+/// Times training steps.
+///
+/// # Errors
+/// An unknown shape (the known ones are named), a model that cannot be loaded.
+pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
+    let (name, config, source): (String, ModelConfig, Box<dyn TensorSource>) = match (&options.model, &options.shape) {
+        (Some(path), _) => {
+            let opened = prepare::open_model(path)?;
+            (path.display().to_string(), opened.files.config, opened.files.tensors)
+        }
+        (None, Some(shape)) => {
+            let config = shape_config(shape)?;
+            let source = RandomSource::new(&config);
+            (format!("{shape} (random weights)"), config, Box::new(source))
+        }
+        (None, None) => return Err(EngineError::Other("give --model or --shape".into())),
+    };
+    let mut recipe = Recipe { method: options.method, ..Recipe::default() };
+    recipe.lora.rank = options.lora_rank;
+    recipe.train.gradient_checkpointing = options.gradient_checkpointing;
+    let ops = prepare::device(&options.device, options.threads)?;
+    let load = build::LoadOptions {
+        trainable: options.method == Method::Full,
+        nf4: (options.method == Method::Qlora).then_some(true),
+        context: options.tokens,
+    };
+    let mut model = build::load(ops.as_ref(), &config, source.as_ref(), &load)?;
+    if options.method != Method::Full {
+        adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1)?;
+    }
+    let registry = prepare::registry()?;
+    let optimizer = prepare::optimizer(&recipe, &registry)?;
+    let footprint = Footprint::new(&config, &recipe, None, optimizer.as_ref())?;
+    let objective = registry.objective("cross-entropy", &serde_json::Map::new())?;
+    let step_options = StepOptions {
+        micro_batch_size: options.sequences,
+        gradient_checkpointing: options.gradient_checkpointing,
+        max_grad_norm: 1.0,
+        seed: 1,
+    };
+    let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer.as_ref(), step_options, true)?;
+
+    let random = Key::new(7, 0, 0);
+    let example = |i: usize| Example {
+        tokens: (0..options.tokens)
+            .map(|t| random.word((i * options.tokens + t) as u64) % config.vocab_size as u32)
+            .collect(),
+        trained: (0..options.tokens).map(|t| t > 0).collect(),
+        line: i + 1,
+    };
+    let examples = Examples::Supervised((0..options.sequences).map(example).collect());
+    let rows: Vec<Row> = (0..options.sequences).map(|i| Row { examples: vec![i] }).collect();
+
+    let mut peak = matrix_peak(ops.as_ref())?;
+    let mut times = Vec::new();
+    let mut loss = 0.0;
+    for step in 1..=options.steps + 1 {
+        let started = Instant::now();
+        if let Some(result) = trainer.step(&examples, &rows, step, 1e-5, &mut |_, _| true)? {
+            loss = result.loss;
+        }
+        if step > 1 {
+            times.push(started.elapsed().as_secs_f64());
+        }
+    }
+    peak = peak.max(matrix_peak(ops.as_ref())?);
+    times.sort_by(f64::total_cmp);
+    let seconds = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let tokens = options.tokens * options.sequences;
+    let work = footprint.work_per_token(options.tokens as f64, true);
+    let rate = work * tokens as f64 / seconds;
+    let info = ops.info();
+    Ok(BenchReport {
+        device: info.name,
+        threads: info.parallelism,
+        model: name,
+        method: options.method.name().into(),
+        tokens_per_step: tokens,
+        seconds_per_step: seconds,
+        tokens_per_second: tokens as f64 / seconds,
+        flops_per_token: work,
+        gflops: rate / 1e9,
+        peak_gflops: peak / 1e9,
+        ratio: rate / peak,
+        peak_bytes: ops.allocated_bytes().1,
+        loss,
+    })
+}
+
+/// The best of several measurements of a large product.
+fn matrix_peak(ops: &dyn finetuned_shaders::Ops) -> Result<f64, EngineError> {
+    let mut best: f64 = 0.0;
+    for _ in 0..5 {
+        best = best.max(matrix_rate(ops)?);
+    }
+    Ok(best)
+}
+
+/// The configuration of a named shape.
+///
+/// # Errors
+/// An unknown name.
+pub fn shape_config(name: &str) -> Result<ModelConfig, EngineError> {
+    let known = || SHAPES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let (_, text) = SHAPES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .ok_or_else(|| EngineError::Other(format!("no shape is called `{name}`; there are {}", known())))?;
+    let raw = serde_json::from_str(text).map_err(|e| EngineError::Other(e.to_string()))?;
+    Ok(ModelConfig::from_json(raw, std::path::Path::new(name))?)
+}
+
+/// Random weights of a model's shape, made tensor by tensor.
+struct RandomSource {
+    shapes: std::collections::BTreeMap<String, Vec<usize>>,
+}
+
+impl RandomSource {
+    fn new(config: &ModelConfig) -> RandomSource {
+        let shape = ModelShape::of(config);
+        let c = config.hidden_size;
+        let mut shapes = std::collections::BTreeMap::new();
+        for linear in &shape.linears {
+            shapes.insert(format!("{}.weight", linear.module), vec![linear.outputs, linear.inputs]);
+            shapes.insert(format!("{}.bias", linear.module), vec![linear.outputs]);
+        }
+        for i in 0..config.layers {
+            for name in ["input_layernorm", "post_attention_layernorm"] {
+                shapes.insert(format!("model.layers.{i}.{name}.weight"), vec![c]);
+            }
+        }
+        shapes.insert("model.norm.weight".into(), vec![c]);
+        shapes.insert("model.embed_tokens.weight".into(), vec![config.vocab_size, c]);
+        shapes.insert("lm_head.weight".into(), vec![config.vocab_size, c]);
+        RandomSource { shapes }
+    }
+}
+
+impl TensorSource for RandomSource {
+    fn names(&self) -> Vec<String> {
+        self.shapes.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        Some(TensorInfo { shape: self.shapes.get(name)?.clone(), stored: StoredType::F32 })
+    }
+
+    fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<(), FormatError> {
+        out.copy_from_slice(&self.read_f32(name)?);
+        Ok(())
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+        let shape = self.shapes.get(name).cloned().unwrap_or_default();
+        let elements = shape.iter().product();
+        if shape.len() == 1 {
+            return Ok(vec![1.0; elements]);
+        }
+        let place = self.shapes.keys().position(|k| k == name).unwrap_or(0) as u32;
+        Ok(Key::new(3, 0, place).uniform_vec(elements, -0.035, 0.035))
+    }
+}

@@ -1,0 +1,316 @@
+//! From TOML tables to a [`Recipe`]: unknown keys with the nearest known one,
+//! types and ranges checked key by key.
+
+use serde::de::DeserializeOwned;
+
+use crate::recipe::{Chosen, KEYS, Method, Recipe, RecipeError, Targets};
+
+/// Sections that a plugin defines: their keys are checked by the plugin.
+const OPEN_SECTIONS: [&str; 2] = ["loss", "optimizer"];
+
+/// Sections with free names below them.
+const OPEN_TABLES: [&str; 2] = ["lora.rank_pattern", "lora.alpha_pattern"];
+
+pub(crate) fn recipe_from_table(table: &toml::Table) -> Result<Recipe, RecipeError> {
+    let mut merged = toml::Table::new();
+    crate::recipe::merge(&mut merged, table);
+    check_keys(&merged, "")?;
+    let defaults = Recipe::default();
+    let recipe = Recipe {
+        base: value(&merged, "base")?.unwrap_or(defaults.base),
+        method: value(&merged, "method")?.unwrap_or(defaults.method),
+        loss: chosen(&merged, "loss", defaults.loss)?,
+        lora: section(&merged, "lora")?,
+        qlora: section(&merged, "qlora")?,
+        train: section(&merged, "train")?,
+        data: section(&merged, "data")?,
+        optimizer: chosen(&merged, "optimizer", defaults.optimizer)?,
+        checkpoint: section(&merged, "checkpoint")?,
+    };
+    check_values(&recipe)?;
+    Ok(recipe)
+}
+
+pub(crate) fn set(table: &mut toml::Table, assignment: &str) -> Result<(), RecipeError> {
+    let bad = |reason: &str| RecipeError::BadValue { key: assignment.to_string(), reason: reason.to_string() };
+    let (key, text) = assignment.split_once('=').ok_or_else(|| bad("expected key=value"))?;
+    let key = key.trim();
+    let text = text.trim();
+    let parts: Vec<&str> = key.split('.').collect();
+    if parts.iter().any(|part| part.is_empty()) {
+        return Err(bad("a part of the key is empty"));
+    }
+    let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
+    let mut nested = parsed.unwrap_or_else(|| toml::Value::String(text.to_string()));
+    for part in parts.iter().rev() {
+        nested = toml::Value::Table(toml::Table::from_iter([((*part).to_string(), nested)]));
+    }
+    if let toml::Value::Table(nested) = nested {
+        crate::recipe::merge(table, &nested);
+    }
+    Ok(())
+}
+
+fn check_keys(table: &toml::Table, prefix: &str) -> Result<(), RecipeError> {
+    for (name, value) in table {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        if OPEN_SECTIONS.contains(&prefix) || OPEN_TABLES.contains(&prefix) {
+            continue;
+        }
+        let known = KEYS.iter().any(|key| key.path == path);
+        let section = KEYS.iter().any(|key| key.path.starts_with(&format!("{path}.")));
+        match value {
+            toml::Value::Table(inner) if section || OPEN_TABLES.contains(&path.as_str()) => check_keys(inner, &path)?,
+            _ if known => {}
+            _ => return Err(RecipeError::UnknownKey { nearest: nearest(&path), key: path }),
+        }
+    }
+    Ok(())
+}
+
+/// The known key most like this one, if any is like it.
+fn nearest(path: &str) -> Option<String> {
+    let last = path.rsplit('.').next().unwrap_or(path);
+    KEYS.iter()
+        .map(|key| {
+            let key_last = key.path.rsplit('.').next().unwrap_or(key.path);
+            // The right name in the wrong section is the commonest slip.
+            let score = strsim::jaro_winkler(path, key.path).max(strsim::jaro_winkler(last, key_last) - 0.01);
+            (score, key.path)
+        })
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(score, _)| *score > 0.8)
+        .map(|(_, path)| path.to_string())
+}
+
+fn value<T: DeserializeOwned>(table: &toml::Table, key: &str) -> Result<Option<T>, RecipeError> {
+    table.get(key).map(|v| v.clone().try_into().map_err(|e: toml::de::Error| bad(key, &e))).transpose()
+}
+
+/// A section, read key by key so that an error names its key.
+fn section<T: DeserializeOwned + Default>(table: &toml::Table, name: &str) -> Result<T, RecipeError> {
+    let Some(value) = table.get(name) else { return Ok(T::default()) };
+    let Some(entries) = value.as_table() else {
+        return Err(RecipeError::BadValue { key: name.into(), reason: format!("expected a table [{name}]") });
+    };
+    for (key, value) in entries {
+        let one = toml::Table::from_iter([(key.clone(), value.clone())]);
+        if let Err(e) = toml::Value::Table(one).try_into::<T>() {
+            return Err(bad(&format!("{name}.{key}"), &e));
+        }
+    }
+    value.clone().try_into().map_err(|e| bad(name, &e))
+}
+
+fn chosen(table: &toml::Table, name: &str, default: Chosen) -> Result<Chosen, RecipeError> {
+    let Some(value) = table.get(name) else { return Ok(default) };
+    let Some(entries) = value.as_table() else {
+        return Err(RecipeError::BadValue { key: name.into(), reason: format!("expected a name or a table [{name}]") });
+    };
+    let mut entries = entries.clone();
+    let chosen_name = match entries.remove("name") {
+        None => default.name,
+        Some(toml::Value::String(name)) => name,
+        Some(other) => {
+            return Err(RecipeError::BadValue { key: format!("{name}.name"), reason: format!("expected a name, got {other}") });
+        }
+    };
+    let parameters = entries
+        .into_iter()
+        .map(|(key, value)| {
+            let json = serde_json::to_value(&value)
+                .map_err(|e| RecipeError::BadValue { key: format!("{name}.{key}"), reason: e.to_string() })?;
+            Ok((key, json))
+        })
+        .collect::<Result<_, RecipeError>>()?;
+    Ok(Chosen { name: chosen_name, parameters })
+}
+
+fn bad(key: &str, error: &toml::de::Error) -> RecipeError {
+    let reason = error.message().trim().to_string();
+    RecipeError::BadValue { key: key.to_string(), reason }
+}
+
+fn check_values(r: &Recipe) -> Result<(), RecipeError> {
+    let fail = |key: &str, reason: String| Err(RecipeError::BadValue { key: key.into(), reason });
+    let positive = |key: &str, value: f64| {
+        if value.is_finite() && value > 0.0 { Ok(()) } else { fail(key, format!("{value} must be above 0")) }
+    };
+    let fraction = |key: &str, value: f64| {
+        if (0.0..1.0).contains(&value) { Ok(()) } else { fail(key, format!("{value} must be at least 0 and below 1")) }
+    };
+    let t = &r.train;
+    positive("train.epochs", t.epochs)?;
+    if let Some(rate) = t.learning_rate {
+        positive("train.learning_rate", rate)?;
+    }
+    if t.steps == Some(0) {
+        return fail("train.steps", "0 must be at least 1".into());
+    }
+    if t.batch_size == 0 {
+        return fail("train.batch_size", "0 must be at least 1".into());
+    }
+    if t.micro_batch_size > t.batch_size {
+        return fail(
+            "train.micro_batch_size",
+            format!("{} is more than train.batch_size, {}", t.micro_batch_size, t.batch_size),
+        );
+    }
+    if t.sequence_length < 2 {
+        return fail("train.sequence_length", format!("{} must be at least 2", t.sequence_length));
+    }
+    if !(t.max_grad_norm.is_finite() && t.max_grad_norm >= 0.0) {
+        return fail("train.max_grad_norm", format!("{} must be 0 (off) or more", t.max_grad_norm));
+    }
+    fraction("train.warmup_ratio", t.warmup_ratio)?;
+    fraction("train.validation_fraction", t.validation_fraction)?;
+    fraction("lora.dropout", r.lora.dropout)?;
+    if r.lora.rank == 0 {
+        return fail("lora.rank", "0 must be at least 1".into());
+    }
+    positive("lora.alpha", r.lora.alpha)?;
+    if let Targets::Named(name) = &r.lora.targets
+        && name != "all-linear"
+    {
+        return fail("lora.targets", format!("\"{name}\" must be \"all-linear\" or a list of names, [\"{name}\"]"));
+    }
+    for (key, value, allowed) in [
+        ("data.too_long", &r.data.too_long, &["drop", "truncate", "refuse"][..]),
+        ("data.train_on", &r.data.train_on, &["assistant", "all"][..]),
+    ] {
+        if !allowed.contains(&value.as_str()) {
+            return fail(key, format!("\"{value}\" must be one of {}", allowed.join(", ")));
+        }
+    }
+    if r.checkpoint.keep == 0 {
+        return fail("checkpoint.keep", "0 must be at least 1".into());
+    }
+    if r.method == Method::Full && r.lora.variant != crate::recipe::Variant::Lora {
+        return fail("lora.variant", "method \"full\" trains no adapter; use method = \"lora\"".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{Schedule, Variant};
+
+    fn parse(text: &str) -> Result<Recipe, RecipeError> {
+        Recipe::from_table(&text.parse().expect("valid TOML"))
+    }
+
+    #[test]
+    fn empty_is_default() {
+        assert_eq!(parse("").unwrap(), Recipe::default());
+    }
+
+    #[test]
+    fn every_listed_key_is_read() {
+        // Each key set to a value of its type must change the recipe or be the default.
+        let text = r#"
+            base = "b"
+            method = "qlora"
+            [loss]
+            name = "dpo"
+            beta = 0.2
+            [lora]
+            rank = 3
+            alpha = 5
+            dropout = 0.1
+            targets = ["q_proj"]
+            variant = "dora"
+            rank_pattern = { q_proj = 2 }
+            alpha_pattern = { q_proj = 4 }
+            [qlora]
+            double_quant = false
+            [train]
+            epochs = 2
+            steps = 7
+            batch_size = 4
+            micro_batch_size = 2
+            sequence_length = 64
+            packing = true
+            shuffle = false
+            learning_rate = 1e-3
+            schedule = "linear"
+            warmup_steps = 2
+            warmup_ratio = 0.5
+            max_grad_norm = 0
+            seed = 1
+            gradient_checkpointing = true
+            validation_fraction = 0.0
+            validation_every = 5
+            early_stop_patience = 2
+            keep_best = false
+            [data]
+            too_long = "truncate"
+            train_on = "all"
+            drop_duplicates = true
+            max_rows = 9
+            [optimizer]
+            name = "sgd"
+            momentum = 0.9
+            [checkpoint]
+            every_steps = 3
+            keep = 1
+        "#;
+        let r = parse(text).unwrap();
+        assert_eq!((r.method, r.lora.variant, r.train.schedule), (Method::Qlora, Variant::Dora, Schedule::Linear));
+        assert_eq!((r.lora.rank, r.train.steps, r.checkpoint.keep, r.data.max_rows), (3, Some(7), 1, Some(9)));
+        assert_eq!(r.loss.parameters["beta"], 0.2);
+        let table: toml::Table = text.parse().unwrap();
+        for key in KEYS {
+            let mut at = Some(toml::Value::Table(table.clone()));
+            for part in key.path.split('.') {
+                at = at.and_then(|v| v.get(part).cloned());
+            }
+            let plugin_key = key.path.starts_with("optimizer.");
+            assert!(at.is_some() || plugin_key, "{} is listed but this test does not set it", key.path);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        let e = parse("[train]\nlearning_rat = 1").unwrap_err().to_string();
+        assert_eq!(e, "unknown key `train.learning_rat`; did you mean `train.learning_rate`?");
+        let e = parse("[train]\nrank = 1").unwrap_err().to_string();
+        assert!(e.contains("did you mean `lora.rank`"), "{e}");
+        let e = parse("[lora]\nrank = 1\nzzz = 2").unwrap_err().to_string();
+        assert!(e.starts_with("unknown key `lora.zzz`"), "{e}");
+    }
+
+    #[test]
+    fn bad_values_name_their_key() {
+        for (text, part) in [
+            ("[train]\nbatch_size = 0", "train.batch_size"),
+            ("[train]\nbatch_size = \"x\"", "train.batch_size"),
+            ("[train]\nschedule = \"step\"", "train.schedule"),
+            ("[lora]\ndropout = 1.0", "lora.dropout"),
+            ("method = \"prefix\"", "method"),
+            ("[data]\ntoo_long = \"cut\"", "data.too_long"),
+        ] {
+            let e = parse(text).unwrap_err().to_string();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn set_reads_toml_or_text() {
+        let mut table = toml::Table::new();
+        for a in ["loss.name=dpo", "loss.beta=0.1", "lora.targets=[\"q_proj\"]", "train.steps=5", "optimizer=sgd"] {
+            set(&mut table, a).unwrap();
+        }
+        let r = Recipe::from_table(&table).unwrap();
+        assert_eq!((r.loss.name.as_str(), r.optimizer.name.as_str(), r.train.steps), ("dpo", "sgd", Some(5)));
+        assert!(set(&mut table, "novalue").is_err());
+        assert!(set(&mut table, "a..b=1").is_err());
+    }
+
+    #[test]
+    fn a_short_loss_name_keeps_the_table_below() {
+        let mut lower: toml::Table = "[loss]\nname = \"dpo\"\nbeta = 0.3".parse().unwrap();
+        crate::recipe::merge(&mut lower, &"loss = \"dpo\"".parse().unwrap());
+        assert_eq!(Recipe::from_table(&lower).unwrap().loss.parameters["beta"], 0.3);
+    }
+}

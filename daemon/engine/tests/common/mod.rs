@@ -1,0 +1,84 @@
+//! What the golden tests share: reading the numbers, building batches.
+
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use finetuned_data::{Example, Examples};
+use finetuned_engine::model::build::{LoadOptions, load};
+use finetuned_engine::model::decoder::Decoder;
+use finetuned_formats::{ModelFiles, open_safetensors};
+use finetuned_shaders::Ops;
+use finetuned_shaders::cpu::Cpu;
+
+pub const ARCHITECTURES: [&str; 10] =
+    ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"];
+
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+pub fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+pub fn cpu() -> Arc<dyn Ops> {
+    Cpu::new(Some(2)).expect("threads")
+}
+
+pub fn tensors(path: &str) -> Tensors {
+    let file = open_safetensors(&golden(path)).expect("golden file");
+    let names: Vec<String> = file.names().map(str::to_string).collect();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let shape = file.shape(&name)?.to_vec();
+            let values = file.read_f32(&name).ok()?;
+            Some((name, (shape, values)))
+        })
+        .collect()
+}
+
+/// Rows of an i64 tensor `[…, T]`.
+pub fn ids(path: &str, name: &str) -> Vec<Vec<i64>> {
+    let file = open_safetensors(&golden(path)).expect("golden file");
+    let columns = *file.shape(name).expect("tensor").last().expect("a dimension");
+    file.read_i64(name).expect("ids").chunks(columns).map(<[i64]>::to_vec).collect()
+}
+
+pub fn examples(ids: &[Vec<i64>], labels: &[Vec<i64>]) -> Examples {
+    Examples::Supervised(
+        ids.iter()
+            .zip(labels)
+            .enumerate()
+            .map(|(i, (ids, labels))| Example {
+                tokens: ids.iter().map(|t| *t as u32).collect(),
+                trained: labels.iter().enumerate().map(|(at, l)| at > 0 && *l != -100).collect(),
+                line: i + 1,
+            })
+            .collect(),
+    )
+}
+
+pub fn files(architecture: &str) -> ModelFiles {
+    ModelFiles::open(&golden(architecture)).expect("model")
+}
+
+pub fn decoder(ops: &dyn Ops, architecture: &str, trainable: bool, nf4: Option<bool>) -> Decoder {
+    let files = files(architecture);
+    let options = LoadOptions { trainable, nf4, context: 64 };
+    load(ops, &files.config, files.tensors.as_ref(), &options).expect("weights")
+}
+
+/// ‖a − b‖ / ‖b‖.
+pub fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
+    (difference / norm.max(1e-30)).sqrt()
+}
+
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
+}
