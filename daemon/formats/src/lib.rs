@@ -31,7 +31,7 @@ pub use peft::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, LayerPattern, PeftAdapter, PeftConfig, TargetModules, read_peft, write_peft,
 };
 pub use safetensors::{
-    ElementType, SafetensorsFile, TensorSink, TensorSpec, Values, open_safetensors, read_safetensors_f32,
+    ElementType, NamedTensors, SafetensorsFile, TensorSink, TensorSpec, Values, open_safetensors, read_safetensors_f32,
     write_safetensors, write_safetensors_to,
 };
 pub use tensors::{StoredType, TensorInfo, TensorSource};

@@ -232,7 +232,7 @@ impl ModelConfig {
                 self.query_scale.to_string(),
             ));
         }
-        for (key, list) in [("layer_types", &self.layer_is_sliding), ("no_rope_layers", &self.layer_uses_rope)] {
+        for (key, list) in [("no_rope_layers", &self.layer_uses_rope), ("layer_types", &self.layer_is_sliding)] {
             if list.len() != self.layers {
                 return Err(FormatError::setting(
                     path,

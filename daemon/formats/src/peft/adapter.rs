@@ -5,7 +5,9 @@ use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::durable::{self, DirectoryWriter};
 use crate::error::FormatError;
 use crate::files;
-use crate::safetensors::{ElementType, TensorSpec, Values, open_safetensors, write_safetensors, write_safetensors_to};
+use crate::safetensors::{
+    ElementType, NamedTensors, TensorSpec, Values, open_safetensors, write_safetensors, write_safetensors_to,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,7 +23,7 @@ pub struct PeftAdapter {
     /// `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` is
     /// `[rank, in]`, `lora_B.weight` is `[out, rank]`, and DoRA's
     /// `lora_magnitude_vector` is `[out]`.
-    pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    pub tensors: NamedTensors,
 }
 
 /// The parts of one module's adapter.

@@ -58,11 +58,14 @@ pub fn open_safetensors(path: &Path) -> Result<SafetensorsFile, FormatError> {
     Ok(SafetensorsFile { path: path.to_path_buf(), file, header })
 }
 
-/// Reads every tensor of a file as f32: `(shape, elements)` by name.
+/// Shape and elements of tensors, by name.
+pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Reads every tensor of a file as f32.
 ///
 /// For adapters and test vectors; a model's file is opened as a
 /// [`TensorSource`](crate::TensorSource).
-pub fn read_safetensors_f32(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>, FormatError> {
+pub fn read_safetensors_f32(path: &Path) -> Result<NamedTensors, FormatError> {
     let file = open_safetensors(path)?;
     let mut tensors = BTreeMap::new();
     for name in file.names() {

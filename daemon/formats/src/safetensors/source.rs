@@ -19,6 +19,9 @@ struct Place {
     info: TensorInfo,
 }
 
+/// A file and, where an index says so, the only tensors of it that count.
+type Shard = (SafetensorsFile, Option<Vec<String>>);
+
 /// All shards of a checkpoint, under canonical names.
 #[derive(Debug)]
 pub(crate) struct SafetensorsSource {
@@ -109,7 +112,7 @@ impl SafetensorsSource {
 
 /// Opens the shards that an index names, and checks that each holds what the
 /// index says.
-fn open_shards(folder: &Path, index: &Path) -> Result<Vec<(SafetensorsFile, Option<Vec<String>>)>, FormatError> {
+fn open_shards(folder: &Path, index: &Path) -> Result<Vec<Shard>, FormatError> {
     let json = files::read_json(index)?;
     let map = json
         .get("weight_map")
