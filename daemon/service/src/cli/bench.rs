@@ -1,0 +1,56 @@
+//! `finetune bench`.
+
+use clap::Args;
+use finetuned_engine::bench::{BenchOptions, bench};
+
+use super::train::MethodArg;
+use super::{Global, print, print_json};
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  finetune bench --shape smollm2-135m
+  finetune bench --model ./model --method qlora --tokens 512 --sequences 2")]
+pub struct BenchArgs {
+    /// A model: a path or a name of the catalogue
+    #[arg(long, value_name = "MODEL", conflicts_with = "shape")]
+    model: Option<String>,
+    /// A shape with random weights, such as smollm2-135m
+    #[arg(long, value_name = "NAME", required_unless_present = "model")]
+    shape: Option<String>,
+    #[arg(long, value_enum, default_value = "lora")]
+    method: MethodArg,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 256)]
+    tokens: usize,
+    /// Sequences of a step
+    #[arg(long, default_value_t = 4)]
+    sequences: usize,
+    /// Steps that are measured
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    #[arg(long, default_value = "auto")]
+    device: String,
+    #[arg(long)]
+    threads: Option<usize>,
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
+    let model = match &args.model {
+        Some(name) => Some(crate::models::find_or_pull(name, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?),
+        None => None,
+    };
+    let report = bench(&BenchOptions {
+        model,
+        shape: args.shape.clone(),
+        method: args.method.into(),
+        tokens: args.tokens,
+        sequences: args.sequences,
+        device: args.device.clone(),
+        threads: args.threads,
+        steps: args.steps,
+    })?;
+    if args.json { print_json(&report) } else { print(&report.to_string()) }
+}

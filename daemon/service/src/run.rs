@@ -1,0 +1,82 @@
+//! One run from its request to its report: the code that a worker and the
+//! foreground command share.
+
+use anyhow::Context;
+use finetuned_data::DatasetReport;
+use finetuned_engine::api::{self, Control, Observer, Outcome};
+use finetuned_engine::event::Event;
+use finetuned_engine::plan::Plan;
+
+use crate::inbox::snapshot;
+use crate::supervisor::protocol::RunRequest;
+use crate::{models, report};
+
+/// Finds the base model (fetching it where it is in the catalogue and not
+/// here), trains, and writes the HTML report beside what was trained.
+///
+/// # Errors
+/// Whatever keeps the run from finishing; what is in `out` stays.
+pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<Outcome> {
+    if let Some(limit) = run.memory_bytes {
+        limit_memory(limit)?;
+    }
+    if let Some(sha256) = &run.verify_sha256 {
+        observer.event(&Event::Phase { name: "verifying the dataset".into() });
+        snapshot::verify(&run.train.data, sha256)?;
+    }
+    let mut request = run.train.clone();
+    request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
+        observer.event(&Event::Phase { name: words.to_string() });
+    })?;
+    let mut seen = Seen { observer, dataset: None, plan: None };
+    let outcome = api::train(&request, &mut seen)?;
+    if let Outcome::Finished(summary) | Outcome::AlreadyFinished(summary) = &outcome {
+        let path = request.out.join(report::FILE);
+        let finished_before = matches!(outcome, Outcome::AlreadyFinished(_));
+        if !(finished_before && path.exists()) {
+            let page = report::Page {
+                title: run.train.data.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
+                base: run.base.clone(),
+                recipe: request.recipe.clone(),
+                summary: (**summary).clone(),
+                dataset: seen.dataset,
+                plan: seen.plan,
+                metrics: report::read_metrics(&request.out),
+                samples: Vec::new(),
+            };
+            report::write(&request.out, &page).context("the run is finished, but not its report")?;
+        }
+    }
+    Ok(outcome)
+}
+
+/// Passes everything on and keeps what the report shows.
+struct Seen<'a> {
+    observer: &'a mut dyn Observer,
+    dataset: Option<DatasetReport>,
+    plan: Option<Plan>,
+}
+
+impl Observer for Seen<'_> {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Prepared { report } => self.dataset = Some((**report).clone()),
+            Event::Planned { plan } => self.plan = Some((**plan).clone()),
+            _ => {}
+        }
+        self.observer.event(event);
+    }
+
+    fn control(&mut self) -> Control {
+        self.observer.control()
+    }
+}
+
+/// A limit of the kernel: an allocation beyond it fails in this process, and
+/// nothing else suffers.
+fn limit_memory(bytes: u64) -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let present = getrlimit(Resource::Data);
+    let limit = Rlimit { current: Some(bytes), maximum: present.maximum };
+    setrlimit(Resource::Data, limit).with_context(|| format!("cannot limit memory to {bytes} bytes"))
+}
