@@ -1,6 +1,6 @@
 //! What makes a program well formed.
 
-use super::{Axis, Instruction, MOST_INSTRUCTIONS, Unchecked, ValueShape};
+use super::{Axis, Instruction, MOST_INSTRUCTIONS, MOST_STATES, Unchecked, ValueShape};
 use crate::PluginError;
 
 fn wrong(at: usize, reason: impl Into<String>) -> PluginError {
@@ -18,6 +18,9 @@ pub(super) fn check(program: &Unchecked) -> Result<Vec<ValueShape>, PluginError>
     };
     if !size(program.rows, program.columns) {
         return Err(wrong(0, format!("a parameter of {} by {} elements", program.rows, program.columns)));
+    }
+    if program.states.len() > MOST_STATES {
+        return Err(wrong(0, format!("{} states, more than {MOST_STATES}", program.states.len())));
     }
     for (i, state) in program.states.iter().enumerate() {
         state.check(program.rows, program.columns).map_err(|reason| wrong(0, reason))?;

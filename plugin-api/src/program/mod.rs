@@ -29,7 +29,10 @@ pub use state::{BLOCK, Initial, State, StateBuffer, StateSlice, StateType, codes
 use crate::PluginError;
 
 /// The most instructions a program may have.
-pub const MOST_INSTRUCTIONS: usize = 4096;
+pub const MOST_INSTRUCTIONS: usize = 1024;
+
+/// The most states a program may have: an executor keeps a place for each.
+pub const MOST_STATES: usize = 8;
 
 /// The number of a value: the place of the instruction that defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

@@ -121,7 +121,26 @@ impl StateBuffer {
     }
 }
 
-impl StateSlice<'_> {
+impl<'a> StateSlice<'a> {
+    /// The elements before a place, and those from it on; an 8-bit slice is cut
+    /// at a block's beginning or at its end.
+    pub fn split_at(self, at: usize) -> (StateSlice<'a>, StateSlice<'a>) {
+        match self {
+            StateSlice::F32(values) => {
+                let (head, tail) = values.split_at_mut(at);
+                (StateSlice::F32(head), StateSlice::F32(tail))
+            }
+            StateSlice::BlockwiseU8 { codes, scales, signed } => {
+                let (head, tail) = codes.split_at_mut(at);
+                let (head_scales, tail_scales) = scales.split_at_mut(at.div_ceil(BLOCK));
+                (
+                    StateSlice::BlockwiseU8 { codes: head, scales: head_scales, signed },
+                    StateSlice::BlockwiseU8 { codes: tail, scales: tail_scales, signed },
+                )
+            }
+        }
+    }
+
     pub fn elements(&self) -> usize {
         match self {
             StateSlice::F32(values) => values.len(),

@@ -1,13 +1,13 @@
 //! The CPU as an [`Ops`]: each method goes to its operation's folder.
 
-use finetuned_plugin_api::program::{Program, Scalars, StateBuffer, interpret};
+use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
 use super::Cpu;
-use crate::error::{Result, TensorError, shape_error};
+use crate::error::{Result, shape_error};
 use crate::ops::{
     Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StateStorage, StatisticSet,
     TokenCoefficients, TokenStatistics, Weight, attention, columns, dropout, elementwise, embedding, gated, gather,
-    layer_norm, linear, matmul, nf4, reduce, rms_norm, rotary, token_logp,
+    layer_norm, linear, matmul, nf4, program, reduce, rms_norm, rotary, token_logp,
 };
 use crate::random::Key;
 use crate::tensor::Tensor;
@@ -327,12 +327,11 @@ impl Ops for Cpu {
         const OP: &str = "optimizer_step";
         let gradient = self.f32(OP, gradient)?;
         let parameter = self.f32_mut(OP, parameter)?;
-        let mut slices = Vec::with_capacity(states.len());
-        for state in states {
+        let states = states.iter_mut().map(|state| {
             let StateStorage::Host(buffer) = &mut state.0;
-            slices.push(buffer.slice());
-        }
-        interpret(program, parameter, gradient, &mut slices, scalars)
-            .map_err(|error| TensorError::Failed { op: OP, reason: error.to_string() })
+            buffer.slice()
+        });
+        let mut scratch = self.program.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        program::run(&self.workers, program, parameter, gradient, states, scalars, &mut scratch)
     }
 }

@@ -21,6 +21,8 @@ use crate::tensor::{DType, Storage, Tensor};
 pub struct Cpu {
     pool: Arc<Pool>,
     pub(crate) workers: Workers,
+    /// Plans and buffers of optimizer programs.
+    pub(crate) program: std::sync::Mutex<crate::ops::program::Scratch>,
 }
 
 impl Cpu {
@@ -36,7 +38,7 @@ impl Cpu {
 
     pub(crate) fn device(threads: Option<usize>) -> Result<Cpu> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-        Ok(Cpu { pool: Arc::new(Pool::default()), workers: Workers::new(threads)? })
+        Ok(Cpu { pool: Arc::new(Pool::default()), workers: Workers::new(threads)?, program: Default::default() })
     }
 
     /// A tensor whose values are arbitrary (those of whoever had the memory

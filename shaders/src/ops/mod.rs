@@ -28,6 +28,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
 pub mod nf4;
+pub mod program;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rotary;
