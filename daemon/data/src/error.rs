@@ -1,6 +1,7 @@
 //! What can go wrong between a file and its token ids.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 /// An error that stops a whole dataset or tokenizer.
 ///
@@ -64,3 +65,22 @@ pub enum DataError {
 }
 
 pub(crate) type Result<T, E = DataError> = std::result::Result<T, E>;
+
+impl DataError {
+    /// What a failed read of `path` means.
+    pub(crate) fn reading(path: &Path) -> impl Fn(std::io::Error) -> Self + Copy + '_ {
+        move |source| {
+            let (problem, remedy) = match source.kind() {
+                // Only the unpacker ends too early or finds bad data.
+                ErrorKind::UnexpectedEof => {
+                    ("the compressed file ends too early", "It looks incomplete: copy it again.")
+                }
+                ErrorKind::InvalidInput | ErrorKind::InvalidData => {
+                    ("the compressed file is damaged", "Copy it again.")
+                }
+                _ => return Self::Read { path: path.to_owned(), source },
+            };
+            Self::File { path: path.to_owned(), problem: problem.into(), remedy: remedy.into() }
+        }
+    }
+}

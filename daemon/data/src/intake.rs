@@ -290,7 +290,7 @@ impl<'a> Taker<'a> {
                 format!(
                     "The earliest answer begins at token {}: raise train.sequence_length above \
                      that.",
-                    self.earliest_target + 1
+                    self.earliest_target.saturating_add(1)
                 ),
             ),
             (

@@ -179,3 +179,6 @@ fn pieces(tokenizer: &ChatTokenizer, tokens: &[u32], trained: &[bool]) -> Vec<(S
     }
     pieces
 }
+
+#[cfg(test)]
+mod tests;

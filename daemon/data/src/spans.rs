@@ -136,9 +136,7 @@ impl Finder<'_> {
     fn behind_header(&self, index: usize, before: Option<&str>, text_start: usize) -> usize {
         let bare = self.template.render(&self.messages[..index], self.extras, false).ok();
         let header = match (before, &bare) {
-            (Some(before), Some(bare)) => {
-                before.strip_prefix(bare.as_str()).unwrap_or_default().to_owned()
-            }
+            (Some(before), Some(bare)) => before.strip_prefix(bare.as_str()).unwrap_or_default().to_owned(),
             // Nothing before the turn, and a template that needs something.
             _ => self.usual_header().unwrap_or_default(),
         };

@@ -50,11 +50,7 @@ pub(crate) fn tokenizer(tokenizer: &str, template_name: Option<&str>) -> ChatTok
 
 /// The bytes tokenizer with a template of the test's own.
 pub(crate) fn with_template(template: &str) -> ChatTokenizer {
-    ChatTokenizer::new(&TokenizerSource {
-        chat_template: Some(template.to_owned()),
-        ..source("bytes", None)
-    })
-    .unwrap()
+    ChatTokenizer::new(&TokenizerSource { chat_template: Some(template.to_owned()), ..source("bytes", None) }).unwrap()
 }
 
 /// "user: a", "assistant: b", … as messages.

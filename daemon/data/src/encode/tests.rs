@@ -88,14 +88,9 @@ fn the_tokens_before_an_answer_are_those_generation_starts_from() {
             let tokenizer = tokenizer(kind, Some(name));
             for answer in answers {
                 for question in questions {
-                    let messages = talk(&[
-                        ("user", "a"),
-                        ("assistant", "b"),
-                        ("user", question),
-                        ("assistant", answer),
-                    ]);
-                    let Ok(EncodedRow::Supervised(document)) =
-                        encode(&tokenizer, chat(&messages), TrainOn::Assistant)
+                    let messages =
+                        talk(&[("user", "a"), ("assistant", "b"), ("user", question), ("assistant", answer)]);
+                    let Ok(EncodedRow::Supervised(document)) = encode(&tokenizer, chat(&messages), TrainOn::Assistant)
                     else {
                         panic!("{name}, {kind}, {answer:?}");
                     };
@@ -155,11 +150,7 @@ fn turns_are_found_where_no_prefix_is_a_rendering() {
     let document = document(&tokenizer, chat(&messages));
     assert_eq!(
         trained(&tokenizer, &document),
-        [
-            "One moment.<|im_end|>",
-            "3.2 m.<|im_end|>",
-            "<think>\n\n</think>\n\nYes.<|im_end|>"
-        ]
+        ["One moment.<|im_end|>", "3.2 m.<|im_end|>", "<think>\n\n</think>\n\nYes.<|im_end|>"]
     );
     assert_eq!((document.turns, document.ended), (3, 3));
 }
@@ -172,13 +163,7 @@ fn a_system_text_that_moves_does_not_lose_the_turns() {
         {{ m.content }} [/INST]{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}\
         {% endif %}{% endfor %}";
     let tokenizer = with_template(moving);
-    let messages = talk(&[
-        ("system", "Brief."),
-        ("user", "a"),
-        ("assistant", "b"),
-        ("user", "c"),
-        ("assistant", "d"),
-    ]);
+    let messages = talk(&[("system", "Brief."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
     let document = document(&tokenizer, chat(&messages));
     let text = tokenizer.decode(&document.tokens, false).unwrap();
     assert_eq!(text, "<s>[INST] a [/INST] b</s>[INST] Brief. c [/INST] d</s>");
@@ -207,8 +192,7 @@ fn end_of_turn_is_trained_though_it_is_the_padding_too() {
 fn answers_that_repeat_the_template_do_not_mislead() {
     let tokenizer = tokenizer("bytes", Some("smollm2"));
     for answer in ["im_end", "assistant", "<|im_end|>", "user\n<|im_start|>assistant\n", "|>", "end|>"] {
-        let messages =
-            talk(&[("user", answer), ("assistant", answer), ("user", answer), ("assistant", answer)]);
+        let messages = talk(&[("user", answer), ("assistant", answer), ("user", answer), ("assistant", answer)]);
         let document = document(&tokenizer, chat(&messages));
         let expected = format!("{answer}<|im_end|>");
         assert_eq!(trained(&tokenizer, &document), [expected.clone(), expected], "{answer}");
@@ -219,8 +203,7 @@ fn answers_that_repeat_the_template_do_not_mislead() {
 #[test]
 fn untrained_messages_are_context_only() {
     let tokenizer = tokenizer("bytes", Some("smollm2"));
-    let mut messages =
-        talk(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+    let mut messages = talk(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
     messages[1].trained = false;
     assert_eq!(trained(&tokenizer, &document(&tokenizer, chat(&messages))), ["d<|im_end|>"]);
     messages[3].trained = false;
@@ -251,12 +234,7 @@ fn a_tool_call_is_trained_through_its_end_of_turn() {
     let arguments = json!([{"type": "function", "function": {"name": "tide", "arguments": {"port": "Brest"}}}]);
     let mut call = Message::assistant("");
     call.extra.insert("tool_calls".into(), arguments);
-    let messages = vec![
-        Message::user("Tide?"),
-        call,
-        Message::new("tool", "3.2 m"),
-        Message::assistant("3.2 m."),
-    ];
+    let messages = vec![Message::user("Tide?"), call, Message::new("tool", "3.2 m"), Message::assistant("3.2 m.")];
     for name in ["qwen2_5", "qwen3"] {
         let tokenizer = tokenizer("bytes", Some(name));
         let document = document(&tokenizer, chat(&messages));
@@ -271,9 +249,8 @@ fn a_tool_call_is_trained_through_its_end_of_turn() {
 /// peers.md 8: BOS once, whoever writes it.
 #[test]
 fn bos_is_never_doubled_and_never_lost() {
-    let count = |tokenizer: &ChatTokenizer, tokens: &[u32]| {
-        tokens.iter().filter(|&&id| Some(id) == tokenizer.bos()).count()
-    };
+    let count =
+        |tokenizer: &ChatTokenizer, tokens: &[u32]| tokens.iter().filter(|&&id| Some(id) == tokenizer.bos()).count();
     let messages = talk(&[("user", "a"), ("assistant", "b")]);
     for kind in ["bytes", "pieces"] {
         for name in ["llama3", "gemma", "mistral"] {
@@ -304,10 +281,7 @@ fn a_text_has_bos_where_wanted_and_eos_and_is_trained_whole() {
         let plain = tokenizer.decode(&document.tokens, true).unwrap();
         assert_eq!(plain, "Is it?");
         assert!(!document.trained[0] && document.trained[1..].iter().all(|&trained| trained));
-        assert_eq!(
-            document.tokens.iter().filter(|&&id| Some(id) == tokenizer.eos()).count(),
-            1
-        );
+        assert_eq!(document.tokens.iter().filter(|&&id| Some(id) == tokenizer.eos()).count(), 1);
     }
 }
 
@@ -315,10 +289,7 @@ fn a_text_has_bos_where_wanted_and_eos_and_is_trained_whole() {
 fn without_a_template_the_plain_layout_is_used() {
     let tokenizer = tokenizer("bytes", None);
     let document = document(&tokenizer, chat(&talk(&[("user", "a"), ("assistant", "b")])));
-    assert_eq!(
-        tokenizer.decode(&document.tokens, false).unwrap(),
-        "### User:\na\n\n### Assistant:\nb</s>\n\n"
-    );
+    assert_eq!(tokenizer.decode(&document.tokens, false).unwrap(), "### User:\na\n\n### Assistant:\nb</s>\n\n");
     assert_eq!(trained(&tokenizer, &document), ["b</s>"]);
 }
 
@@ -341,10 +312,7 @@ fn a_completion_without_a_template_follows_its_prompt() {
     // With a template the same row is a question and an answer.
     let tokenizer = tokenizer("bytes", Some("smollm2"));
     let content = Content::Completion { prompt: "a".into(), completion: "b".into() };
-    assert_eq!(
-        document(&tokenizer, content),
-        document(&tokenizer, chat(&talk(&[("user", "a"), ("assistant", "b")])))
-    );
+    assert_eq!(document(&tokenizer, content), document(&tokenizer, chat(&talk(&[("user", "a"), ("assistant", "b")]))));
 }
 
 #[test]
@@ -460,8 +428,7 @@ fn turns_agree_with_the_marks_of_a_marked_template() {
         let row = json!({"messages": conversation["messages"], "tools": conversation["tools"]});
         let Ok(content) = crate::Format::Messages.read(row.as_object().unwrap()) else { continue };
         let found = self::document(&tokenizer, content);
-        let expected: Vec<&str> =
-            spans.iter().map(|span| span.as_str().unwrap().trim_end_matches('\n')).collect();
+        let expected: Vec<&str> = spans.iter().map(|span| span.as_str().unwrap().trim_end_matches('\n')).collect();
         assert_eq!(trained(&tokenizer, &found), expected, "{}", case["conversation"]);
         compared += 1;
     }

@@ -51,20 +51,20 @@ fn text(value: Option<&Value>, name: &str) -> Result<String, String> {
 /// One message of `role` and `content`, or of `from` and `value`.
 fn message(value: &Value) -> Result<Message, String> {
     let Value::Object(map) = value else {
-        return Err(format!("is {}: expected an object", kind_of(value)));
+        return Err(format!("it is {}: expected an object", kind_of(value)));
     };
     let role_key = if map.contains_key("role") { "role" } else { "from" };
     let text_key = ["content", "value", "text"].into_iter().find(|key| map.contains_key(*key));
     if !map.contains_key(role_key) {
         let slip = map.keys().find_map(|key| did_you_mean(key, &["role"]).map(|_| key));
         let hint = slip.map(|key| format!("; did you mean it by `{key}`?")).unwrap_or_default();
-        return Err(format!("has no `role`{hint}"));
+        return Err(format!("no `role`{hint}"));
     }
     let calls = map.get("tool_calls").is_some_and(|calls| !calls.is_null());
     if text_key.is_none() && !calls {
         let slip = map.keys().find_map(|key| did_you_mean(key, &["content"]).map(|_| key));
         let hint = slip.map(|key| format!("; did you mean it by `{key}`?")).unwrap_or_default();
-        return Err(format!("has no `content`{hint}"));
+        return Err(format!("no `content`{hint}"));
     }
     let role = role(string(map, role_key)?)?;
     let mut message = Message::new(role, text(text_key.and_then(|key| map.get(key)), text_key.unwrap_or("content"))?);
@@ -83,7 +83,7 @@ fn message(value: &Value) -> Result<Message, String> {
         unpack_arguments(calls);
     }
     if message.is_assistant() && message.content.trim().is_empty() && !calls {
-        return Err("(assistant) is empty".into());
+        return Err("the assistant's text is empty".into());
     }
     Ok(message)
 }
@@ -110,7 +110,7 @@ pub(super) fn messages(items: &[Value], key: &str) -> Result<Vec<Message>, Strin
     items
         .iter()
         .enumerate()
-        .map(|(index, item)| message(item).map_err(|reason| format!("`{key}`: message {} {reason}", index + 1)))
+        .map(|(index, item)| message(item).map_err(|reason| format!("`{key}`: message {}: {reason}", index + 1)))
         .collect()
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Input(Kind);
 
 impl Input {
     pub fn open(path: &Path) -> Result<Self> {
-        let read = |source| DataError::Read { path: path.to_owned(), source };
+        let read = DataError::reading(path);
         let file = File::open(path).map_err(read)?;
         let hashing = Hashing { file, hash: Sha256::new() };
         let mut plain = BufReader::with_capacity(BUFFER_BYTES, hashing);

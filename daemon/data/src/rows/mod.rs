@@ -102,7 +102,7 @@ impl RowReader {
     pub fn open(path: &Path) -> Result<Self> {
         let layout = sniff(path)?;
         let mut scanner = Scanner::new(Input::open(path)?);
-        let read = |source| DataError::Read { path: path.to_owned(), source };
+        let read = DataError::reading(path);
         scanner.skip_byte_order_mark().map_err(read)?;
         let mode = match layout {
             Layout::Lines => Mode::Lines,
@@ -135,7 +135,7 @@ impl RowReader {
             }
             Mode::Done => Ok(None),
         };
-        row.map_err(|source| self.read_error(source))
+        row.map_err(DataError::reading(&self.path))
     }
 
     /// Reads what is left and returns the SHA-256 of the file's bytes, in hex.
@@ -143,19 +143,7 @@ impl RowReader {
     /// # Errors
     /// [`DataError::Read`].
     pub fn finish(self) -> Result<String> {
-        let path = self.path;
-        self.scanner.into_input().finish().map_err(|source| DataError::Read { path, source })
-    }
-
-    fn read_error(&self, source: std::io::Error) -> DataError {
-        if source.kind() == std::io::ErrorKind::UnexpectedEof {
-            return DataError::File {
-                path: self.path.clone(),
-                problem: "the compressed file ends too early".into(),
-                remedy: "It looks incomplete: copy it again.".into(),
-            };
-        }
-        DataError::Read { path: self.path.clone(), source }
+        self.scanner.into_input().finish().map_err(DataError::reading(&self.path))
     }
 
     fn next_line(&mut self) -> std::io::Result<Option<RawRow>> {

@@ -27,7 +27,7 @@ pub(super) enum Layout {
 /// [`DataError::Read`], and [`DataError::File`] for a file that is empty, of
 /// another kind, or in another encoding.
 pub(super) fn sniff(path: &Path) -> Result<Layout> {
-    let read = |source| DataError::Read { path: path.to_owned(), source };
+    let read = DataError::reading(path);
     let refuse = |problem: &str, remedy: &str| DataError::File {
         path: path.to_owned(),
         problem: problem.into(),
@@ -101,7 +101,7 @@ fn is_spread(scanner: &mut Scanner) -> std::io::Result<bool> {
 }
 
 fn inside_or_whole(path: &Path) -> Result<Layout> {
-    let read = |source| DataError::Read { path: path.to_owned(), source };
+    let read = DataError::reading(path);
     let mut scanner = Scanner::new(Input::open(path)?);
     scanner.skip_byte_order_mark().map_err(read)?;
     match scanner.enter_first_list(ROW_LIST_KEYS).map_err(read)? {
