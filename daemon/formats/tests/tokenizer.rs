@@ -55,6 +55,14 @@ fn sentencepiece_agrees_with_llama_cpp() {
     assert_eq!(tokenizer.decode(&encoded, false).unwrap(), "<s> hello Wörld 🚀");
 }
 
+/// Gemma's runs of spaces are taken longest first, as llama.cpp takes them.
+#[test]
+fn gemma_takes_the_longest_runs_of_spaces() {
+    let tokenizer = load(&source("gemma3.gguf"));
+    assert_eq!(ids(&tokenizer, "     x"), [2, 7, 6, 304]);
+    assert_eq!(ids(&tokenizer, "x     "), [2, 304, 7, 6]);
+}
+
 /// Phi-3's own tokens swallow the white space after them.
 #[test]
 fn phi3_tokens_swallow_what_follows() {

@@ -15,6 +15,8 @@ const MAGIC: &[u8; 4] = b"GGUF";
 /// Keys are short by the format's own rule (at most 65,535 bytes).
 const LONGEST_KEY: u64 = 65_535;
 const MOST_DIMENSIONS: u32 = 4;
+/// Far above any vocabulary; bounds what a hostile list can take of memory.
+const MOST_ELEMENTS: u64 = 1 << 24;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
@@ -344,6 +346,9 @@ impl Parser<'_> {
                 "it is cut off: a metadata list of {count} elements with {} bytes left",
                 self.left()
             )));
+        }
+        if count > MOST_ELEMENTS {
+            return Err(self.damaged(format!("it has a metadata list of {count} elements")));
         }
         let count = count as usize;
         match kind {

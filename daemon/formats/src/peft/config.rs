@@ -152,7 +152,6 @@ impl PeftConfig {
             return Err(FormatError::damaged(path, "it holds no JSON object"));
         };
         let reader = Reader::new(object, path);
-        refuse_unsupported(object, path)?;
         match reader.text("peft_type")? {
             Some("LORA") => {}
             other => {
@@ -163,6 +162,7 @@ impl PeftConfig {
                 ));
             }
         }
+        refuse_unsupported(object, path)?;
         if let Some(bias) = reader.text("bias")?
             && bias != "none"
         {

@@ -111,7 +111,8 @@ fn added_tokens(vocabulary: &Vocabulary<'_>, pieces: &[String], architecture: Ar
 
 /// Every way of joining two pieces into a third, in the order of preference.
 ///
-/// Gemma's scores do not follow its merges; the order of its pieces does.
+/// Gemma's scores do not follow its merges; the order of its pieces does. Its
+/// runs of spaces, tabs and newlines are taken as one before anything else.
 fn merges(
     vocabulary: &Vocabulary<'_>,
     pieces: &[String],
@@ -127,7 +128,11 @@ fn merges(
         if !joins(id) || ids.get(piece.as_str()) != Some(&id) {
             continue;
         }
-        let score = if gemma { -(id as f32) } else { scores[id] };
+        let score = match vocabulary.kinds[id] {
+            Kind::UserDefined => f32::INFINITY,
+            _ if gemma => -(id as f32),
+            _ => scores[id],
+        };
         for (at, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(at);
             if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right))
