@@ -62,7 +62,8 @@ pub fn save(out: &Path, trainer: &Trainer, progress: &Progress, keep: usize) -> 
     write_states(&mut writer, trainer)?;
     let state = serde_json::to_vec_pretty(progress).map_err(|e| EngineError::Other(e.to_string()))?;
     writer.add("state.json", &state)?;
-    writer.finish(Default::default())?;
+    // A damaged checkpoint of this step may lie there from before a resume.
+    writer.finish_replacing(Default::default())?;
     for old in list(out).into_iter().rev().skip(keep) {
         remove(&old.1);
     }

@@ -85,8 +85,15 @@ impl Rules {
             let Some(program) = &rule.evaluation else { continue };
             let mut value = ops.copy(model.parameters.tensor(rule.id)?)?;
             let zero = ops.zeros(value.shape())?;
-            // The program sees the training program's states by their order.
-            ops.optimizer_step(program, &mut value, &zero, &mut rule.states, scalars)?;
+            // It names the training program's states that it reads, and writes none.
+            let mut states = Vec::with_capacity(program.states().len());
+            for wanted in program.states() {
+                let at = rule.program.states().iter().position(|s| s.name == wanted.name).ok_or_else(|| {
+                    EngineError::Other(format!("the optimizer's evaluation reads a state {} that it does not keep", wanted.name))
+                })?;
+                states.push(ops.write_state(ops.read_state(&rule.states[at])?)?);
+            }
+            ops.optimizer_step(program, &mut value, &zero, &mut states, scalars)?;
             let slot = &mut model.parameters.get_mut(rule.id).value;
             kept.push((rule.id, std::mem::replace(slot, Weight::Dense(value))));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_model_folder, write_peft};
-use finetuned_shaders::{Ops, Tensor};
+use finetuned_shaders::{Ops, Tensor, Weight};
 
 use super::prepare::base_name;
 use crate::error::EngineError;
@@ -81,7 +81,11 @@ pub fn save_model(
     let values = |name: &str| -> Result<Vec<f32>, String> {
         let found = model.parameters.iter().find(|(_, p)| p.name == name);
         let (_, parameter) = found.ok_or_else(|| format!("no parameter {name}"))?;
-        let values = ops.read_weight(&parameter.value).map_err(|e| e.to_string())?;
+        let values = match &parameter.value {
+            Weight::Dense(tensor) => ops.read(tensor),
+            nf4 => ops.read_weight(nf4),
+        }
+        .map_err(|e| e.to_string())?;
         match parameter.shape[..] {
             [rows, columns] if parameter.transposed_on_disk => Ok(transposed(&values, rows, columns)),
             _ => Ok(values),
