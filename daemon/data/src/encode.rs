@@ -117,7 +117,7 @@ impl Encoder<'_> {
         if !all && !messages.iter().any(|message| message.is_assistant() && message.trained) {
             return Ok(EncodedRow::Untrained);
         }
-        let (rendered, turns) = self.render(messages, extras, all)?;
+        let (rendered, turns) = self.render(messages, extras, !all)?;
         let mut document = self.document(&rendered, &turns, false)?;
         if all {
             document.trained.iter_mut().skip(1).for_each(|trained| *trained = true);
@@ -128,18 +128,19 @@ impl Encoder<'_> {
         Ok(EncodedRow::Supervised(document))
     }
 
-    /// The rendered text and the turns to train on in it. Messages behind the
-    /// last answer are left out: nothing is learned from them, and some
-    /// templates render an answer differently when a question follows.
-    fn render(&self, messages: &[Message], extras: &Extras, every_turn: bool) -> Result<(String, Vec<Turn>), String> {
+    /// The rendered text and, where they matter, the turns to train on in it.
+    /// Messages behind the last answer are left out: nothing is learned from
+    /// them, and some templates render an answer differently when a question
+    /// follows.
+    fn render(&self, messages: &[Message], extras: &Extras, turns_matter: bool) -> Result<(String, Vec<Turn>), String> {
         let messages = self.tokenizer.fold_system(messages);
         let last = messages.iter().rposition(Message::is_assistant);
         let messages = &messages[..last.map_or(messages.len(), |last| last + 1)];
         let values: Vec<_> = messages.iter().map(message_value).collect();
         let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         let wanted: Vec<usize> = (0..messages.len())
-            .filter(|&index| messages[index].is_assistant())
-            .filter(|&index| every_turn || messages[index].trained)
+            .filter(|&index| turns_matter && messages[index].is_assistant())
+            .filter(|&index| messages[index].trained)
             .collect();
         let template = self.tokenizer.template();
         let text = template.render(&values, extras, false).map_err(words)?;
@@ -303,7 +304,7 @@ impl Encoder<'_> {
         let mut messages = prompt.clone().into_messages();
         messages.iter_mut().for_each(|message| message.trained = false);
         messages.extend(completion);
-        let (text, turns) = self.render(&messages, extras, false)?;
+        let (text, turns) = self.render(&messages, extras, true)?;
         let (Some(first), Some(last)) = (turns.first().cloned(), turns.last().cloned()) else {
             return Err("no message of the completion is to be trained on".into());
         };

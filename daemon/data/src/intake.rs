@@ -57,7 +57,10 @@ pub(crate) fn take_in(path: &Path, tokenizer: &ChatTokenizer, options: &DataOpti
     taker.finish()
 }
 
-/// An example, and its hash before any cut.
+/// A row as JSON, or why it is none.
+type ParsedRow = Result<Map<String, Value>, String>;
+
+/// An example of one of the three kinds.
 enum Made {
     Supervised(Example),
     Pair(PairExample),
@@ -100,8 +103,7 @@ impl<'a> Taker<'a> {
     }
 
     fn take(&mut self, batch: Vec<RawRow>) -> Result<()> {
-        let parsed: Vec<(usize, Result<Map<String, Value>, String>)> =
-            batch.into_par_iter().map(|row| (row.line, row.parse())).collect();
+        let parsed: Vec<(usize, ParsedRow)> = batch.into_par_iter().map(|row| (row.line, row.parse())).collect();
         if self.format.is_none() {
             self.format = most_frequent(parsed.iter().filter_map(|(_, row)| row.as_ref().ok()));
         }

@@ -523,3 +523,109 @@ fn options_that_make_no_sense_are_refused() {
     let prepared = run(lines(&[chat("a", "b")]), &all).unwrap();
     assert_eq!(prepared.report.trained_tokens, prepared.report.tokens - 1);
 }
+
+#[test]
+fn sharegpt_instruction_and_calls_in_the_shapes_they_come_in() {
+    let tools = json!([{"type": "function", "function": {"name": "tide", "parameters": {}}}]);
+    let folder = Folder::new();
+    let tokenizer = tokenizer("bytes", Some("qwen2_5"));
+    let render = |row: Json| {
+        let path = folder.write("rows.jsonl", lines(&[row]));
+        let Examples::Supervised(rows) = prepare(&path, None, &tokenizer, &DataOptions::default()).unwrap().train
+        else {
+            panic!()
+        };
+        tokenizer.decode(&rows[0].tokens, false).unwrap()
+    };
+    let conversation = render(json!({
+        "system": "S",
+        "tools": tools.to_string(),
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "gpt", "value": null, "tool_calls": [{"function": {"name": "tide", "arguments": "{\"port\": \"Brest\"}"}}]},
+            {"from": "observation", "value": "3.2"},
+            {"from": "gpt", "value": [{"type": "text", "text": "b"}]},
+        ],
+    }));
+    assert!(conversation.starts_with("<|im_start|>system\nS\n\n# Tools"), "{conversation}");
+    assert!(conversation.contains("{\"name\": \"tide\", \"arguments\": {\"port\": \"Brest\"}}"), "{conversation}");
+    assert!(conversation.contains("<tool_response>\n3.2\n</tool_response>"), "{conversation}");
+    assert!(conversation.ends_with("<|im_start|>assistant\nb<|im_end|>\n"), "{conversation}");
+    let instruction = render(json!({"instruction": "Add.", "input": "1, 2", "output": "3", "text": "ignored"}));
+    assert!(instruction.contains("user\nAdd.\n\n1, 2<|im_end|>"), "{instruction}");
+    assert!(!instruction.contains("ignored"), "{instruction}");
+}
+
+mod whatever_the_file {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn base() -> Vec<u8> {
+        lines(&[
+            chat("a", "b"),
+            json!({"messages": [{"role": "system", "content": "é"}, {"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]}),
+            json!({"prompt": "a", "completion": "b"}),
+            chat("a\n\n", "\n 🙂"),
+            chat("a", "b"),
+        ])
+        .into_bytes()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        /// A damaged file is an error or a report whose rows add up; never a panic.
+        #[test]
+        fn rows_add_up(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 0..6),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+            drop_duplicates: bool,
+            truncate: bool,
+            sequence_length in 2usize..60,
+        ) {
+            let mut content = base();
+            for (place, byte, kind) in edits {
+                let at = place.index(content.len());
+                match kind {
+                    0 => content[at] = byte,
+                    1 => content.insert(at, b"{}[]\",:\n\\"[usize::from(byte) % 9]),
+                    _ => { content.remove(at); }
+                }
+            }
+            if let Some(cut) = cut {
+                content.truncate(cut.index(content.len()));
+            }
+            let options = DataOptions {
+                sequence_length,
+                drop_duplicates,
+                too_long: if truncate { TooLong::Truncate } else { TooLong::Drop },
+                validation_fraction: 0.3,
+                ..DataOptions::default()
+            };
+            match run(&content, &options) {
+                Ok(prepared) => {
+                    let report = &prepared.report;
+                    let dropped = if drop_duplicates { report.duplicates } else { 0 };
+                    prop_assert_eq!(
+                        report.rows,
+                        report.used + report.bad_row_count + report.dropped_too_long
+                            + report.dropped_cut_away + report.dropped_untrained + dropped
+                    );
+                    prop_assert_eq!(report.used, prepared.train.len() + prepared.validation.len());
+                    prop_assert!(!prepared.train.is_empty());
+                    for side in [&prepared.train, &prepared.validation] {
+                        let Examples::Supervised(rows) = side else { panic!() };
+                        for row in rows {
+                            prop_assert!(row.tokens.len() <= sequence_length);
+                            prop_assert_eq!(row.tokens.len(), row.trained.len());
+                            prop_assert!(!row.trained[0] && row.trained.contains(&true));
+                        }
+                    }
+                }
+                Err(DataError::File { problem, .. }) => prop_assert!(!problem.is_empty()),
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+    }
+}
