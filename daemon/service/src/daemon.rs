@@ -19,7 +19,7 @@ use crate::filesystem::Lock;
 use crate::http::messages::{DaemonStatus, Status, Submission};
 use crate::http::server;
 use crate::inbox::watch::Watch;
-use crate::inbox::{Claims, Inbox, InboxStatus, recipe as inbox_recipe, snapshot};
+use crate::inbox::{Claims, Inbox, InboxStatus, receipt, recipe as inbox_recipe, snapshot};
 use crate::lock::lock;
 use crate::logging::{self, Level};
 use crate::service_manager::ServiceManager;
@@ -75,6 +75,7 @@ async fn serve(sources: Sources, config: Arc<Config>, mut store: Store, level: L
     for job in store.requeue_active("the daemon was restarted; the job goes on from its last checkpoint")? {
         tracing::info!(job = job.id, "job {} goes on", job.id);
     }
+    receipt::refresh_all(&store)?;
     let store = Arc::new(Mutex::new(store));
     let (news, _) = watch::channel(0_u64);
     let (commands, command_receiver) = mpsc::channel(64);

@@ -251,17 +251,14 @@ fn answers(model: &Path, adapter: &Path) -> anyhow::Result<Vec<Sample>> {
     let mut generator = Generator::open(model, Some(adapter), "cpu", None)?;
     let options = GenerateOptions { max_tokens: sample::MOST_TOKENS, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 42 };
     let mut samples = Vec::new();
-    for prompt in sample::PROMPTS {
-        let mut conversation: Vec<Message> = Vec::new();
-        if !sample::SYSTEM.is_empty() {
-            conversation.push(Message { role: "system".into(), content: sample::SYSTEM.into() });
-        }
-        conversation.push(Message { role: "user".into(), content: (*prompt).into() });
+    for prompt in sample::prompts() {
+        let conversation = [Message::user(prompt.as_str())];
         let mut answer = |on: bool| -> anyhow::Result<String> {
             generator.set_adapter(on);
             Ok(generator.generate(&conversation, &options, &mut |_| true)?.text)
         };
-        samples.push(Sample { prompt: (*prompt).into(), before: answer(false)?, after: answer(true)? });
+        let (before, after) = (answer(false)?, answer(true)?);
+        samples.push(Sample { prompt, before, after });
     }
     Ok(samples)
 }

@@ -261,9 +261,7 @@ mod tests {
         let shell = Programs { finetune: "/bin/sh".into(), finetuned: Some("/bin/sh".into()) };
         for (scope, name) in [(Scope::System, "finetuned.service"), (Scope::User, "finetuned-user.service")] {
             let unit = dir.path().join(name);
-            // No manual page is installed in a test.
-            let text = install(scope, &shell, Path::new("/root")).files[0].text.replace("Documentation=man:finetuned(1)\n", "");
-            std::fs::write(&unit, text).unwrap();
+            std::fs::write(&unit, &install(scope, &shell, Path::new("/root")).files[0].text).unwrap();
             let output = analyze(&["verify", unit.to_str().unwrap()]).unwrap();
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
             let about_ours: Vec<&str> = words.lines().filter(|line| line.contains(name)).collect();

@@ -9,7 +9,7 @@ use finetuned_engine::plan::Plan;
 
 use crate::inbox::snapshot;
 use crate::supervisor::protocol::RunRequest;
-use crate::{models, report};
+use crate::{models, report, words};
 
 /// Finds the base model (fetching it where it is in the catalogue and not
 /// here), trains, and writes the HTML report beside what was trained.
@@ -28,8 +28,11 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
     request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
         observer.event(&Event::Phase { name: words.to_string() });
     })?;
-    let mut seen = Seen { observer, dataset: None, plan: None };
+    let mut seen = Seen { observer, limit: run.memory_bytes, dataset: None, plan: None, too_large: None };
     let outcome = api::train(&request, &mut seen)?;
+    if let Some(why) = seen.too_large {
+        anyhow::bail!(why);
+    }
     if let Outcome::Finished(summary) | Outcome::AlreadyFinished(summary) = &outcome {
         let path = request.out.join(report::FILE);
         let finished_before = matches!(outcome, Outcome::AlreadyFinished(_));
@@ -53,22 +56,37 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
 /// Passes everything on and keeps what the report shows.
 struct Seen<'a> {
     observer: &'a mut dyn Observer,
+    /// Most memory of this process.
+    limit: Option<u64>,
     dataset: Option<DatasetReport>,
     plan: Option<Plan>,
+    /// The plan needs more than the limit: why the run is ended before its first
+    /// step, where the kernel's limit would only let an allocation fail.
+    too_large: Option<String>,
 }
 
 impl Observer for Seen<'_> {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Prepared { report } => self.dataset = Some((**report).clone()),
-            Event::Planned { plan } => self.plan = Some((**plan).clone()),
+            Event::Planned { plan } => {
+                self.plan = Some((**plan).clone());
+                self.too_large = self.limit.filter(|&limit| plan.peak_bytes > limit).map(|limit| {
+                    format!(
+                        "needs {} of memory, workers.memory allows {}: lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\"",
+                        words::bytes(plan.peak_bytes),
+                        words::bytes(limit)
+                    )
+                });
+            }
             _ => {}
         }
         self.observer.event(event);
     }
 
     fn control(&mut self) -> Control {
-        self.observer.control()
+        let wish = self.observer.control();
+        if self.too_large.is_some() { Control::Cancel } else { wish }
     }
 }
 

@@ -29,6 +29,12 @@ pub struct BenchArgs {
     /// Steps that are measured
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    /// Rank of the adapter
+    #[arg(long, default_value_t = 16)]
+    lora_rank: usize,
+    /// Recompute activations
+    #[arg(long)]
+    gradient_checkpointing: bool,
     #[arg(long, default_value = "auto")]
     device: String,
     #[arg(long)]
@@ -48,6 +54,8 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         method: args.method.into(),
         tokens: args.tokens,
         sequences: args.sequences,
+        lora_rank: args.lora_rank,
+        gradient_checkpointing: args.gradient_checkpointing,
         device: args.device.clone(),
         threads: args.threads,
         steps: args.steps,

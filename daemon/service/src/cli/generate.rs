@@ -34,13 +34,13 @@ pub struct GenerateArgs {
     max_tokens: usize,
     /// 0: always the likeliest token
     #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
+    temperature: f64,
     /// Sample from the k likeliest tokens; 0: from all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
     /// Sample from the likeliest tokens that make up this probability
     #[arg(long, default_value_t = 1.0)]
-    top_p: f32,
+    top_p: f64,
     #[arg(long, default_value_t = 42)]
     seed: u64,
     #[arg(long, default_value = "auto")]
@@ -54,7 +54,7 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
     let model = crate::models::find_or_pull(&args.model, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?;
     let mut generator = Generator::open(&model, args.adapter.as_deref(), &args.device, args.threads)?;
-    let mut conversation: Vec<Message> = args.system.iter().map(|text| message("system", text)).collect();
+    let mut conversation: Vec<Message> = args.system.iter().map(|text| Message::system(text)).collect();
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None if std::io::stdin().is_terminal() => return converse(args, &mut generator, conversation),
@@ -64,16 +64,10 @@ pub fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
             text.trim_end_matches('\n').to_string()
         }
     };
-    conversation.push(message("user", &prompt));
+    conversation.push(Message::user(&prompt));
     let generation = answer(args, &mut generator, &conversation, &prompt)?;
     if args.json {
-        return print_json(&serde_json::json!({
-            "text": generation.text,
-            "prompt_tokens": generation.prompt_tokens,
-            "tokens": generation.tokens,
-            "seconds": generation.seconds,
-            "stopped_by": generation.stopped_by,
-        }));
+        return print_json(&generation);
     }
     Ok(())
 }
@@ -84,9 +78,9 @@ fn converse(args: &GenerateArgs, generator: &mut Generator, mut conversation: Ve
     loop {
         eprint!("> ");
         let Some(line) = lines.next().transpose()?.filter(|line| !line.trim().is_empty()) else { return Ok(()) };
-        conversation.push(message("user", &line));
+        conversation.push(Message::user(&line));
         let generation = answer(args, generator, &conversation, &line)?;
-        conversation.push(message("assistant", &generation.text));
+        conversation.push(Message::assistant(&generation.text));
     }
 }
 
@@ -113,8 +107,4 @@ fn answer(args: &GenerateArgs, generator: &mut Generator, conversation: &[Messag
         let _ = writeln!(std::io::stdout());
     }
     Ok(generation)
-}
-
-fn message(role: &str, content: &str) -> Message {
-    Message { role: role.into(), content: content.into() }
 }

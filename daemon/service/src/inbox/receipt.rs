@@ -159,6 +159,30 @@ pub fn rewrite(store: &Store, job: &Job) {
     }
 }
 
+/// After a start: a kill between a decision and its receipt leaves the receipt
+/// behind, so each is compared with what it should say.
+pub fn refresh_all(store: &Store) -> anyhow::Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    for file in store.files()? {
+        let job = file.job.map(|id| store.job(id)).transpose()?.flatten();
+        let is_copy = file.job.is_some_and(|id| !seen.insert(id));
+        let text = render(&file, job.as_ref(), is_copy, store.now_ms());
+        let old = std::fs::read_to_string(file.inbox.join(&file.receipt)).unwrap_or_default();
+        // An inbox that is not there (an unmounted disk) is no place to write to.
+        if without_time(&old) != without_time(&text)
+            && file.inbox.is_dir()
+            && let Err(error) = write(&file.inbox, &file.receipt, &text)
+        {
+            tracing::warn!("receipt of {}: {error:#}", file.path.display());
+        }
+    }
+    Ok(())
+}
+
+fn without_time(text: &str) -> &str {
+    text.rfind("\nwritten ").map_or(text, |end| &text[..end])
+}
+
 /// Writes a receipt into the inbox. Its folder must be a folder of ours, not a
 /// link to somewhere else.
 ///

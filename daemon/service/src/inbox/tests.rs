@@ -221,3 +221,21 @@ fn a_file_replaced_between_look_and_copy_is_looked_at_again() {
     assert_eq!(house.scan_after(6).new_jobs, [1]);
     assert_eq!(house.jobs(), 1);
 }
+
+#[test]
+fn a_receipt_that_a_kill_left_behind_is_mended_at_the_next_start() {
+    let mut house = House::new();
+    house.put("a.jsonl", ROWS);
+    house.put("b.jsonl", ROWS);
+    assert_eq!(house.settle(), [1]);
+    lock(&house.store).transition(1, State::Failed, "the cause").unwrap();
+    std::fs::remove_file(house.path("_receipts/b.txt")).unwrap();
+    assert!(house.receipt("a").contains("QUEUED"));
+    receipt::refresh_all(&lock(&house.store)).unwrap();
+    assert!(house.receipt("a").contains("FAILED") && house.receipt("a").contains("the cause"));
+    assert!(house.receipt("b").contains("not trained again"));
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(house.path("_receipts/a.txt")).unwrap());
+    let before = inode();
+    receipt::refresh_all(&lock(&house.store)).unwrap();
+    assert_eq!(inode(), before, "what is right is not written again");
+}

@@ -50,6 +50,16 @@ impl Store {
         Ok(statement.query_map([job], read_file)?.collect::<Result<_, _>>()?)
     }
 
+    /// Every decision, oldest first.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn files(&self) -> anyhow::Result<Vec<FileRow>> {
+        let sql = "SELECT inbox, path, stamp, companions, sha256, job, refused, receipt FROM files ORDER BY decided_ms, path";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        Ok(statement.query_map([], read_file)?.collect::<Result<_, _>>()?)
+    }
+
     /// Writes a decision and, in the same transaction, the job it leads to.
     /// Returns the job's id and whether it is new.
     ///

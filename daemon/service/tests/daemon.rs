@@ -1,0 +1,184 @@
+//! The daemon and the command, as programs, on a tiny model.
+
+mod common;
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use common::{House, read, rows};
+use finetuned_service::store::State;
+use rustix::process::Signal;
+
+const SHORT: &str = "[recipe.train]\nsteps = 6\nbatch_size = 2\nsequence_length = 128\nvalidation_fraction = 0.2\n[recipe.lora]\nrank = 2\n";
+/// Long enough to be interrupted.
+const LONG: &str = "[recipe.train]\nsteps = 100000\nbatch_size = 2\nsequence_length = 128\nvalidation_fraction = 0.0\n[recipe.lora]\nrank = 2\n[recipe.checkpoint]\nevery_steps = 20\n";
+
+#[test]
+fn a_dropped_dataset_becomes_an_adapter() {
+    let mut house = House::new(SHORT);
+    house.start();
+    house.drop_file("support.jsonl", &rows("printers", 20));
+    let view = house.wait_for(1, State::Succeeded);
+    let job = view.job;
+    assert_eq!(job.name, "support");
+    for file in ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "report.html"] {
+        assert!(job.out.join(file).exists(), "{file}");
+    }
+    let receipt = house.receipt("support", "DONE");
+    for part in ["held-out", "messages", "20 (", "«", "report.html", job.out.to_str().unwrap()] {
+        assert!(receipt.contains(part), "{part} in {receipt}");
+    }
+    assert!(house.path("inbox/support.jsonl").exists(), "the source stays");
+    let report = String::from_utf8(read(&job.out.join("report.html"))).unwrap();
+    assert!(report.contains("<mark>") && report.contains("<polyline"));
+    assert!(house.events(1).iter().filter(|row| row.kind == "step").count() == 6);
+
+    let status = house.finetune(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["jobs"][0]["state"], "succeeded");
+    let logs = house.finetune(&["logs", "-f", "1"]);
+    assert!(String::from_utf8_lossy(&logs.stdout).contains("succeeded"), "following an ended job ends");
+
+    // The same again is the same job.
+    house.drop_file("again.jsonl", &rows("printers", 20));
+    assert!(house.receipt("again", "job 1").contains("not trained again"));
+    assert_eq!(house.status().jobs.len(), 1);
+}
+
+#[test]
+fn a_bad_dataset_fails_with_its_reason_and_the_next_goes_on() {
+    let mut house = House::new(SHORT);
+    house.start();
+    house.drop_file("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"no answer\"}]}\n");
+    let failed = house.wait_for(1, State::Failed).job;
+    let error = failed.error.unwrap();
+    assert!(error.contains("a.jsonl"), "the user's own file is named: {error}");
+    house.drop_file("b.jsonl", &rows("b", 20));
+    house.wait_for(2, State::Succeeded);
+    assert!(house.receipt("a", "FAILED").contains("finetune retry 1"));
+}
+
+#[test]
+fn pause_resume_cancel_retry() {
+    let mut house = House::new(LONG);
+    house.start();
+    house.drop_file("a.jsonl", &rows("a", 20));
+    house.wait_for_step(1, 3);
+    assert!(house.finetune(&["pause", "1"]).status.success());
+    let paused = house.wait_for(1, State::Paused).job;
+    assert!(paused.progress.checkpoint_step.is_some(), "a pause leaves a checkpoint");
+    let again = house.finetune(&["pause", "1"]);
+    assert!(!again.status.success());
+    assert!(String::from_utf8_lossy(&again.stderr).contains("job 1 is paused"));
+    assert!(house.finetune(&["resume", "1"]).status.success());
+    let step = paused.progress.step;
+    house.wait_for_step(1, step + 1);
+    let started: Vec<usize> =
+        house.events(1).iter().filter(|row| row.kind == "started").map(|row| row.body["resumed_from"].as_u64().unwrap() as usize).collect();
+    assert_eq!(started, [0, step], "it goes on where it was");
+    assert!(house.finetune(&["cancel", "1"]).status.success());
+    house.wait_for(1, State::Cancelled);
+    assert!(house.finetune(&["retry", "1"]).status.success());
+    house.wait_for_step(1, 1);
+    assert_eq!(house.job(1).unwrap().job.attempts, 3);
+    let missing = house.finetune(&["cancel", "9"]);
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("there is no job 9"));
+}
+
+#[test]
+fn sigterm_checkpoints_and_the_next_start_goes_on() {
+    let mut house = House::new(LONG);
+    house.start();
+    house.drop_file("a.jsonl", &rows("a", 20));
+    house.wait_for_step(1, 3);
+    house.signal(Signal::TERM);
+    assert_eq!(house.end(), Some(0));
+    house.start();
+    house.wait("the second start", || (house.job(1)?.job.attempts == 2).then_some(()));
+    let resumed = house.wait("the job to go on", || house.events(1).iter().rfind(|row| row.kind == "started").and_then(|row| row.body["resumed_from"].as_u64()).filter(|&step| step > 0));
+    let stopped = house.events(1).iter().rfind(|row| row.kind == "checkpoint" && row.body["step"].as_u64() == Some(resumed)).is_some();
+    assert!(stopped, "it goes on from the checkpoint of its stop");
+}
+
+#[test]
+fn a_worker_that_dies_fails_its_job_and_nothing_else() {
+    let mut house = House::new(LONG);
+    house.start();
+    house.drop_file("a.jsonl", &rows("a", 20));
+    house.wait_for_step(1, 25);
+    let pid: i32 = std::fs::read_to_string(house.path("jobs/1/worker.lock")).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let failed = house.wait_for(1, State::Failed).job;
+    assert!(failed.error.unwrap().contains("signal 9"));
+    assert!(house.receipt("a", "FAILED").contains("The checkpoint of step"));
+    assert!(house.finetune(&["submit", house.path("inbox/a.jsonl").to_str().unwrap(), "--set", "train.steps=4", "--set", "train.seed=7"]).status.success());
+    house.wait_for(2, State::Succeeded);
+}
+
+#[test]
+fn one_daemon_a_folder_and_the_second_names_the_first() {
+    let mut house = House::new(SHORT);
+    house.start();
+    let second = house.command(env!("CARGO_BIN_EXE_finetuned")).output().unwrap();
+    assert_eq!(second.status.code(), Some(73));
+    let words = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(words.contains(&format!("process {}", house.daemon.as_ref().unwrap().id())), "{words}");
+    assert!(house.client().get::<serde_json::Value>("/health").is_ok(), "the first is not disturbed");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_its_line_and_reload_keeps_the_old() {
+    let mut house = House::new(SHORT);
+    let good = std::fs::read_to_string(house.config()).unwrap();
+    house.start();
+    house.configure(&format!("{good}\n[inbx]\n"));
+    let reload = house.finetune(&["reload"]);
+    // The client reads the same file and stumbles first.
+    assert_eq!(reload.status.code(), Some(78));
+    house.signal(Signal::HUP);
+    house.wait("the refusal in the log", || house.log().contains("the configuration stays as it was").then_some(()));
+    assert!(house.log().contains("did you mean `inbox`?") || house.log().contains("unknown key `inbx`"));
+    house.configure(&good.replace("steps = 6", "steps = 4"));
+    assert!(house.finetune(&["reload"]).status.success());
+    house.drop_file("a.jsonl", &rows("a", 20));
+    house.wait_for(1, State::Succeeded);
+    assert_eq!(house.job(1).unwrap().job.progress.total_steps, 4, "the new recipe counts");
+}
+
+#[test]
+fn exit_codes_tell_causes_apart() {
+    let house = House::new(SHORT);
+    assert_eq!(house.finetune(&["status"]).status.code(), Some(69), "no daemon");
+    assert_eq!(house.finetune(&["statsu"]).status.code(), Some(64), "wrong usage");
+    assert_eq!(house.finetune(&["config", "check"]).status.code(), Some(0));
+    house.configure("state_dirr = 1\n");
+    let check = house.finetune(&["config", "check"]);
+    assert_eq!(check.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&check.stderr).contains("finetuned.toml:1: unknown key `state_dirr`; did you mean `state_dir`?"));
+    assert_eq!(house.command(env!("CARGO_BIN_EXE_finetuned")).output().unwrap().status.code(), Some(78));
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let mut house = House::new(SHORT);
+    let path = house.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = house.command(env!("CARGO_BIN_EXE_finetuned"));
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    house.start_with(&mut command);
+    house.drop_file("a.jsonl", &rows("a", 20));
+    house.wait_for(1, State::Succeeded);
+    house.signal(Signal::TERM);
+    assert_eq!(house.end(), Some(0));
+    let mut received = Vec::new();
+    let mut buffer = [0; 4096];
+    while !received.contains(&"STOPPING=1".to_string()) {
+        let read = socket.recv(&mut buffer).unwrap();
+        received.push(String::from_utf8_lossy(&buffer[..read]).into_owned());
+    }
+    let place = |word: &str| received.iter().position(|message| message.starts_with(word)).unwrap_or_else(|| panic!("{word} in {received:?}"));
+    assert!(place("READY=1") < place("STOPPING=1"));
+    assert!(place("WATCHDOG=1") < place("STOPPING=1"));
+    assert!(place("STATUS=") < place("STOPPING=1"));
+}
