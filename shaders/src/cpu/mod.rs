@@ -5,6 +5,8 @@ mod device;
 pub(crate) mod gemm;
 mod memory;
 pub(crate) mod simd;
+#[cfg(target_arch = "x86_64")]
+mod simd_x86;
 pub(crate) mod workers;
 
 use std::sync::Arc;

@@ -8,6 +8,9 @@
 //! closure is compiled for the chosen set.
 
 /// Runs `work` compiled for the widest vectors this machine has.
+///
+/// The closure must be marked `#[inline(always)]`: one that is not inlined is
+/// compiled for the oldest machine, some fifty times slower.
 #[inline(always)]
 pub(crate) fn dispatch<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
@@ -86,6 +89,21 @@ pub(crate) fn max(x: &[f32]) -> f32 {
 pub(crate) fn add_scaled(y: &mut [f32], x: &[f32], alpha: f32) {
     for (y, x) in y.iter_mut().zip(x) {
         *y = alpha.mul_add(*x, *y);
+    }
+}
+
+/// out[2i] = table[high nibble of packed[i]], out[2i + 1] = table[low nibble];
+/// an odd last element takes a high nibble.
+pub(crate) fn unpack_nibbles(packed: &[u8], table: &[f32; 16], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    let done = super::simd_x86::unpack_nibbles(packed, table, out);
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    for (pair, byte) in out[2 * done..].chunks_mut(2).zip(&packed[done..]) {
+        pair[0] = table[(byte >> 4) as usize];
+        if let [_, second] = pair {
+            *second = table[(byte & 15) as usize];
+        }
     }
 }
 
@@ -226,8 +244,22 @@ mod tests {
     fn sums_are_the_same_bits_on_every_instruction_set() {
         let x: Vec<f32> = (0..1000).map(|i| ((i * 7919) % 1013) as f32 * 0.37 - 180.0).collect();
         let y: Vec<f32> = (0..1000).map(|i| ((i * 104_729) % 997) as f32 * 0.11 - 50.0).collect();
-        assert_eq!(dot(&x, &y).to_bits(), dispatch(|| dot(&x, &y)).to_bits());
-        assert_eq!(sum(&x).to_bits(), dispatch(|| sum(&x)).to_bits());
+        assert_eq!(
+            dot(&x, &y).to_bits(),
+            dispatch(
+                #[inline(always)]
+                || dot(&x, &y)
+            )
+            .to_bits()
+        );
+        assert_eq!(
+            sum(&x).to_bits(),
+            dispatch(
+                #[inline(always)]
+                || sum(&x)
+            )
+            .to_bits()
+        );
         let exact: f64 = x.iter().map(|v| f64::from(*v)).sum();
         assert!((f64::from(sum(&x)) - exact).abs() < 1e-2);
         assert_eq!(max(&x), x.iter().copied().fold(f32::MIN, f32::max));

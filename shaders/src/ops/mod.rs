@@ -166,7 +166,8 @@ pub struct TokenStatistics {
     pub entropy: Vec<f32>,
     /// The mean over the vocabulary of log p (label smoothing).
     pub mean_logp: Vec<f32>,
-    /// 1 where the target is the arg-max; empty where not asked for.
+    /// Whether no token is more likely than the target; empty where not asked
+    /// for.
     pub correct: Vec<bool>,
 }
 

@@ -79,43 +79,49 @@ fn forward_head(heads: &Heads, mask: Mask, spec: &AttentionSpec, out: &mut Matri
             let k = heads.k.row_range(k_from, keys);
             let v = heads.v.row_range(k_from, keys);
             gemm(spec.scale, q, k.t(), Output::Overwrite, &mut MatrixMut::new(&mut scores, count, keys));
-            simd::dispatch(|| {
-                for (i, row) in scores.chunks_exact_mut(keys).take(count).enumerate() {
-                    let (a, b) = mask.within(q_from + i, k_from, k_to);
-                    row[..a].fill(0.0);
-                    row[b..].fill(0.0);
-                    let row = &mut row[a..b];
-                    if row.is_empty() {
-                        continue;
-                    }
-                    if let Some(cap) = spec.softcap {
-                        soften(row, cap);
-                    }
-                    let new = simd::max(row).max(largest[i]);
-                    for s in row.iter_mut() {
-                        *s = simd::exp(*s - new);
-                    }
-                    let rescale = simd::exp(largest[i] - new);
-                    sums[i] = sums[i].mul_add(rescale, simd::sum(row));
-                    largest[i] = new;
-                    if k_from > first {
-                        for o in out.row_mut(i) {
-                            *o *= rescale;
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (i, row) in scores.chunks_exact_mut(keys).take(count).enumerate() {
+                        let (a, b) = mask.within(q_from + i, k_from, k_to);
+                        row[..a].fill(0.0);
+                        row[b..].fill(0.0);
+                        let row = &mut row[a..b];
+                        if row.is_empty() {
+                            continue;
+                        }
+                        if let Some(cap) = spec.softcap {
+                            soften(row, cap);
+                        }
+                        let new = simd::max(row).max(largest[i]);
+                        for s in row.iter_mut() {
+                            *s = simd::exp(*s - new);
+                        }
+                        let rescale = simd::exp(largest[i] - new);
+                        sums[i] = sums[i].mul_add(rescale, simd::sum(row));
+                        largest[i] = new;
+                        if k_from > first {
+                            for o in out.row_mut(i) {
+                                *o *= rescale;
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
             let output = if k_from > first { Output::Add } else { Output::Overwrite };
             gemm(1.0, Matrix::new(&scores, count, keys), v, output, &mut out);
         }
-        simd::dispatch(|| {
-            for (i, sum) in sums.iter().enumerate().take(count) {
-                let inverse = 1.0 / sum;
-                for o in out.row_mut(i) {
-                    *o *= inverse;
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (i, sum) in sums.iter().enumerate().take(count) {
+                    let inverse = 1.0 / sum;
+                    for o in out.row_mut(i) {
+                        *o *= inverse;
+                    }
                 }
-            }
-        });
+            },
+        );
         if let Some(lse) = lse.as_deref_mut() {
             for i in 0..count {
                 lse.row_mut(q_from + i)[0] = largest[i] + sums[i].ln();
@@ -246,11 +252,14 @@ fn backward_head(
         let q = heads.q.row_range(q_from, count);
         let dout = outer.dout.row_range(q_from, count);
         let mut deltas = [0.0f32; QUERIES];
-        simd::dispatch(|| {
-            for (i, delta) in deltas.iter_mut().enumerate().take(count) {
-                *delta = simd::dot(dout.row(i), outer.out.row(q_from + i));
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (i, delta) in deltas.iter_mut().enumerate().take(count) {
+                    *delta = simd::dot(dout.row(i), outer.out.row(q_from + i));
+                }
+            },
+        );
         let (first, end) = (mask.keys(q_from).0, mask.keys(q_to - 1).1);
         for (k_from, k_to) in blocks(first, end, KEYS) {
             let keys = k_to - k_from;
@@ -259,31 +268,34 @@ fn backward_head(
             let (p, ds) = (&mut probabilities[..count * keys], &mut dscores[..count * keys]);
             gemm(spec.scale, q, k.t(), Output::Overwrite, &mut MatrixMut::new(p, count, keys));
             gemm(1.0, dout, v.t(), Output::Overwrite, &mut MatrixMut::new(ds, count, keys));
-            simd::dispatch(|| {
-                for (i, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
-                    let (a, b) = mask.within(q_from + i, k_from, k_to);
-                    for x in [&mut *p, &mut *ds] {
-                        x[..a].fill(0.0);
-                        x[b..].fill(0.0);
-                    }
-                    let (lse, delta) = (outer.lse.row(q_from + i)[0], deltas[i]);
-                    let (p, ds) = (&mut p[a..b], &mut ds[a..b]);
-                    if let Some(cap) = spec.softcap {
-                        soften(p, cap);
-                        let inverse = 1.0 / cap;
-                        for (p, ds) in p.iter_mut().zip(ds) {
-                            let t = *p * inverse;
-                            *p = simd::exp(*p - lse);
-                            *ds = *p * (*ds - delta) * (1.0 - t * t);
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (i, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
+                        let (a, b) = mask.within(q_from + i, k_from, k_to);
+                        for x in [&mut *p, &mut *ds] {
+                            x[..a].fill(0.0);
+                            x[b..].fill(0.0);
                         }
-                    } else {
-                        for (p, ds) in p.iter_mut().zip(ds) {
-                            *p = simd::exp(*p - lse);
-                            *ds = *p * (*ds - delta);
+                        let (lse, delta) = (outer.lse.row(q_from + i)[0], deltas[i]);
+                        let (p, ds) = (&mut p[a..b], &mut ds[a..b]);
+                        if let Some(cap) = spec.softcap {
+                            soften(p, cap);
+                            let inverse = 1.0 / cap;
+                            for (p, ds) in p.iter_mut().zip(ds) {
+                                let t = *p * inverse;
+                                *p = simd::exp(*p - lse);
+                                *ds = *p * (*ds - delta) * (1.0 - t * t);
+                            }
+                        } else {
+                            for (p, ds) in p.iter_mut().zip(ds) {
+                                *p = simd::exp(*p - lse);
+                                *ds = *p * (*ds - delta);
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
             let (p, ds) = (Matrix::new(p, count, keys), Matrix::new(ds, count, keys));
             let output = if k_from > first { Output::Add } else { Output::Overwrite };
             gemm(spec.scale, ds, k, output, &mut dq.part(q_from, count, 0, dim));

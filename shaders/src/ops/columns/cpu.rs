@@ -12,7 +12,10 @@ pub(crate) const BLOCK_ROWS: usize = 32;
 /// out[c] += Σ over the partial sums, in order of their blocks.
 pub(crate) fn add_partials(out: &mut [f32], partials: &[f32]) {
     for partial in partials.chunks_exact(out.len().max(1)) {
-        simd::dispatch(|| simd::add_scaled(out, partial, 1.0));
+        simd::dispatch(
+            #[inline(always)]
+            || simd::add_scaled(out, partial, 1.0),
+        );
     }
 }
 
@@ -23,11 +26,14 @@ pub(crate) fn add_bias(cpu: &Cpu, y: &mut Tensor, bias: &Tensor) -> Result<()> {
     let columns = bias.len().max(1);
     let y = cpu.f32_mut(OP, y)?;
     cpu.workers.each(y.chunks_mut(piece_rows(columns) * columns), |y| {
-        simd::dispatch(|| {
-            for y in y.chunks_exact_mut(columns) {
-                simd::add_scaled(y, bias, 1.0);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for y in y.chunks_exact_mut(columns) {
+                    simd::add_scaled(y, bias, 1.0);
+                }
+            },
+        );
     });
     Ok(())
 }
@@ -40,11 +46,14 @@ pub(crate) fn bias_backward(cpu: &Cpu, dy: &Tensor, dbias: &mut Tensor) -> Resul
     let columns = out.len().max(1);
     let mut partials = vec![0.0f32; dy.len().div_ceil(BLOCK_ROWS * columns) * columns];
     cpu.workers.each(partials.chunks_mut(columns).zip(dy.chunks(BLOCK_ROWS * columns)), |(partial, dy)| {
-        simd::dispatch(|| {
-            for dy in dy.chunks_exact(columns) {
-                simd::add_scaled(partial, dy, 1.0);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for dy in dy.chunks_exact(columns) {
+                    simd::add_scaled(partial, dy, 1.0);
+                }
+            },
+        );
     });
     add_partials(out, &partials);
     Ok(())
@@ -58,13 +67,16 @@ pub(crate) fn scale_columns(cpu: &Cpu, x: &Tensor, g: &Tensor) -> Result<Tensor>
     let columns = g.len().max(1);
     let piece = piece_rows(columns) * columns;
     cpu.workers.each(cpu.f32_mut(OP, &mut y)?.chunks_mut(piece).zip(x.chunks(piece)), |(y, x)| {
-        simd::dispatch(|| {
-            for (y, x) in y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)) {
-                for ((y, x), g) in y.iter_mut().zip(x).zip(g) {
-                    *y = x * g;
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (y, x) in y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)) {
+                    for ((y, x), g) in y.iter_mut().zip(x).zip(g) {
+                        *y = x * g;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     Ok(y)
 }
@@ -80,13 +92,16 @@ pub(crate) fn column_dot(cpu: &Cpu, a: &Tensor, b: &Tensor, out: &mut Tensor) ->
     let mut partials = vec![0.0f32; a.len().div_ceil(block) * columns];
     let blocks = partials.chunks_mut(columns).zip(a.chunks(block)).zip(b.chunks(block));
     cpu.workers.each(blocks, |((partial, a), b)| {
-        simd::dispatch(|| {
-            for (a, b) in a.chunks_exact(columns).zip(b.chunks_exact(columns)) {
-                for ((p, a), b) in partial.iter_mut().zip(a).zip(b) {
-                    *p = a.mul_add(*b, *p);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (a, b) in a.chunks_exact(columns).zip(b.chunks_exact(columns)) {
+                    for ((p, a), b) in partial.iter_mut().zip(a).zip(b) {
+                        *p = a.mul_add(*b, *p);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     add_partials(out, &partials);
     Ok(())

@@ -1,4 +1,4 @@
-//! Four elements a block of random words.
+//! Sixteen blocks of four random words at a time.
 
 use super::check;
 use crate::cpu::{Cpu, PIECE, simd};
@@ -14,16 +14,48 @@ pub(crate) fn dropout(cpu: &Cpu, x: &Tensor, p: f32, key: Key) -> Result<Tensor>
     let scale = 1.0 / (1.0 - p);
     let pieces = cpu.f32_mut(OP, &mut y)?.chunks_mut(PIECE).zip(x.chunks(PIECE)).enumerate();
     cpu.workers.each(pieces, |(piece, (y, x))| {
-        simd::dispatch(|| {
-            // PIECE is a multiple of four, so a piece begins with a block.
-            let first = (piece * PIECE / 4) as u64;
-            for (block, (y, x)) in y.chunks_mut(4).zip(x.chunks(4)).enumerate() {
-                let words = key.block(first + block as u64);
-                for ((y, x), word) in y.iter_mut().zip(x).zip(words) {
-                    *y = if unit(word) < p { 0.0 } else { x * scale };
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                // PIECE is a multiple of a step, so a piece begins with one.
+                let first = (piece * PIECE / 4) as u64;
+                for (step, (y, x)) in y.chunks_mut(4 * BLOCKS).zip(x.chunks(4 * BLOCKS)).enumerate() {
+                    let words = words(key, first + (step * BLOCKS) as u64);
+                    for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                        *y = if unit(words[i % 4][i / 4]) < p { 0.0 } else { x * scale };
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     Ok(y)
+}
+
+/// Blocks of random words made side by side.
+const BLOCKS: usize = 16;
+
+/// Word w of block i of the key's stream, from block `first` on, at [w][i]:
+/// [`crate::random::philox`] in lanes.
+#[inline(always)]
+fn words(key: Key, first: u64) -> [[u32; BLOCKS]; 4] {
+    let mut c = [[0u32; BLOCKS], [0; BLOCKS], [key.step; BLOCKS], [key.place; BLOCKS]];
+    for i in 0..BLOCKS {
+        let block = first + i as u64;
+        c[0][i] = block as u32;
+        c[1][i] = (block >> 32) as u32;
+    }
+    let (mut low, mut high) = (key.seed as u32, (key.seed >> 32) as u32);
+    for _ in 0..10 {
+        for i in 0..BLOCKS {
+            let a = u64::from(c[0][i]) * 0xD251_1F53;
+            let b = u64::from(c[2][i]) * 0xCD9E_8D57;
+            c[0][i] = (b >> 32) as u32 ^ c[1][i] ^ low;
+            c[1][i] = b as u32;
+            c[2][i] = (a >> 32) as u32 ^ c[3][i] ^ high;
+            c[3][i] = a as u32;
+        }
+        low = low.wrapping_add(0x9E37_79B9);
+        high = high.wrapping_add(0xBB67_AE85);
+    }
+    c
 }

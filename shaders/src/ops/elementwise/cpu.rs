@@ -10,7 +10,10 @@ pub(crate) fn add_scaled(cpu: &Cpu, y: &mut Tensor, x: &Tensor, alpha: f32) -> R
     let x = cpu.f32(OP, x)?;
     let y = cpu.f32_mut(OP, y)?;
     cpu.workers.each(y.chunks_mut(PIECE).zip(x.chunks(PIECE)), |(y, x)| {
-        simd::dispatch(|| simd::add_scaled(y, x, alpha));
+        simd::dispatch(
+            #[inline(always)]
+            || simd::add_scaled(y, x, alpha),
+        );
     });
     Ok(())
 }
@@ -22,11 +25,14 @@ pub(crate) fn add(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (a, b) = (cpu.f32(OP, a)?, cpu.f32(OP, b)?);
     let pieces = cpu.f32_mut(OP, &mut y)?.chunks_mut(PIECE).zip(a.chunks(PIECE)).zip(b.chunks(PIECE));
     cpu.workers.each(pieces, |((y, a), b)| {
-        simd::dispatch(|| {
-            for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                *y = a + b;
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                    *y = a + b;
+                }
+            },
+        );
     });
     Ok(y)
 }
@@ -34,11 +40,14 @@ pub(crate) fn add(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub(crate) fn scale(cpu: &Cpu, y: &mut Tensor, alpha: f32) -> Result<()> {
     let y = cpu.f32_mut("scale", y)?;
     cpu.workers.each(y.chunks_mut(PIECE), |y| {
-        simd::dispatch(|| {
-            for y in y.iter_mut() {
-                *y *= alpha;
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for y in y.iter_mut() {
+                    *y *= alpha;
+                }
+            },
+        );
     });
     Ok(())
 }

@@ -49,7 +49,10 @@ pub(crate) fn backward(cpu: &Cpu, ids: &[u32], dy: &Tensor, scale: f32, dtable: 
         for (id, place) in between(&order, from, from + block) {
             let dtable = &mut dtable[(*id as usize - from) * columns..][..columns];
             let dy = &dy[*place as usize * columns..][..columns];
-            simd::dispatch(|| simd::add_scaled(dtable, dy, scale));
+            simd::dispatch(
+                #[inline(always)]
+                || simd::add_scaled(dtable, dy, scale),
+            );
         }
     });
     Ok(())

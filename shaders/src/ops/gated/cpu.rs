@@ -70,11 +70,14 @@ impl Curve for Gelu {
 fn gated_pieces<C: Curve>(cpu: &Cpu, y: &mut [f32], gate: &[f32], up: &[f32]) {
     let pieces = y.chunks_mut(PIECE).zip(gate.chunks(PIECE)).zip(up.chunks(PIECE));
     cpu.workers.each(pieces, |((y, gate), up)| {
-        simd::dispatch(|| {
-            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-                *y = C::value(*gate) * up;
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = C::value(*gate) * up;
+                }
+            },
+        );
     });
 }
 
@@ -86,33 +89,42 @@ fn gated_slopes<C: Curve>(cpu: &Cpu, dgate: &mut [f32], dup: &mut [f32], dy: &[f
         .zip(gate.chunks(PIECE))
         .zip(up.chunks(PIECE));
     cpu.workers.each(pieces, |((((dgate, dup), dy), gate), up)| {
-        simd::dispatch(|| {
-            for ((((dgate, dup), dy), gate), up) in dgate.iter_mut().zip(dup).zip(dy).zip(gate).zip(up) {
-                let (value, slope) = C::slope(*gate);
-                *dgate = dy * up * slope;
-                *dup = dy * value;
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((((dgate, dup), dy), gate), up) in dgate.iter_mut().zip(dup).zip(dy).zip(gate).zip(up) {
+                    let (value, slope) = C::slope(*gate);
+                    *dgate = dy * up * slope;
+                    *dup = dy * value;
+                }
+            },
+        );
     });
 }
 
 fn plain_pieces<C: Curve>(cpu: &Cpu, y: &mut [f32], x: &[f32]) {
     cpu.workers.each(y.chunks_mut(PIECE).zip(x.chunks(PIECE)), |(y, x)| {
-        simd::dispatch(|| {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = C::value(*x);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = C::value(*x);
+                }
+            },
+        );
     });
 }
 
 fn plain_slopes<C: Curve>(cpu: &Cpu, dx: &mut [f32], dy: &[f32], x: &[f32]) {
     cpu.workers.each(dx.chunks_mut(PIECE).zip(dy.chunks(PIECE)).zip(x.chunks(PIECE)), |((dx, dy), x)| {
-        simd::dispatch(|| {
-            for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-                *dx = dy * C::slope(*x).1;
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+                    *dx = dy * C::slope(*x).1;
+                }
+            },
+        );
     });
 }
 

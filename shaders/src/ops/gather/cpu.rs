@@ -37,7 +37,10 @@ pub(crate) fn scatter_rows(cpu: &Cpu, rows: usize, indices: &[u32], dy: &Tensor)
         for (index, place) in between(&order, from, from + block) {
             let y = &mut y[(*index as usize - from) * columns..][..columns];
             let dy = &dy[*place as usize * columns..][..columns];
-            simd::dispatch(|| simd::add_scaled(y, dy, 1.0));
+            simd::dispatch(
+                #[inline(always)]
+                || simd::add_scaled(y, dy, 1.0),
+            );
         }
     });
     Ok(y)

@@ -21,22 +21,25 @@ pub(crate) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, b: &Tensor, epsilon: f3
         .zip(x.chunks(block * n))
         .zip(cpu.f32_mut(OP, &mut statistics)?.chunks_mut(2 * block));
     cpu.workers.each(pieces, |((y, x), statistics)| {
-        simd::dispatch(|| {
-            let rows = y.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(statistics.chunks_exact_mut(2));
-            for ((y, x), statistic) in rows {
-                let mean = simd::sum(x) / n as f32;
-                // Centred first, then squared: no cancellation.
-                for (y, x) in y.iter_mut().zip(x) {
-                    *y = x - mean;
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let rows = y.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(statistics.chunks_exact_mut(2));
+                for ((y, x), statistic) in rows {
+                    let mean = simd::sum(x) / n as f32;
+                    // Centred first, then squared: no cancellation.
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = x - mean;
+                    }
+                    let rstd = 1.0 / (simd::dot(y, y) / n as f32 + epsilon).sqrt();
+                    statistic[0] = mean;
+                    statistic[1] = rstd;
+                    for ((y, w), b) in y.iter_mut().zip(w).zip(b) {
+                        *y = (*y * rstd).mul_add(*w, *b);
+                    }
                 }
-                let rstd = 1.0 / (simd::dot(y, y) / n as f32 + epsilon).sqrt();
-                statistic[0] = mean;
-                statistic[1] = rstd;
-                for ((y, w), b) in y.iter_mut().zip(w).zip(b) {
-                    *y = (*y * rstd).mul_add(*w, *b);
-                }
-            }
-        });
+            },
+        );
     });
     Ok((y, statistics))
 }
@@ -74,24 +77,30 @@ pub(crate) fn backward(
         let (dw, db) = partial.split_at_mut(n);
         let mut norm = vec![0.0f32; n];
         let mut g = vec![0.0f32; n];
-        simd::dispatch(|| {
-            let rows =
-                dx.chunks_exact_mut(n).zip(dy.chunks_exact(n)).zip(x.chunks_exact(n)).zip(statistics.chunks_exact(2));
-            for (((dx, dy), x), s) in rows {
-                let (mean, rstd) = (s[0], s[1]);
-                for i in 0..n {
-                    norm[i] = (x[i] - mean) * rstd;
-                    g[i] = dy[i] * w[i];
-                    dw[i] = dy[i].mul_add(norm[i], dw[i]);
-                    db[i] += dy[i];
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let rows = dx
+                    .chunks_exact_mut(n)
+                    .zip(dy.chunks_exact(n))
+                    .zip(x.chunks_exact(n))
+                    .zip(statistics.chunks_exact(2));
+                for (((dx, dy), x), s) in rows {
+                    let (mean, rstd) = (s[0], s[1]);
+                    for i in 0..n {
+                        norm[i] = (x[i] - mean) * rstd;
+                        g[i] = dy[i] * w[i];
+                        dw[i] = dy[i].mul_add(norm[i], dw[i]);
+                        db[i] += dy[i];
+                    }
+                    let mean_g = simd::sum(&g) / n as f32;
+                    let mean_gn = simd::dot(&g, &norm) / n as f32;
+                    for i in 0..n {
+                        dx[i] += rstd * (g[i] - mean_g - norm[i] * mean_gn);
+                    }
                 }
-                let mean_g = simd::sum(&g) / n as f32;
-                let mean_gn = simd::dot(&g, &norm) / n as f32;
-                for i in 0..n {
-                    dx[i] += rstd * (g[i] - mean_g - norm[i] * mean_gn);
-                }
-            }
-        });
+            },
+        );
     });
     if let Some((dw, db)) = dwb {
         dw.expect_shape(OP, &[n])?;

@@ -36,11 +36,14 @@ impl<'a> Values<'a> {
     pub(crate) fn unpack(&self, range: Range<usize>, out: &mut [f32]) {
         match self {
             Values::F32(x) => out.copy_from_slice(&x[range]),
-            Values::Bf16(x) => simd::dispatch(|| {
-                for (y, x) in out.iter_mut().zip(&x[range]) {
-                    *y = f32::from_bits(u32::from(x.to_bits()) << 16);
-                }
-            }),
+            Values::Bf16(x) => simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (y, x) in out.iter_mut().zip(&x[range]) {
+                        *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+                    }
+                },
+            ),
             Values::Nf4(view) => view.unpack(range, out),
         }
     }
@@ -165,7 +168,11 @@ pub(crate) fn dora_norm(cpu: &Cpu, w: &Weight, a: &Tensor, b: &Tensor, scale: f3
         let b = Matrix::new(&b[from * rank..], rows, rank);
         gemm(scale, b, Matrix::new(a, rank, inputs), Output::Add, &mut MatrixMut::new(&mut sum, rows, inputs));
         for (norm, row) in norms.iter_mut().zip(sum.chunks_exact(inputs)) {
-            *norm = simd::dispatch(|| simd::dot(row, row)).sqrt();
+            *norm = simd::dispatch(
+                #[inline(always)]
+                || simd::dot(row, row),
+            )
+            .sqrt();
         }
     });
     Ok(norms)

@@ -98,18 +98,7 @@ impl<'a> View<'a> {
         if let [first] = first {
             *first = CODEBOOK[(self.packed[at / 2] & 15) as usize] * scale;
         }
-        let packed = &self.packed[at.div_ceil(2)..];
-        simd::dispatch(|| {
-            let mut scaled = CODEBOOK;
-            for value in &mut scaled {
-                *value *= scale;
-            }
-            for (pair, byte) in out.chunks_mut(2).zip(packed) {
-                pair[0] = scaled[(byte >> 4) as usize];
-                if let [_, second] = pair {
-                    *second = scaled[(byte & 15) as usize];
-                }
-            }
-        });
+        let scaled = CODEBOOK.map(|code| code * scale);
+        simd::unpack_nibbles(&self.packed[at.div_ceil(2)..], &scaled, out);
     }
 }

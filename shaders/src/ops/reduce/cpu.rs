@@ -8,20 +8,23 @@ const LANES: usize = 32;
 
 /// Σ x² of a piece.
 fn piece_sum(x: &[f32]) -> f64 {
-    simd::dispatch(|| {
-        let mut lanes = [0.0f64; LANES];
-        let mut chunks = x.chunks_exact(LANES);
-        for x in chunks.by_ref() {
-            for i in 0..LANES {
-                let value = f64::from(x[i]);
-                lanes[i] += value * value;
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0f64; LANES];
+            let mut chunks = x.chunks_exact(LANES);
+            for x in chunks.by_ref() {
+                for i in 0..LANES {
+                    let value = f64::from(x[i]);
+                    lanes[i] += value * value;
+                }
             }
-        }
-        for (lane, x) in lanes.iter_mut().zip(chunks.remainder()) {
-            *lane += f64::from(*x) * f64::from(*x);
-        }
-        lanes.iter().sum()
-    })
+            for (lane, x) in lanes.iter_mut().zip(chunks.remainder()) {
+                *lane += f64::from(*x) * f64::from(*x);
+            }
+            lanes.iter().sum()
+        },
+    )
 }
 
 pub(crate) fn sum_squares(cpu: &Cpu, tensors: &[&Tensor]) -> Result<f64> {

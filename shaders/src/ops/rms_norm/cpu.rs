@@ -20,15 +20,18 @@ pub(crate) fn forward(cpu: &Cpu, x: &Tensor, w: &Tensor, epsilon: f32, offset: f
         .zip(x.chunks(block * n))
         .zip(cpu.f32_mut(OP, &mut statistics)?.chunks_mut(block));
     cpu.workers.each(pieces, |((y, x), statistics)| {
-        simd::dispatch(|| {
-            for ((y, x), statistic) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(statistics) {
-                let rstd = 1.0 / (simd::dot(x, x) / n as f32 + epsilon).sqrt();
-                *statistic = rstd;
-                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                    *y = x * rstd * (w + offset);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((y, x), statistic) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(statistics) {
+                    let rstd = 1.0 / (simd::dot(x, x) / n as f32 + epsilon).sqrt();
+                    *statistic = rstd;
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                        *y = x * rstd * (w + offset);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     Ok((y, statistics))
 }
@@ -70,27 +73,30 @@ pub(crate) fn backward(
         .zip(rstd.chunks(BLOCK_ROWS))
         .zip(partial_rows);
     cpu.workers.each(pieces, |((((dx, dy), x), rstd), partial)| {
-        simd::dispatch(|| {
-            let rows = dx.chunks_exact_mut(n).zip(dy.chunks_exact(n)).zip(x.chunks_exact(n)).zip(rstd);
-            for (((dx, dy), x), rstd) in rows {
-                let mean = weighted_dot(dy, x, w, offset) / n as f32;
-                let (a, b) = (*rstd, -rstd * rstd * rstd * mean);
-                if add {
-                    for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-                        *dx += x.mul_add(b, a * (dy * (w + offset)));
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let rows = dx.chunks_exact_mut(n).zip(dy.chunks_exact(n)).zip(x.chunks_exact(n)).zip(rstd);
+                for (((dx, dy), x), rstd) in rows {
+                    let mean = weighted_dot(dy, x, w, offset) / n as f32;
+                    let (a, b) = (*rstd, -rstd * rstd * rstd * mean);
+                    if add {
+                        for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
+                            *dx += x.mul_add(b, a * (dy * (w + offset)));
+                        }
+                    } else {
+                        for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
+                            *dx = x.mul_add(b, a * (dy * (w + offset)));
+                        }
                     }
-                } else {
-                    for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-                        *dx = x.mul_add(b, a * (dy * (w + offset)));
+                    if wants_dw {
+                        for ((dw, dy), x) in partial.iter_mut().zip(dy).zip(x) {
+                            *dw += dy * x * rstd;
+                        }
                     }
                 }
-                if wants_dw {
-                    for ((dw, dy), x) in partial.iter_mut().zip(dy).zip(x) {
-                        *dw += dy * x * rstd;
-                    }
-                }
-            }
-        });
+            },
+        );
     });
     if let Some(dw) = dw {
         dw.expect_shape(OP, &[n])?;

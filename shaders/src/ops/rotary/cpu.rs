@@ -23,21 +23,24 @@ pub(crate) fn rotary(
     let block = piece_rows(columns);
     let pieces = cpu.f32_mut(OP, x)?.chunks_mut(block * columns).zip(positions.chunks(block));
     cpu.workers.each(pieces, |(x, positions)| {
-        simd::dispatch(|| {
-            for (row, position) in x.chunks_exact_mut(columns).zip(positions) {
-                let cos = &cos[*position as usize * half..][..half];
-                let sin = &sin[*position as usize * half..][..half];
-                for head in row.chunks_exact_mut(head_dim) {
-                    let (low, high) = head.split_at_mut(half);
-                    for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-                        let s = s * sign;
-                        let (x, y) = (*a, *b);
-                        *a = x * c - y * s;
-                        *b = y * c + x * s;
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (row, position) in x.chunks_exact_mut(columns).zip(positions) {
+                    let cos = &cos[*position as usize * half..][..half];
+                    let sin = &sin[*position as usize * half..][..half];
+                    for head in row.chunks_exact_mut(head_dim) {
+                        let (low, high) = head.split_at_mut(half);
+                        for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                            let s = s * sign;
+                            let (x, y) = (*a, *b);
+                            *a = x * c - y * s;
+                            *b = y * c + x * s;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
     Ok(())
 }

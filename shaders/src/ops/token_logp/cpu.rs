@@ -1,28 +1,47 @@
-//! A chunk of rows of logits at a time: a matrix product, statistics over its
-//! rows, and for the gradient the logits turned in place into their own
-//! derivative and multiplied back.
+//! A chunk of rows at a time, and of it a block of the vocabulary at a time.
+//!
+//! Of each block: the logits by a matrix product, and while they are still in
+//! a cache, their largest and the sum of their exponentials for each row. When
+//! all blocks are there the rows' statistics follow from the blocks'. For the
+//! gradient each block's logits are turned in place into their own derivative
+//! and multiplied back at once. Blocks are the unit of parallel work; sums over
+//! blocks go in a fixed order, so the bits do not depend on the threads.
+
+use std::borrow::Cow;
+use std::ops::Range;
 
 use super::{check_coefficients, check_head, check_targets};
-use crate::cpu::gemm::{Matrix, MatrixMut, Output, gemm_parallel};
+use crate::cpu::gemm::{Matrix, MatrixMut, Output, gemm};
 use crate::cpu::{Cpu, PIECE, simd};
 use crate::error::{Result, TensorError};
-use crate::ops::linear::cpu::{backward_into, forward_into};
+use crate::ops::linear::cpu::{Values, forward_into};
 use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics};
 use crate::tensor::Tensor;
 
-/// Rows of logits at a time where the caller does not say.
-const CHUNK_ROWS: usize = 128;
+/// Logits that exist at a time where the caller does not say: 64 MiB of them.
+const CHUNK_LOGITS: usize = 1 << 24;
+/// Entries of the vocabulary in a block: with 256 rows a block takes 1 MiB.
+const BLOCK: usize = 1024;
+/// Parts of the vocabulary that sum up a gradient of h of their own.
+const PARTS: usize = 8;
 
-fn soften(cpu: &Cpu, logits: &mut [f32], softcap: Option<f32>) {
-    let Some(cap) = softcap else { return };
+/// Rows of a chunk.
+fn chunk_rows(asked: usize, rows: usize, vocabulary: usize) -> usize {
+    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary).clamp(32, 512) } else { asked };
+    most.min(rows.max(1))
+}
+
+/// l = cap · tanh(l / cap).
+fn soften_row(logits: &mut [f32], cap: f32) {
     let inverse = 1.0 / cap;
-    cpu.workers.each(logits.chunks_mut(PIECE), |logits| {
-        simd::dispatch(|| {
-            for l in logits {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for l in logits.iter_mut() {
                 *l = cap * simd::tanh(*l * inverse);
             }
-        });
-    });
+        },
+    );
 }
 
 pub(crate) fn logits(cpu: &Cpu, h: &Tensor, head: &Head) -> Result<Tensor> {
@@ -31,7 +50,9 @@ pub(crate) fn logits(cpu: &Cpu, h: &Tensor, head: &Head) -> Result<Tensor> {
     let mut out = cpu.empty_f32(OP, &[m, v])?;
     let values = cpu.f32_mut(OP, &mut out)?;
     forward_into(cpu, OP, cpu.f32(OP, h)?, m, head.weight, values)?;
-    soften(cpu, values, head.softcap);
+    if let Some(cap) = head.softcap {
+        cpu.workers.each(values.chunks_mut(PIECE), |logits| soften_row(logits, cap));
+    }
     Ok(out)
 }
 
@@ -50,24 +71,62 @@ struct Row {
 struct Want {
     entropy: bool,
     mean: bool,
-    correct: bool,
 }
 
-fn row_statistics(logits: &[f32], target: usize, want: Want) -> Row {
-    simd::dispatch(|| {
-        let max = simd::max(logits);
-        let (sum, weighted) = if want.entropy { exp_sums(logits, max) } else { (exp_sum(logits, max), 0.0) };
+/// What a block of the vocabulary adds to a row's statistics.
+#[derive(Clone, Copy, Default)]
+struct Partial {
+    max: f32,
+    /// Σ e^(l − max).
+    sum: f32,
+    /// Σ e^(l − max) (l − max).
+    weighted: f32,
+    /// Σ l.
+    total: f32,
+    /// The target's logit, where it lies in this block.
+    target: f32,
+}
+
+impl Partial {
+    fn new(logits: &[f32], target: Option<usize>, want: Want) -> Partial {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let max = simd::max(logits);
+                let (sum, weighted) = if want.entropy { exp_sums(logits, max) } else { (exp_sum(logits, max), 0.0) };
+                let total = if want.mean { simd::sum(logits) } else { 0.0 };
+                Partial { max, sum, weighted, total, target: target.map_or(0.0, |target| logits[target]) }
+            },
+        )
+    }
+}
+
+impl Row {
+    /// From the blocks' parts, in their order.
+    fn new(parts: impl Iterator<Item = Partial> + Clone, vocabulary: usize, want: Want) -> Row {
+        let max = parts.clone().fold(f32::NEG_INFINITY, |max, part| if part.max > max { part.max } else { max });
+        let (mut sum, mut weighted, mut total, mut target) = (0.0f32, 0.0f32, 0.0f32, 0.0f32);
+        for part in parts {
+            let shift = part.max - max;
+            let factor = simd::exp(shift);
+            sum += factor * part.sum;
+            if want.entropy && factor > 0.0 {
+                weighted += factor * shift.mul_add(part.sum, part.weighted);
+            }
+            total += part.total;
+            target += part.target;
+        }
         let ln = sum.ln();
         let lse = max + ln;
         Row {
-            logp: logits[target] - lse,
+            logp: target - lse,
             lse,
             // H = lse − Σ p l = ln Σ e^(l − max) − Σ p (l − max)
             entropy: if want.entropy { ln - weighted / sum } else { 0.0 },
-            mean_logp: if want.mean { simd::sum(logits) / logits.len() as f32 - lse } else { 0.0 },
-            correct: want.correct && logits.iter().position(|l| *l == max) == Some(target),
+            mean_logp: if want.mean { total / vocabulary as f32 - lse } else { 0.0 },
+            correct: target == max,
         }
-    })
+    }
 }
 
 /// Σ e^(l − max).
@@ -138,30 +197,41 @@ impl Coefficients {
     }
 }
 
-/// Turns a row of logits into d loss / d logit, through the cap.
-fn row_gradient(logits: &mut [f32], target: usize, row: Row, d: Coefficients, softcap: Option<f32>) {
-    simd::dispatch(|| {
-        let share = d.mean_logp / logits.len() as f32;
-        let factor = d.lse - d.logp - d.mean_logp;
-        let at_target = logits[target];
-        let slope = |l: f32| softcap.map_or(1.0, |cap| 1.0 - (l / cap) * (l / cap));
-        if let (None, 0.0) = (softcap, d.entropy) {
-            for l in logits.iter_mut() {
-                *l = simd::exp(*l - row.lse).mul_add(factor, share);
-            }
-        } else {
+/// Turns a block of a row of logits into d loss / d logit, through the cap.
+fn row_gradient(
+    logits: &mut [f32],
+    target: Option<usize>,
+    row: Row,
+    d: Coefficients,
+    vocabulary: usize,
+    softcap: Option<f32>,
+) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let share = d.mean_logp / vocabulary as f32;
+            let factor = d.lse - d.logp - d.mean_logp;
             let inverse = softcap.map_or(0.0, |cap| 1.0 / cap);
-            for l in logits.iter_mut() {
-                let log_p = *l - row.lse;
-                let p = simd::exp(log_p);
-                let surprise = if p == 0.0 { 0.0 } else { log_p + row.entropy };
-                let t = *l * inverse;
-                let dl = p.mul_add(factor - d.entropy * surprise, share);
-                *l = dl * (1.0 - t * t);
+            let at_target = target.map_or(0.0, |target| logits[target] * inverse);
+            if softcap.is_none() && d.entropy == 0.0 {
+                for l in logits.iter_mut() {
+                    *l = simd::exp(*l - row.lse).mul_add(factor, share);
+                }
+            } else {
+                for l in logits.iter_mut() {
+                    let log_p = *l - row.lse;
+                    let p = simd::exp(log_p);
+                    let surprise = if p == 0.0 { 0.0 } else { log_p + row.entropy };
+                    let t = *l * inverse;
+                    let dl = p.mul_add(factor - d.entropy * surprise, share);
+                    *l = dl * (1.0 - t * t);
+                }
             }
-        }
-        logits[target] += d.logp * slope(at_target);
-    });
+            if let Some(target) = target {
+                logits[target] += d.logp * (1.0 - at_target * at_target);
+            }
+        },
+    );
 }
 
 /// One walk over the chunks: logits, statistics, and where `coefficients` says
@@ -172,6 +242,58 @@ struct Walk<'a> {
     head: &'a Head<'a>,
     targets: &'a [u32],
     want: Want,
+}
+
+/// A chunk of rows of h.
+struct Chunk<'a> {
+    h: Matrix<'a>,
+    count: usize,
+    targets: &'a [u32],
+    values: &'a Values<'a>,
+    vocabulary: usize,
+    width: usize,
+}
+
+impl Chunk<'_> {
+    /// The head's rows of a block, unpacked where they must be.
+    fn weight(&self, block: &Range<usize>) -> Cow<'_, [f32]> {
+        let range = block.start * self.width..block.end * self.width;
+        match self.values {
+            Values::F32(values) => Cow::Borrowed(&values[range]),
+            packed => {
+                let mut unpacked = vec![0.0; range.len()];
+                packed.unpack(range, &mut unpacked);
+                Cow::Owned(unpacked)
+            }
+        }
+    }
+
+    /// The place of a row's target in a block.
+    fn target(&self, row: usize, block: &Range<usize>) -> Option<usize> {
+        let target = self.targets[row] as usize;
+        block.contains(&target).then(|| target - block.start)
+    }
+
+    /// The soft-capped logits of a block `[count, block]`, and its part in each
+    /// row's statistics.
+    fn forward(
+        &self,
+        block: &Range<usize>,
+        want: Want,
+        softcap: Option<f32>,
+        logits: &mut [f32],
+        parts: &mut [Partial],
+    ) {
+        let weight = self.weight(block);
+        let w = Matrix::new(&weight, block.len(), self.width).t();
+        gemm(1.0, self.h, w, Output::Overwrite, &mut MatrixMut::new(logits, self.count, block.len()));
+        for (row, (logits, part)) in logits.chunks_exact_mut(block.len()).zip(parts).enumerate() {
+            if let Some(cap) = softcap {
+                soften_row(logits, cap);
+            }
+            *part = Partial::new(logits, self.target(row, block), want);
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -191,42 +313,136 @@ impl Walk<'_> {
             dweight.expect_shape(op, &[v, c])?;
         }
         let h = cpu.f32(op, h)?;
+        let values = Values::new(cpu, op, head.weight)?;
         let mut rows = Vec::new();
         rows.try_reserve_exact(m).map_err(|_| TensorError::Memory { op, bytes: m, device: "cpu".into() })?;
-        rows.resize(m, Row::default());
         let mut dh = match coefficients {
             Some(_) => Some(cpu.empty_f32(op, &[m, c])?),
             None => None,
         };
-        let chunk = if head.chunk_rows == 0 { CHUNK_ROWS } else { head.chunk_rows }.min(m.max(1));
-        let mut logits = cpu.empty_f32(op, &[chunk, v])?;
-        for from in (0..m).step_by(chunk) {
-            let count = chunk.min(m - from);
-            let h = &h[from * c..(from + count) * c];
-            let logits = &mut cpu.f32_mut(op, &mut logits)?[..count * v];
-            forward_into(cpu, op, h, count, head.weight, logits)?;
-            soften(cpu, logits, head.softcap);
-            let lines = logits.chunks_exact_mut(v).zip(&mut rows[from..from + count]).enumerate();
-            cpu.workers.each(lines, |(index, (logits, row))| {
-                let target = targets[from + index] as usize;
-                *row = row_statistics(logits, target, want);
-                if let Some(coefficients) = coefficients {
-                    let d = Coefficients::of(coefficients, from + index);
-                    row_gradient(logits, target, *row, d, head.softcap);
-                }
-            });
-            if let Some(dh) = &mut dh {
-                let dh = &mut cpu.f32_mut(op, dh)?[from * c..(from + count) * c];
-                backward_into(cpu, op, logits, count, head.weight, Output::Overwrite, dh)?;
+        let most = chunk_rows(head.chunk_rows, m, v);
+        let mut logits = cpu.empty_f32(op, &[most, if coefficients.is_some() { v } else { 0 }])?;
+        let mut sums = cpu.empty_f32(op, &[if coefficients.is_some() { PARTS } else { 0 }, most, c])?;
+        let mut parts = vec![Partial::default(); most * v.div_ceil(BLOCK)];
+        for from in (0..m).step_by(most) {
+            let count = most.min(m - from);
+            let chunk = Chunk {
+                h: Matrix::new(&h[from * c..], count, c),
+                count,
+                targets: &targets[from..from + count],
+                values: &values,
+                vocabulary: v,
+                width: c,
+            };
+            let parts = &mut parts[..count * v.div_ceil(BLOCK)];
+            if coefficients.is_some() {
+                let logits = &mut cpu.f32_mut(op, &mut logits)?[..count * v];
+                self.logits_kept(&chunk, logits, parts);
+            } else {
+                self.logits_dropped(&chunk, parts);
             }
-            if let Some(dweight) = dweight.as_deref_mut() {
-                let dlogits = Matrix::new(logits, count, v).t();
-                let dweight = MatrixMut::new(cpu.f32_mut(op, dweight)?, v, c);
-                gemm_parallel(&cpu.workers, 1.0, dlogits, Matrix::new(h, count, c), Output::Add, dweight);
+            for row in 0..count {
+                rows.push(Row::new(parts.iter().skip(row).step_by(count).copied(), v, want));
+            }
+            if let (Some(coefficients), Some(dh)) = (coefficients, &mut dh) {
+                let d: Vec<_> = (from..from + count).map(|row| Coefficients::of(coefficients, row)).collect();
+                let logits = &mut cpu.f32_mut(op, &mut logits)?[..count * v];
+                let sums = &mut cpu.f32_mut(op, &mut sums)?[..PARTS * count * c];
+                let dweight = match &mut dweight {
+                    Some(dweight) => Some(cpu.f32_mut(op, dweight)?),
+                    None => None,
+                };
+                let used = self.gradient(&chunk, &rows[from..], &d, logits, sums, dweight);
+                let dh = &mut cpu.f32_mut(op, dh)?[from * c..(from + count) * c];
+                self.add_up(dh, &sums[..used * count * c]);
             }
         }
         Ok((rows, dh))
     }
+
+    /// The logits of all blocks, one block after another.
+    fn logits_kept(&self, chunk: &Chunk, logits: &mut [f32], parts: &mut [Partial]) {
+        let blocks = logits.chunks_mut(chunk.count * BLOCK).zip(parts.chunks_mut(chunk.count)).enumerate();
+        self.cpu.workers.each(blocks, |(index, (logits, parts))| {
+            let block = block_range(index, chunk.vocabulary);
+            chunk.forward(&block, self.want, self.head.softcap, logits, parts);
+        });
+    }
+
+    /// Where only the statistics are wanted, a block's logits go as they came.
+    fn logits_dropped(&self, chunk: &Chunk, parts: &mut [Partial]) {
+        self.cpu.workers.each(parts.chunks_mut(chunk.count).enumerate(), |(index, parts)| {
+            let block = block_range(index, chunk.vocabulary);
+            let mut logits = vec![0.0; chunk.count * block.len()];
+            chunk.forward(&block, self.want, self.head.softcap, &mut logits, parts);
+        });
+    }
+
+    /// Gradients by h in parts of the vocabulary, each a sum of its own in
+    /// `sums`; gives how many there are.
+    fn gradient(
+        &self,
+        chunk: &Chunk,
+        rows: &[Row],
+        d: &[Coefficients],
+        logits: &mut [f32],
+        sums: &mut [f32],
+        dweight: Option<&mut [f32]>,
+    ) -> usize {
+        let (count, v, c) = (chunk.count, chunk.vocabulary, chunk.width);
+        let blocks = v.div_ceil(BLOCK).div_ceil(PARTS);
+        let span = blocks * BLOCK;
+        let parts = v.div_ceil(span);
+        let mut dweights: Vec<&mut [f32]> = match dweight {
+            Some(dweight) => dweight.chunks_mut(span * c).collect(),
+            None => Vec::new(),
+        };
+        dweights.resize_with(parts, || &mut []);
+        let work = logits.chunks_mut(count * span).zip(sums.chunks_mut(count * c)).zip(dweights).enumerate();
+        self.cpu.workers.each(work, |(part, ((logits, sum), dweight))| {
+            for (index, logits) in logits.chunks_mut(count * BLOCK).enumerate() {
+                let block = block_range(part * blocks + index, v);
+                for (row, logits) in logits.chunks_exact_mut(block.len()).enumerate() {
+                    let target = chunk.target(row, &block);
+                    row_gradient(logits, target, rows[row], d[row], v, self.head.softcap);
+                }
+                let dlogits = Matrix::new(logits, count, block.len());
+                let weight = chunk.weight(&block);
+                let output = if index == 0 { Output::Overwrite } else { Output::Add };
+                let w = Matrix::new(&weight, block.len(), c);
+                gemm(1.0, dlogits, w, output, &mut MatrixMut::new(sum, count, c));
+                if !dweight.is_empty() {
+                    let dweight = &mut dweight[index * BLOCK * c..][..block.len() * c];
+                    let dweight = &mut MatrixMut::new(dweight, block.len(), c);
+                    gemm(1.0, dlogits.t(), chunk.h, Output::Add, dweight);
+                }
+            }
+        });
+        parts
+    }
+
+    /// dh = the sum of the parts, in their order.
+    fn add_up(&self, dh: &mut [f32], sums: &[f32]) {
+        let size = dh.len();
+        self.cpu.workers.each(dh.chunks_mut(PIECE).enumerate(), |(index, dh)| {
+            let from = index * PIECE;
+            for (part, sums) in sums.chunks_exact(size).enumerate() {
+                let sums = &sums[from..from + dh.len()];
+                if part == 0 {
+                    dh.copy_from_slice(sums);
+                } else {
+                    simd::dispatch(
+                        #[inline(always)]
+                        || simd::add_scaled(dh, sums, 1.0),
+                    );
+                }
+            }
+        });
+    }
+}
+
+fn block_range(index: usize, vocabulary: usize) -> Range<usize> {
+    index * BLOCK..((index + 1) * BLOCK).min(vocabulary)
 }
 
 fn statistics(rows: &[Row], want: StatisticSet) -> TokenStatistics {
@@ -247,7 +463,7 @@ pub(crate) fn forward(
     targets: &[u32],
     want: StatisticSet,
 ) -> Result<TokenStatistics> {
-    let wanted = Want { entropy: want.entropy, mean: want.mean_logp, correct: want.correct };
+    let wanted = Want { entropy: want.entropy, mean: want.mean_logp };
     let walk = Walk { cpu, op: "token_logp", head, targets, want: wanted };
     Ok(statistics(&walk.run(h, None, None)?.0, want))
 }
@@ -288,7 +504,7 @@ fn walk_back(
     dweight: Option<&mut Tensor>,
 ) -> Result<(TokenStatistics, Tensor)> {
     let entropy = want.entropy || coefficients.entropy.iter().any(|e| *e != 0.0);
-    let wanted = Want { entropy, mean: want.mean_logp, correct: want.correct };
+    let wanted = Want { entropy, mean: want.mean_logp };
     let (rows, dh) = Walk { cpu, op, head, targets, want: wanted }.run(h, Some(coefficients), dweight)?;
     let dh = dh.ok_or(TensorError::Failed { op, reason: "no gradient was made".into() })?;
     Ok((statistics(&rows, want), dh))
