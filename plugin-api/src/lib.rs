@@ -16,7 +16,9 @@
 
 #![deny(unsafe_code)]
 
+pub mod abi;
 pub mod alignment;
+pub mod conformance;
 pub mod error;
 pub mod loss;
 pub mod optimizer;

@@ -1,6 +1,7 @@
 //! How near optimizer programs come to the speed of memory.
 //!
-//! Run: `cargo run --release -p finetuned-shaders --example optimizer_bandwidth`
+//! Run: `cargo run --release -p finetuned-shaders --example optimizer_bandwidth [ROWS [THREADS]]`
+//! (rows of 4096; a few rows lie in the caches and show the arithmetic alone).
 //! Prints, for each program, the bytes that a step must move (reads of p, g and
 //! states, writes of p and states) over its time, beside a plain copy's bytes
 //! (read and written) over its time, on the same threads and as much memory.
@@ -21,7 +22,7 @@ fn adamw(tensor: &TensorShape, kinds: [StateType; 2]) -> Result<Program, Box<dyn
     rule.set(v, v1);
     let c1 = 1.0 - rule.constant(0.9).pow(t);
     let c2 = 1.0 - rule.constant(0.999).pow(t);
-    Ok(rule.finish(p * (1.0 - lr * 0.01) - lr / c1 * (m1 / (v1.sqrt() / c2.sqrt() + 1e-8)))?)
+    Ok(rule.finish(p * (1.0 - lr * 0.01) - lr / c1 * (m1 / (v1.sqrt() * (1.0 / c2.sqrt()) + 1e-8)))?)
 }
 
 fn lion(tensor: &TensorShape) -> Result<Program, Box<dyn std::error::Error>> {
@@ -39,13 +40,17 @@ fn best(mut f: impl FnMut()) -> f64 {
         f();
         start.elapsed().as_secs_f64()
     };
-    (0..9).map(|_| time(&mut f)).fold(f64::INFINITY, f64::min)
+    (0..25).map(|_| time(&mut f)).fold(f64::INFINITY, f64::min)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let (rows, columns) = (4096, 4096);
+    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
+    let (rows, columns) = (arguments.next().transpose()?.unwrap_or(4096).max(1), 4096);
     let n = rows * columns;
-    let threads = std::thread::available_parallelism()?.get();
+    let threads = match arguments.next().transpose()? {
+        Some(threads) => threads.max(1),
+        None => std::thread::available_parallelism()?.get(),
+    };
     let from = vec![1.0f32; n];
     let mut to = vec![0.0f32; n];
     let copy = best(|| {
@@ -85,7 +90,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let bytes = (12 * n + 2 * program.state_bytes()) as f64;
         let rate = bytes / time / 1e9;
         println!(
-            "{name}: {:.1} ms, {rate:.1} GB/s, {:.0}% of a copy, {:.0} million elements/s",
+            "{name}: {:.2} ms, {rate:.1} GB/s, {:.0}% of a copy, {:.0} million elements/s",
             time * 1e3,
             100.0 * rate / bandwidth,
             n as f64 / time / 1e6

@@ -160,6 +160,7 @@ impl<'a> StateSlice<'a> {
     }
 
     /// The elements of a range as f32; an 8-bit range begins at a block.
+    #[inline(always)]
     pub fn read(&self, start: usize, into: &mut [f32]) {
         match self {
             StateSlice::F32(values) => into.copy_from_slice(&values[start..start + into.len()]),
@@ -175,6 +176,7 @@ impl<'a> StateSlice<'a> {
 
     /// Writes the elements of a range; an 8-bit range begins at a block and
     /// ends at one or at the end.
+    #[inline(always)]
     pub fn write(&mut self, start: usize, from: &[f32]) {
         match self {
             StateSlice::F32(values) => values[start..start + from.len()].copy_from_slice(from),
@@ -205,14 +207,18 @@ pub mod codes {
         middle: [f32; 256],
         /// For the top 15 bits of a magnitude's f32 (exponents of 2⁻³¹ to 1):
         /// the least code, of the positive ones, that it can have.
-        first: Vec<u8>,
+        first: [u8; CELLS],
     }
 
+    const SIGN: u32 = 1 << 31;
     /// The magnitude bits dropped by [`Map::first`]: 7 of the mantissa's stay.
     const DROP: u32 = 16;
     /// Bits of 2⁻³¹: below lies nothing but the code of 0 (the least is 5.5e-7
     /// for non-negative numbers, whose half is above 2⁻³¹).
     const LOWEST: u32 = (127 - 31) << 23;
+    /// Bits of 1.
+    const HIGHEST: u32 = 127 << 23;
+    const CELLS: usize = ((HIGHEST - LOWEST) >> DROP) as usize + 1;
 
     impl Map {
         fn new(signed: bool) -> Map {
@@ -221,27 +227,24 @@ pub mod codes {
             for i in 0..255 {
                 middle[i] = 0.5 * (code[i] + code[i + 1]);
             }
-            let top = (1.0f32.to_bits() - LOWEST) >> DROP;
-            let first = (0..=top)
-                .map(|index| {
-                    let least = f32::from_bits(LOWEST + (index << DROP));
-                    let least = if index == 0 { 0.0 } else { least };
-                    middle.partition_point(|middle| *middle < least) as u8
-                })
-                .collect();
+            let mut first = [0; CELLS];
+            for (index, first) in first.iter_mut().enumerate() {
+                let least = f32::from_bits(LOWEST + ((index as u32) << DROP));
+                let least = if index == 0 { 0.0 } else { least };
+                *first = middle.partition_point(|middle| *middle < least) as u8;
+            }
             Map { code, middle, first }
         }
 
-        /// The nearest code of a number of magnitude up to 1; of two as near,
-        /// the lower.
-        #[inline]
+        /// The nearest code of a number from 0 to 1; of two as near, the lower.
+        ///
+        /// No two half ways lie in one cell of [`Map::first`] (a test holds
+        /// it), so one comparison is enough.
+        #[inline(always)]
         fn nearest_positive(&self, x: f32) -> u8 {
-            let index = (x.to_bits().max(LOWEST) - LOWEST) >> DROP;
-            let mut at = self.first[(index as usize).min(self.first.len() - 1)];
-            while x > self.middle[usize::from(at)] {
-                at += 1;
-            }
-            at
+            let index = (x.to_bits().clamp(LOWEST, HIGHEST) - LOWEST) >> DROP;
+            let least = self.first[index as usize];
+            least + u8::from(x > self.middle[usize::from(least)])
         }
     }
 
@@ -287,36 +290,33 @@ pub mod codes {
     ///
     /// A number that is not finite makes the scale so, and the whole block reads as
     /// not finite: a broken step stays visible.
+    #[inline(always)]
     pub fn quantize(values: &[f32], codes: &mut [u8], signed: bool) -> f32 {
         let map = map(signed);
-        let mut scale = 0.0f32;
-        for value in values {
-            // `max` would pass over a NaN.
-            scale = if value.is_nan() { f32::NAN } else { scale.max(value.abs()) };
-            if scale.is_nan() {
-                break;
-            }
-        }
+        // Magnitudes in order of their bits: a NaN's are above all others'.
+        let largest = values.iter().fold(0, |largest, value| (value.to_bits() & !SIGN).max(largest));
+        let scale = f32::from_bits(largest);
+        let zero = map.nearest_positive(0.0);
         if !(scale > 0.0 && scale.is_finite()) {
-            let zero = map.nearest_positive(0.0);
             codes.fill(if scale == 0.0 { zero } else { 255 });
             return scale;
         }
-        let zero = map.nearest_positive(0.0);
-        for (value, code) in values.iter().zip(codes) {
-            let x = value / scale;
-            let positive = map.nearest_positive(x.abs().min(1.0));
-            // The signed map is symmetric about its zero but for the lone +1.
-            *code = match signed {
-                true if x < 0.0 => (2 * u32::from(zero)).saturating_sub(u32::from(positive.min(254))) as u8,
-                false if x < 0.0 => zero,
-                _ => positive,
-            };
+        let mut scaled = [0.0f32; super::BLOCK];
+        for (values, codes) in values.chunks(super::BLOCK).zip(codes.chunks_mut(super::BLOCK)) {
+            let scaled = &mut scaled[..values.len()];
+            scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = value / scale);
+            for (x, code) in scaled.iter().zip(codes) {
+                let positive = map.nearest_positive(x.abs());
+                // The signed map is symmetric about its zero but for the lone +1.
+                let negative = if signed { (2 * zero).wrapping_sub(positive.min(254)) } else { zero };
+                *code = if *x < 0.0 { negative } else { positive };
+            }
         }
         scale
     }
 
     /// Back to f32.
+    #[inline(always)]
     pub fn dequantize(codes: &[u8], scale: f32, signed: bool, into: &mut [f32]) {
         let map = map(signed);
         for (code, into) in codes.iter().zip(into) {
@@ -338,6 +338,18 @@ pub mod codes {
             };
             assert_eq!(hash(dynamic_map(true)), 0x690c_a6ad_558a_2475, "{:?}", dynamic_map(true));
             assert_eq!(hash(dynamic_map(false)), 0xa9aa_f4b4_f33a_51e3, "{:?}", dynamic_map(false));
+        }
+
+        #[test]
+        fn no_cell_holds_two_half_ways() {
+            for signed in [true, false] {
+                let map = map(signed);
+                for index in 0..CELLS {
+                    let end = f32::from_bits(LOWEST + ((index as u32 + 1) << DROP));
+                    let within = map.middle.partition_point(|middle| *middle < end) - usize::from(map.first[index]);
+                    assert!(within <= 1, "{signed} {index}: {within}");
+                }
+            }
         }
 
         #[test]

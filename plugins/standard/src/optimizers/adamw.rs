@@ -69,7 +69,7 @@ impl AdamW {
         let correction1 = 1.0 - rule.constant(self.beta1).pow(t);
         let correction2 = 1.0 - rule.constant(self.beta2).pow(t);
         let decayed = p * (1.0 - lr * self.weight_decay);
-        let denominator = new_v.sqrt() / correction2.sqrt() + self.epsilon;
+        let denominator = new_v.sqrt() * (1.0 / correction2.sqrt()) + self.epsilon;
         rule.finish(decayed - lr / correction1 * (new_m / denominator))
     }
 }

@@ -17,6 +17,7 @@
 //! first step of each tensor a step allocates nothing, matrix products aside.
 
 mod plan;
+mod prefetch;
 mod stream;
 #[cfg(test)]
 mod tests;

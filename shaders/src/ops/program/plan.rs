@@ -90,6 +90,8 @@ pub(super) struct Stream {
     /// The last pass: what the parameter and the full-sized states become.
     pub parameter: Option<Source>,
     pub states: Vec<(Source, usize)>,
+    /// Memory of the stream's shape that it reads, to be asked for ahead.
+    pub reads: Vec<Memory>,
     /// Whether blocks must begin at an 8-bit state's block.
     pub blocked: bool,
 }
@@ -519,6 +521,11 @@ impl Planner<'_> {
             });
             free.extend(over);
         }
+        for pass in &mut passes {
+            if let Pass::Stream(stream) = pass {
+                stream.reads = reads(stream);
+            }
+        }
         Plan { passes, buffers }
     }
 }
@@ -588,6 +595,34 @@ fn each_buffer(pass: &mut Pass, f: &mut dyn FnMut(&mut usize, bool)) {
     }
 }
 
+/// Memory of the stream's shape that it reads, 8-bit states as states.
+fn reads(stream: &Stream) -> Vec<Memory> {
+    let actions = stream.actions.iter().flat_map(|(_, action)| match *action {
+        Action::Load(state) => vec![Source::Memory(Memory::State(state))],
+        _ => operands(action),
+    });
+    let ends = stream.stores.iter().map(|(from, _)| *from).chain(stream.sums.iter().map(|sum| sum.of));
+    let ends = ends.chain(stream.parameter).chain(stream.states.iter().map(|(from, _)| *from));
+    let mut reads = Vec::new();
+    for source in actions.chain(ends) {
+        if let Source::Memory(memory) = source
+            && !reads.contains(&memory)
+        {
+            reads.push(memory);
+        }
+    }
+    reads
+}
+
+fn operands(action: &Action) -> Vec<Source> {
+    match *action {
+        Action::Unary(_, a) | Action::Copy(a) => vec![a],
+        Action::Binary(_, a, b) => vec![a, b],
+        Action::Select(a, b, c) => vec![a, b, c],
+        Action::Load(_) | Action::RepeatRow(_) | Action::RepeatColumns(_) => vec![],
+    }
+}
+
 /// A stream being written; each action has a register of its own until
 /// [`share_registers`].
 struct Writer {
@@ -624,17 +659,9 @@ impl Writer {
 /// fit the first cache.
 fn share_registers(stream: &mut Stream) {
     let mut last = vec![0; stream.registers];
-    let read = |action: &Action| -> Vec<Source> {
-        match *action {
-            Action::Unary(_, a) | Action::Copy(a) => vec![a],
-            Action::Binary(_, a, b) => vec![a, b],
-            Action::Select(a, b, c) => vec![a, b, c],
-            Action::Load(_) | Action::RepeatRow(_) | Action::RepeatColumns(_) => vec![],
-        }
-    };
     for (at, (register, action)) in stream.actions.iter().enumerate() {
         last[*register] = at;
-        for source in read(action) {
+        for source in operands(action) {
             if let Source::Register(register) = source {
                 last[register] = at;
             }
@@ -662,7 +689,7 @@ fn share_registers(stream: &mut Stream) {
             used - 1
         });
         let mut over: Vec<usize> = Vec::new();
-        for source in read(action) {
+        for source in operands(action) {
             if let Source::Register(operand) = source
                 && last[operand] == at
                 && !over.contains(&names[operand])

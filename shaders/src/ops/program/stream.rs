@@ -7,6 +7,7 @@ use finetuned_plugin_api::program::{
 };
 
 use super::plan::{Action, MOST_SINKS, Memory, Scalar, Source, Stream};
+use super::prefetch::prefetch;
 use super::{Data, Room};
 use crate::cpu::simd::dispatch;
 use crate::cpu::workers::Workers;
@@ -289,13 +290,45 @@ impl Shared<'_> {
         let mut open_rows = [0.0f64; MOST_SINKS];
         while done < piece.length {
             let length = CHUNK.min(piece.length - done);
-            for (register, action) in &self.stream.actions {
+            let ahead = CHUNK.min(piece.length - done - length);
+            let parts = self.stream.actions.len();
+            for (part, (register, action)) in self.stream.actions.iter().enumerate() {
+                self.ask_ahead((piece.start, &piece.held), done + length, ahead, part, parts);
                 let mut into = std::mem::take(&mut registers[*register]);
                 self.act(action, &mut into[..length], piece, done, registers);
                 registers[*register] = into;
             }
             self.finish(piece, done, length, registers, &mut open_rows);
             done += length;
+        }
+    }
+
+    /// Asks for a part of the next block, so that it comes while this one is
+    /// computed.
+    #[inline(always)]
+    fn ask_ahead(&self, (piece, held): (usize, &Held), next: usize, length: usize, part: usize, parts: usize) {
+        let start = piece + next;
+        for memory in &self.stream.reads {
+            match memory {
+                Memory::Gradient => prefetch(&self.gradient[start..start + length], part, parts),
+                Memory::Buffer(index) => prefetch(&self.buffers[*index][start..start + length], part, parts),
+                Memory::Parameter => match (&held.parameter, self.parameter) {
+                    (Some(parameter), _) => prefetch(&parameter[next..next + length], part, parts),
+                    (None, Some(parameter)) => prefetch(&parameter[start..start + length], part, parts),
+                    (None, None) => {}
+                },
+                Memory::State(index) => match (&held.states[*index], &self.all_states[*index]) {
+                    (Some(StateSlice::F32(state)), _) => prefetch(&state[next..next + length], part, parts),
+                    (Some(StateSlice::BlockwiseU8 { codes, .. }), _) => {
+                        prefetch(&codes[next..next + length], part, parts);
+                    }
+                    (None, Some(StateSlice::F32(state))) => prefetch(&state[start..start + length], part, parts),
+                    (None, Some(StateSlice::BlockwiseU8 { codes, .. })) => {
+                        prefetch(&codes[start..start + length], part, parts);
+                    }
+                    (None, None) => {}
+                },
+            }
         }
     }
 
