@@ -97,7 +97,9 @@ async fn serve(sources: Sources, config: Arc<Config>, mut store: Store, level: L
     let inbox_thread = {
         let control = control.clone();
         let inbox = Inbox::new(Claims::of(&config), store.clone());
-        std::thread::Builder::new().name("inbox".into()).spawn(move || watch_inboxes(&control, inbox, &inbox_receiver))?
+        std::thread::Builder::new()
+            .name("inbox".into())
+            .spawn(move || watch_inboxes(&control, inbox, &inbox_receiver))?
     };
     let wake_inbox = inbox_sender.clone();
     let ended = Box::new(move || {
@@ -114,7 +116,9 @@ async fn serve(sources: Sources, config: Arc<Config>, mut store: Store, level: L
         tracing::info!("inbox {}", inbox.display());
     }
 
-    let mut alive = tokio::time::interval(manager.alive_every().unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(100)));
+    let mut alive = tokio::time::interval(
+        manager.alive_every().unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(100)),
+    );
     let mut status = tokio::time::interval(Duration::from_secs(2));
     loop {
         tokio::select! {
@@ -322,7 +326,9 @@ impl Control {
             .iter()
             .filter(|job| job.state.is_active())
             .map(|job| match job.progress.loss {
-                Some(loss) => format!("job {} step {}/{} loss {loss:.2}", job.id, job.progress.step, job.progress.total_steps),
+                Some(loss) => {
+                    format!("job {} step {}/{} loss {loss:.2}", job.id, job.progress.step, job.progress.total_steps)
+                }
                 None => format!("job {} {}", job.id, job.progress.phase.as_deref().unwrap_or("starting")),
             })
             .collect();
@@ -341,7 +347,9 @@ impl Control {
     pub async fn reload(&self) -> anyhow::Result<Arc<Config>> {
         let config = Arc::new(Config::load(&self.sources)?);
         let old = self.config();
-        for (key, is_same) in [("state_dir", config.state_dir == old.state_dir), ("control.socket", config.socket == old.socket)] {
+        for (key, is_same) in
+            [("state_dir", config.state_dir == old.state_dir), ("control.socket", config.socket == old.socket)]
+        {
             anyhow::ensure!(is_same, "`{key}` has changed, which takes a restart; nothing was changed");
         }
         *lock(&self.config) = config.clone();
@@ -362,7 +370,8 @@ impl Control {
         let recipe = Recipe::from_table(&merged)?;
         let take = |path: &PathBuf| -> anyhow::Result<snapshot::Snapshot> {
             anyhow::ensure!(path.is_absolute(), "{}: an absolute path is needed", path.display());
-            let mut file = std::fs::File::open(path).with_context(|| format!("the daemon cannot open {}", path.display()))?;
+            let mut file =
+                std::fs::File::open(path).with_context(|| format!("the daemon cannot open {}", path.display()))?;
             anyhow::ensure!(file.metadata()?.is_file(), "{} is not a regular file", path.display());
             snapshot::take(&mut file, path, &config.datasets_dir(), config.inbox.snapshot_limit)
         };
@@ -370,7 +379,12 @@ impl Control {
         let validation = submission.validation.as_ref().map(take).transpose()?;
         let stem = submission.data.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let new = NewJob {
-            key: inbox_recipe::key(&data.sha256, validation.as_ref().map(|v| v.sha256.as_str()), submission.adapter.as_deref(), &recipe),
+            key: inbox_recipe::key(
+                &data.sha256,
+                validation.as_ref().map(|v| v.sha256.as_str()),
+                submission.adapter.as_deref(),
+                &recipe,
+            ),
             name: submission.name.clone().or(stem).unwrap_or_else(|| "data".into()),
             data: data.path,
             validation: validation.map(|v| v.path),

@@ -43,7 +43,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let begin = Instant::now();
     // A model that is fetched here serves the user's own runs later.
     let own = Config::load(&Sources::of_process(None, Vec::new()));
-    let models_dir = own.map(|config| config.models_dir).unwrap_or_else(|_| std::env::temp_dir().join("finetuned-models"));
+    let models_dir =
+        own.map(|config| config.models_dir).unwrap_or_else(|_| std::env::temp_dir().join("finetuned-models"));
     let model = models::find_or_pull(&args.model, &models_dir, &mut |words| eprintln!("{words}"))?;
     println!("base model  {}", display(&model));
 
@@ -59,10 +60,20 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     // As a careful copy does it: under another name, then renamed.
     std::fs::write(inbox.join(".copying"), sample::DATASET)?;
     std::fs::rename(inbox.join(".copying"), &dropped)?;
-    println!("dropped     {} ({} rows: {})\n", display(&dropped), sample::DATASET.lines().count(), sample::WHAT_IT_TEACHES);
+    println!(
+        "dropped     {} ({} rows: {})\n",
+        display(&dropped),
+        sample::DATASET.lines().count(),
+        sample::WHAT_IT_TEACHES
+    );
 
     let job = follow(&client, &mut daemon)?;
-    anyhow::ensure!(job.job.state == State::Succeeded, "the job is {}: {}", job.job.state, job.job.error.unwrap_or_default());
+    anyhow::ensure!(
+        job.job.state == State::Succeeded,
+        "the job is {}: {}",
+        job.job.state,
+        job.job.error.unwrap_or_default()
+    );
     let job = job.job;
     daemon.stop();
 
@@ -143,7 +154,11 @@ impl Daemon {
         let begin = Instant::now();
         while client.get::<Status>("/status").is_err() {
             self.check()?;
-            anyhow::ensure!(begin.elapsed() < START_TIMEOUT, "the daemon does not answer; its words are in {}", self.log.display());
+            anyhow::ensure!(
+                begin.elapsed() < START_TIMEOUT,
+                "the daemon does not answer; its words are in {}",
+                self.log.display()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(client)
@@ -183,7 +198,8 @@ fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<JobView> {
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    let mut shown = Shown { bar: ProgressBar::hidden(), progress: Progress::default(), style: Style::of_terminal(), last: None };
+    let mut shown =
+        Shown { bar: ProgressBar::hidden(), progress: Progress::default(), style: Style::of_terminal(), last: None };
     client.follow(&format!("/jobs/{id}/events?follow=true"), &mut |line| {
         if let Ok(row) = serde_json::from_str::<EventRow>(line) {
             shown.show(&row);
@@ -221,7 +237,10 @@ impl Shown {
         use finetuned_engine::event::Event;
         match event {
             Event::Phase { name } => self.say(&name),
-            Event::Prepared { report } => self.say(&format!("{}: {} rows, {} tokens, {} of them trained", report.format, report.used, report.tokens, report.trained_tokens)),
+            Event::Prepared { report } => self.say(&format!(
+                "{}: {} rows, {} tokens, {} of them trained",
+                report.format, report.used, report.tokens, report.trained_tokens
+            )),
             Event::Planned { plan } => self.say(&format!("{} at the peak", words::bytes(plan.peak_bytes))),
             Event::Started { total_steps, .. } if self.style == Style::Bar => self.bar = bar(total_steps as u64),
             Event::Validation { step, loss, .. } => self.say(&format!("held-out loss after step {step}: {loss:.4}")),

@@ -164,7 +164,9 @@ impl Lock {
                 file.read_to_string(&mut text)?;
                 Ok(Err(Held { by: text.trim().parse().ok() }))
             }
-            Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            Err(std::fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
         }
     }
 }
@@ -193,7 +195,8 @@ mod tests {
         std::fs::write(root.join("sub/data"), "d").unwrap();
         std::os::unix::fs::symlink("../secret", root.join("link")).unwrap();
         std::os::unix::fs::symlink("sub", root.join("way")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, root.join("fifo"), rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, root.join("fifo"), rustix::fs::FileType::Fifo, Mode::from(0o600), 0)
+            .unwrap();
         for open in [open_beneath as fn(&Path, &Path) -> io::Result<File>, |root, path| {
             let file = open_part_by_part(root, path)?;
             file.metadata()?.is_file().then_some(file).ok_or(io::ErrorKind::InvalidInput.into())

@@ -49,7 +49,16 @@ impl Console {
     pub fn new(style: Style) -> Console {
         let interrupts = Arc::new(AtomicUsize::new(0));
         count_interrupts(interrupts.clone());
-        Console { style, bar: ProgressBar::hidden(), total: 0, last_line: None, seconds_per_step: None, validation: None, interrupts, told: false }
+        Console {
+            style,
+            bar: ProgressBar::hidden(),
+            total: 0,
+            last_line: None,
+            seconds_per_step: None,
+            validation: None,
+            interrupts,
+            told: false,
+        }
     }
 
     fn say(&self, text: &str) {
@@ -103,9 +112,17 @@ impl Observer for Console {
                 report.rows,
                 words::count(report.tokens as u64),
                 words::count(report.trained_tokens as u64),
-                if report.bad_row_count > 0 { format!(", {} bad rows (finetune data check)", report.bad_row_count) } else { String::new() }
+                if report.bad_row_count > 0 {
+                    format!(", {} bad rows (finetune data check)", report.bad_row_count)
+                } else {
+                    String::new()
+                }
             )),
-            Event::Planned { plan } => self.say(&format!("{} at the peak, about {}", words::bytes(plan.peak_bytes), words::seconds(plan.total_seconds))),
+            Event::Planned { plan } => self.say(&format!(
+                "{} at the peak, about {}",
+                words::bytes(plan.peak_bytes),
+                words::seconds(plan.total_seconds)
+            )),
             Event::Started { total_steps, resumed_from } => self.start_bar(*total_steps, *resumed_from),
             Event::Step(metrics) => {
                 let before = self.seconds_per_step.unwrap_or(metrics.seconds);
@@ -117,7 +134,9 @@ impl Observer for Console {
                 self.bar.set_position(metrics.step as u64);
                 self.bar.set_message(line.clone());
                 let due = self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_EVERY);
-                if self.style == Style::Lines && (due || metrics.validation_loss.is_some() || metrics.step == self.total) {
+                if self.style == Style::Lines
+                    && (due || metrics.validation_loss.is_some() || metrics.step == self.total)
+                {
                     self.last_line = Some(Instant::now());
                     eprintln!("step {}/{}  {line}", metrics.step, self.total);
                 }
@@ -160,7 +179,10 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
         words::seconds(summary.seconds)
     );
     if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
-        text += &format!("\nheld-out loss  {before:.4} before, {after:.4} after ({:.0}% lower)", 100.0 * (before - after) / before);
+        text += &format!(
+            "\nheld-out loss  {before:.4} before, {after:.4} after ({:.0}% lower)",
+            100.0 * (before - after) / before
+        );
     }
     if let Some(last) = summary.last_loss {
         text += &format!("\ntraining loss  {last:.4} at the last step");
@@ -168,7 +190,12 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
     if summary.stopped_early {
         text += &format!("\nstopped early  the weights are those of step {}", summary.kept_step);
     }
-    text += &format!("\npeak memory    {}\noutput         {}\nreport         {}", words::bytes(summary.peak_bytes), display(out), display(&out.join(report::FILE)));
+    text += &format!(
+        "\npeak memory    {}\noutput         {}\nreport         {}",
+        words::bytes(summary.peak_bytes),
+        display(out),
+        display(&out.join(report::FILE))
+    );
     text
 }
 
@@ -178,7 +205,11 @@ fn count_interrupts(count: Arc<AtomicUsize>) {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
     std::thread::spawn(move || {
         runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}

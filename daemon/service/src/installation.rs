@@ -99,7 +99,10 @@ pub fn install(scope: Scope, programs: &Programs, home: &Path) -> Installation {
             Installation {
                 copies: Vec::new(),
                 files: vec![NewFile { path: unit.clone(), text, keep: false }],
-                steps: vec![step("systemctl --user daemon-reload", false), step(&format!("systemctl --user enable --now {UNIT}"), false)],
+                steps: vec![
+                    step("systemctl --user daemon-reload", false),
+                    step(&format!("systemctl --user enable --now {UNIT}"), false),
+                ],
                 unit,
             }
         }
@@ -112,8 +115,16 @@ pub fn install(scope: Scope, programs: &Programs, home: &Path) -> Installation {
             let text = LAUNCH_AGENT
                 .replace("<string>/usr/local/bin/finetuned</string>", &arguments)
                 .replace("@HOME@", &home.display().to_string());
-            let load = Step { words: vec!["launchctl".into(), "load".into(), "-w".into(), unit.display().to_string()], may_fail: false };
-            Installation { copies: Vec::new(), files: vec![NewFile { path: unit.clone(), text, keep: false }], steps: vec![load], unit }
+            let load = Step {
+                words: vec!["launchctl".into(), "load".into(), "-w".into(), unit.display().to_string()],
+                may_fail: false,
+            };
+            Installation {
+                copies: Vec::new(),
+                files: vec![NewFile { path: unit.clone(), text, keep: false }],
+                steps: vec![load],
+                unit,
+            }
         }
     }
 }
@@ -130,7 +141,8 @@ fn install_system(programs: &Programs) -> Installation {
         copies.push((path.to_path_buf(), target.clone()));
         target
     };
-    let programs = Programs { finetune: place(&programs.finetune), finetuned: programs.finetuned.as_deref().map(&mut place) };
+    let programs =
+        Programs { finetune: place(&programs.finetune), finetuned: programs.finetuned.as_deref().map(&mut place) };
     let unit = PathBuf::from("/etc/systemd/system").join(UNIT);
     let text = SYSTEM_UNIT
         .replace("/usr/bin/finetuned", &programs.daemon())
@@ -143,7 +155,10 @@ fn install_system(programs: &Programs) -> Installation {
         ],
         steps: vec![
             // Each may be there already.
-            step("useradd --system --user-group --home-dir /var/lib/finetuned --shell /usr/sbin/nologin finetuned", true),
+            step(
+                "useradd --system --user-group --home-dir /var/lib/finetuned --shell /usr/sbin/nologin finetuned",
+                true,
+            ),
             step("groupadd --system --force render", true),
             step("groupadd --system --force video", true),
             step("systemctl daemon-reload", false),
@@ -161,10 +176,17 @@ pub fn uninstall(scope: Scope, home: &Path) -> Installation {
             step(&format!("systemctl disable --now {UNIT}"), true),
             Some(step("systemctl daemon-reload", true)),
         ),
-        Scope::User => (user_unit(home), step(&format!("systemctl --user disable --now {UNIT}"), true), Some(step("systemctl --user daemon-reload", true))),
+        Scope::User => (
+            user_unit(home),
+            step(&format!("systemctl --user disable --now {UNIT}"), true),
+            Some(step("systemctl --user daemon-reload", true)),
+        ),
         Scope::Launchd => {
             let agent = launch_agent(home);
-            let unload = Step { words: vec!["launchctl".into(), "unload".into(), "-w".into(), agent.display().to_string()], may_fail: true };
+            let unload = Step {
+                words: vec!["launchctl".into(), "unload".into(), "-w".into(), agent.display().to_string()],
+                may_fail: true,
+            };
             (agent, unload, None)
         }
     };
@@ -200,7 +222,11 @@ fn launch_agent(home: &Path) -> PathBuf {
 /// A path as systemd reads it: in quotes where it needs them, `%` doubled.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string().replace('%', "%%");
-    if text.contains([' ', '"', '\'', '\\']) { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) } else { text }
+    if text.contains([' ', '"', '\'', '\\']) {
+        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -246,7 +272,11 @@ mod tests {
     fn the_launch_agent_is_filled_in() {
         let agent = install(Scope::Launchd, &programs("/opt"), Path::new("/Users/me"));
         let text = &agent.files[0].text;
-        assert!(text.contains("<string>/opt/finetuned</string>") && text.contains("/Users/me/Library/Logs") && !text.contains('@'));
+        assert!(
+            text.contains("<string>/opt/finetuned</string>")
+                && text.contains("/Users/me/Library/Logs")
+                && !text.contains('@')
+        );
     }
 
     /// Where systemd is, it reads both units without a word.

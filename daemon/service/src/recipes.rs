@@ -43,7 +43,8 @@ fn read(recipe: &str) -> anyhow::Result<TomlFile> {
         return TomlFile::parse(&format!("recipe {name}"), text);
     }
     let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
-    let hint = keys::nearest(recipe, names.iter().copied()).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+    let hint =
+        keys::nearest(recipe, names.iter().copied()).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
     anyhow::bail!("there is no file or recipe `{recipe}`; {hint}The recipes are {}", names.join(", "))
 }
 

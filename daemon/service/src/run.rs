@@ -38,7 +38,11 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
         let finished_before = matches!(outcome, Outcome::AlreadyFinished(_));
         if !(finished_before && path.exists()) {
             let page = report::Page {
-                title: run.train.data.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
+                title: run
+                    .train
+                    .data
+                    .file_name()
+                    .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
                 base: run.base.clone(),
                 recipe: request.recipe.clone(),
                 summary: (**summary).clone(),

@@ -36,7 +36,8 @@ pub const MOST_TOKENS: usize = 64;
 /// What is asked before and after.
 pub fn prompts() -> Vec<String> {
     let rows = UNSEEN.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let asked = rows.filter_map(|row| row.pointer("/messages/0/content").and_then(|text| text.as_str()).map(str::to_string));
+    let asked =
+        rows.filter_map(|row| row.pointer("/messages/0/content").and_then(|text| text.as_str()).map(str::to_string));
     asked.step_by(10).take(3).collect()
 }
 

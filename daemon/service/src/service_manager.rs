@@ -23,8 +23,13 @@ impl ServiceManager {
     /// `watchdog_pid` keeps a child from answering for its parent.
     pub fn new(socket: Option<String>, watchdog_usec: Option<String>, watchdog_pid: Option<String>) -> ServiceManager {
         let ours = watchdog_pid.is_none_or(|pid| pid == std::process::id().to_string());
-        let watchdog = watchdog_usec.and_then(|usec| usec.parse().ok()).filter(|&usec| usec > 0 && ours).map(Duration::from_micros);
-        let socket = socket.and_then(|address| connect(&address).map_err(|error| tracing::warn!("NOTIFY_SOCKET {address}: {error}")).ok());
+        let watchdog = watchdog_usec
+            .and_then(|usec| usec.parse().ok())
+            .filter(|&usec| usec > 0 && ours)
+            .map(Duration::from_micros);
+        let socket = socket.and_then(|address| {
+            connect(&address).map_err(|error| tracing::warn!("NOTIFY_SOCKET {address}: {error}")).ok()
+        });
         ServiceManager { socket, watchdog, last_status: std::sync::Mutex::default() }
     }
 
@@ -111,7 +116,8 @@ mod tests {
     fn abstract_sockets_are_reached_too() {
         use std::os::linux::net::SocketAddrExt;
         let name = format!("finetuned-test-{}", std::process::id());
-        let socket = UnixDatagram::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let socket =
+            UnixDatagram::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         ServiceManager::new(Some(format!("@{name}")), None, None).ready();
         assert_eq!(receive(&socket), "READY=1");
     }

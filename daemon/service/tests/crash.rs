@@ -80,10 +80,14 @@ fn twenty_kills_change_nothing() {
     for (view, expected) in jobs.iter().zip(&expected) {
         let job = &view.job;
         assert!(read(&job.out.join("adapter_model.safetensors")) == *expected, "the adapter of {} differs", job.name);
-        let successes = house.events(job.id).iter().filter(|row| row.kind == "state" && row.body["to"] == "succeeded").count();
+        let successes =
+            house.events(job.id).iter().filter(|row| row.kind == "state" && row.body["to"] == "succeeded").count();
         assert_eq!(successes, 1, "{} was finished once", job.name);
         let lines = String::from_utf8(read(&job.out.join("metrics.jsonl"))).unwrap();
-        let done: Vec<u64> = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap()).collect();
+        let done: Vec<u64> = lines
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
+            .collect();
         assert_eq!(done, (0..=steps as u64).collect::<Vec<_>>(), "each step of {} is written once", job.name);
     }
     assert!(jobs.iter().map(|view| view.job.attempts).sum::<u32>() > 5, "the kills have hit workers");
@@ -100,7 +104,8 @@ fn retry_failed(house: &House) {
         if view.job.state == State::Failed {
             let error = view.job.error.clone().unwrap_or_default();
             assert!(error.contains("signal 9"), "job {} failed by itself: {error}", view.job.id);
-            let _: JobView = house.client().post(&format!("/jobs/{}/retry", view.job.id), &serde_json::json!({})).unwrap();
+            let _: JobView =
+                house.client().post(&format!("/jobs/{}/retry", view.job.id), &serde_json::json!({})).unwrap();
         }
     }
 }
@@ -108,7 +113,8 @@ fn retry_failed(house: &House) {
 fn kill_worker(house: &House) -> bool {
     let Some(active) = house.status().jobs.into_iter().find(|view| view.job.state.is_active()) else { return false };
     let lock = house.path(&format!("jobs/{}/worker.lock", active.job.id));
-    let pid = std::fs::read_to_string(lock).ok().and_then(|text| text.trim().parse::<i32>().ok()).and_then(Pid::from_raw);
+    let pid =
+        std::fs::read_to_string(lock).ok().and_then(|text| text.trim().parse::<i32>().ok()).and_then(Pid::from_raw);
     // It may have ended by itself since.
     pid.is_some_and(|pid| is_ours(pid) && kill_process(pid, Signal::KILL).is_ok())
 }

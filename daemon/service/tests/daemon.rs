@@ -73,8 +73,12 @@ fn pause_resume_cancel_retry() {
     assert!(house.finetune(&["resume", "1"]).status.success());
     let step = paused.progress.step;
     house.wait_for_step(1, step + 1);
-    let started: Vec<usize> =
-        house.events(1).iter().filter(|row| row.kind == "started").map(|row| row.body["resumed_from"].as_u64().unwrap() as usize).collect();
+    let started: Vec<usize> = house
+        .events(1)
+        .iter()
+        .filter(|row| row.kind == "started")
+        .map(|row| row.body["resumed_from"].as_u64().unwrap() as usize)
+        .collect();
     assert_eq!(started, [0, step], "it goes on where it was");
     assert!(house.finetune(&["cancel", "1"]).status.success());
     house.wait_for(1, State::Cancelled);
@@ -95,8 +99,19 @@ fn sigterm_checkpoints_and_the_next_start_goes_on() {
     assert_eq!(house.end(), Some(0));
     house.start();
     house.wait("the second start", || (house.job(1)?.job.attempts == 2).then_some(()));
-    let resumed = house.wait("the job to go on", || house.events(1).iter().rfind(|row| row.kind == "started").and_then(|row| row.body["resumed_from"].as_u64()).filter(|&step| step > 0));
-    let stopped = house.events(1).iter().rfind(|row| row.kind == "checkpoint" && row.body["step"].as_u64() == Some(resumed)).is_some();
+    let resumed = house.wait("the job to go on", || {
+        house
+            .events(1)
+            .iter()
+            .rfind(|row| row.kind == "started")
+            .and_then(|row| row.body["resumed_from"].as_u64())
+            .filter(|&step| step > 0)
+    });
+    let stopped = house
+        .events(1)
+        .iter()
+        .rfind(|row| row.kind == "checkpoint" && row.body["step"].as_u64() == Some(resumed))
+        .is_some();
     assert!(stopped, "it goes on from the checkpoint of its stop");
 }
 
@@ -111,7 +126,19 @@ fn a_worker_that_dies_fails_its_job_and_nothing_else() {
     let failed = house.wait_for(1, State::Failed).job;
     assert!(failed.error.unwrap().contains("signal 9"));
     assert!(house.receipt("a", "FAILED").contains("The checkpoint of step"));
-    assert!(house.finetune(&["submit", house.path("inbox/a.jsonl").to_str().unwrap(), "--set", "train.steps=4", "--set", "train.seed=7"]).status.success());
+    assert!(
+        house
+            .finetune(&[
+                "submit",
+                house.path("inbox/a.jsonl").to_str().unwrap(),
+                "--set",
+                "train.steps=4",
+                "--set",
+                "train.seed=7"
+            ])
+            .status
+            .success()
+    );
     house.wait_for(2, State::Succeeded);
 }
 
@@ -154,7 +181,10 @@ fn exit_codes_tell_causes_apart() {
     house.configure("state_dirr = 1\n");
     let check = house.finetune(&["config", "check"]);
     assert_eq!(check.status.code(), Some(78));
-    assert!(String::from_utf8_lossy(&check.stderr).contains("finetuned.toml:1: unknown key `state_dirr`; did you mean `state_dir`?"));
+    assert!(
+        String::from_utf8_lossy(&check.stderr)
+            .contains("finetuned.toml:1: unknown key `state_dirr`; did you mean `state_dir`?")
+    );
     assert_eq!(house.command(env!("CARGO_BIN_EXE_finetuned")).output().unwrap().status.code(), Some(78));
 }
 
@@ -177,7 +207,12 @@ fn the_service_manager_is_told() {
         let read = socket.recv(&mut buffer).unwrap();
         received.push(String::from_utf8_lossy(&buffer[..read]).into_owned());
     }
-    let place = |word: &str| received.iter().position(|message| message.starts_with(word)).unwrap_or_else(|| panic!("{word} in {received:?}"));
+    let place = |word: &str| {
+        received
+            .iter()
+            .position(|message| message.starts_with(word))
+            .unwrap_or_else(|| panic!("{word} in {received:?}"))
+    };
     assert!(place("READY=1") < place("STOPPING=1"));
     assert!(place("WATCHDOG=1") < place("STOPPING=1"));
     assert!(place("STATUS=") < place("STOPPING=1"));

@@ -45,7 +45,9 @@ pub struct BenchArgs {
 
 pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
     let model = match &args.model {
-        Some(name) => Some(crate::models::find_or_pull(name, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?),
+        Some(name) => {
+            Some(crate::models::find_or_pull(name, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?)
+        }
         None => None,
     };
     let report = bench(&BenchOptions {

@@ -34,7 +34,9 @@ pub fn run(command: &ConfigCommand, global: &Global) -> anyhow::Result<()> {
             let keys: serde_json::Map<String, serde_json::Value> = config
                 .shown
                 .iter()
-                .map(|(key, value, origin)| (key.clone(), serde_json::json!({ "value": value, "origin": origin.to_string() })))
+                .map(|(key, value, origin)| {
+                    (key.clone(), serde_json::json!({ "value": value, "origin": origin.to_string() }))
+                })
                 .collect();
             print_json(&keys)
         }

@@ -52,9 +52,10 @@ pub struct GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
-    let model = crate::models::find_or_pull(&args.model, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?;
+    let model =
+        crate::models::find_or_pull(&args.model, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?;
     let mut generator = Generator::open(&model, args.adapter.as_deref(), &args.device, args.threads)?;
-    let mut conversation: Vec<Message> = args.system.iter().map(|text| Message::system(text)).collect();
+    let mut conversation: Vec<Message> = args.system.iter().map(Message::system).collect();
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None if std::io::stdin().is_terminal() => return converse(args, &mut generator, conversation),
@@ -85,7 +86,12 @@ fn converse(args: &GenerateArgs, generator: &mut Generator, mut conversation: Ve
 }
 
 /// Writes the answer as it comes.
-fn answer(args: &GenerateArgs, generator: &mut Generator, conversation: &[Message], prompt: &str) -> anyhow::Result<Generation> {
+fn answer(
+    args: &GenerateArgs,
+    generator: &mut Generator,
+    conversation: &[Message],
+    prompt: &str,
+) -> anyhow::Result<Generation> {
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         temperature: args.temperature,

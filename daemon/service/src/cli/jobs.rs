@@ -65,7 +65,10 @@ pub fn submit(args: &SubmitArgs, global: &Global) -> anyhow::Result<()> {
     if submitted.is_new {
         print(&format!("job {} ({}) is queued; follow it with: finetune logs -f {}", job.id, job.name, job.id))
     } else {
-        print(&format!("the same data and recipe are job {} ({}); `finetune retry {}` trains again", job.id, job.state, job.id))
+        print(&format!(
+            "the same data and recipe are job {} ({}); `finetune retry {}` trains again",
+            job.id, job.state, job.id
+        ))
     }
 }
 
@@ -113,7 +116,10 @@ fn overview(status: &Status) -> String {
         text += "\nno jobs yet: copy a .jsonl file into the inbox";
         return text;
     }
-    text += &format!("\n{:>4}  {:<24} {:<10} {:>13} {:>9} {:>9} {:>8} {:>9}", "JOB", "NAME", "STATE", "STEP", "LOSS", "HELD-OUT", "TOK/S", "LEFT");
+    text += &format!(
+        "\n{:>4}  {:<24} {:<10} {:>13} {:>9} {:>9} {:>8} {:>9}",
+        "JOB", "NAME", "STATE", "STEP", "LOSS", "HELD-OUT", "TOK/S", "LEFT"
+    );
     for view in &status.jobs {
         text += &format!("\n{}", row(view));
     }
@@ -123,7 +129,8 @@ fn overview(status: &Status) -> String {
 fn row(view: &JobView) -> String {
     let (job, progress) = (&view.job, &view.job.progress);
     let number = |value: Option<f64>, digits: usize| value.map_or("-".to_string(), |value| format!("{value:.digits$}"));
-    let step = if progress.total_steps > 0 { format!("{}/{}", progress.step, progress.total_steps) } else { "-".into() };
+    let step =
+        if progress.total_steps > 0 { format!("{}/{}", progress.step, progress.total_steps) } else { "-".into() };
     let active = job.state == State::Running;
     format!(
         "{:>4}  {:<24} {:<10} {:>13} {:>9} {:>9} {:>8} {:>9}",
@@ -163,7 +170,9 @@ fn one_job(view: &JobView) -> String {
     if progress.total_steps > 0 {
         text += &format!("\n  step       {} of {}", progress.step, progress.total_steps);
     }
-    for (name, value) in [("loss", progress.loss), ("held-out", progress.validation_loss), ("tokens/s", progress.tokens_per_second)] {
+    for (name, value) in
+        [("loss", progress.loss), ("held-out", progress.validation_loss), ("tokens/s", progress.tokens_per_second)]
+    {
         if let Some(value) = value {
             text += &format!("\n  {name:<10} {value:.4}");
         }
@@ -232,7 +241,12 @@ pub fn event_line(row: &EventRow) -> String {
         "note" => format!("note: {}", text("message")),
         "step" => {
             let mut line = format!("step {}", number("step").unwrap_or_default());
-            for (key, name, digits) in [("loss", "loss", 4), ("validation_loss", "held-out", 4), ("grad_norm", "norm", 3), ("tokens_per_second", "tok/s", 0)] {
+            for (key, name, digits) in [
+                ("loss", "loss", 4),
+                ("validation_loss", "held-out", 4),
+                ("grad_norm", "norm", 3),
+                ("tokens_per_second", "tok/s", 0),
+            ] {
                 if let Some(value) = number(key) {
                     line += &format!("  {name} {value:.digits$}");
                 }
@@ -242,13 +256,25 @@ pub fn event_line(row: &EventRow) -> String {
             }
             line
         }
-        "validation" => format!("step {}  held-out {:.4}", number("step").unwrap_or_default(), number("loss").unwrap_or(f64::NAN)),
+        "validation" => {
+            format!("step {}  held-out {:.4}", number("step").unwrap_or_default(), number("loss").unwrap_or(f64::NAN))
+        }
         "checkpoint" => format!("checkpoint at step {}", number("step").unwrap_or_default()),
-        "started" => format!("training {} steps, from step {}", number("total_steps").unwrap_or_default(), number("resumed_from").unwrap_or_default()),
+        "started" => format!(
+            "training {} steps, from step {}",
+            number("total_steps").unwrap_or_default(),
+            number("resumed_from").unwrap_or_default()
+        ),
         "prepared" => {
             let report = body.get("report").unwrap_or(body);
             let count = |key: &str| report.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
-            format!("dataset: {} rows, {} tokens, {} trained, {} bad rows", count("rows"), count("tokens"), count("trained_tokens"), count("bad_row_count"))
+            format!(
+                "dataset: {} rows, {} tokens, {} trained, {} bad rows",
+                count("rows"),
+                count("tokens"),
+                count("trained_tokens"),
+                count("bad_row_count")
+            )
         }
         "planned" => {
             let peak = body.get("plan").and_then(|plan| plan.get("peak_bytes")).and_then(serde_json::Value::as_u64);

@@ -58,7 +58,8 @@ struct Global {
 
 impl Global {
     fn sources(&self) -> Sources {
-        let socket = self.socket.iter().map(|path| ("control.socket".to_string(), absolute_text(path), "--socket".to_string()));
+        let socket =
+            self.socket.iter().map(|path| ("control.socket".to_string(), absolute_text(path), "--socket".to_string()));
         Sources::of_process(self.config.clone(), socket.collect())
     }
 
@@ -287,8 +288,8 @@ mod tests {
         let commands = Cli::command();
         let names: Vec<&str> = commands.get_subcommands().map(|c| c.get_name()).collect();
         for name in [
-            "demo", "service", "submit", "status", "logs", "cancel", "pause", "resume", "retry", "reload", "config", "models",
-            "generate", "data", "plan", "bench", "train",
+            "demo", "service", "submit", "status", "logs", "cancel", "pause", "resume", "retry", "reload", "config",
+            "models", "generate", "data", "plan", "bench", "train",
         ] {
             assert!(names.contains(&name), "{name}");
         }

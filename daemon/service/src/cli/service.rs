@@ -106,7 +106,8 @@ fn install(plan: &Installation, start: bool) -> anyhow::Result<()> {
         print(&format!("wrote {}", file.path.display()))?;
     }
     if !start {
-        return print("start it with:").and_then(|()| plan.steps.iter().try_for_each(|step| print(&format!("  {}", step.words.join(" ")))));
+        return print("start it with:")
+            .and_then(|()| plan.steps.iter().try_for_each(|step| print(&format!("  {}", step.words.join(" ")))));
     }
     plan.steps.iter().try_for_each(run_step)?;
     print("the service is installed and started; `finetune status` shows it")

@@ -149,7 +149,10 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
         Outcome::Stopped { step } => {
             Err(exit::coded(exit::TEMPORARY, format!("stopped after step {step}; the same command goes on from there")))
         }
-        Outcome::Cancelled { step } => Err(exit::coded(exit::TEMPORARY, format!("cancelled after step {step}; the same command goes on from its last checkpoint"))),
+        Outcome::Cancelled { step } => Err(exit::coded(
+            exit::TEMPORARY,
+            format!("cancelled after step {step}; the same command goes on from its last checkpoint"),
+        )),
     }
 }
 
@@ -175,7 +178,8 @@ pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let recipe = args.run.recipe()?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out"));
     let mut request = args.run.request(recipe, out, args.fresh);
-    request.model = models::find_or_pull(&request.recipe.base, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?;
+    request.model =
+        models::find_or_pull(&request.recipe.base, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?;
     let plan = plan::plan(&request)?;
     if args.json { print_json(&plan) } else { print(&plan_lines(&plan)) }
 }

@@ -35,24 +35,64 @@ const fn key(path: &'static str, kind: Kind, default: &'static str, help: &'stat
 
 /// The table.
 pub const KEYS: &[ConfigKey] = &[
-    key("state_dir", Kind::Path, "\"~/finetuned\"", "the folder of everything the daemon keeps: database, jobs, adapters, models, inbox"),
+    key(
+        "state_dir",
+        Kind::Path,
+        "\"~/finetuned\"",
+        "the folder of everything the daemon keeps: database, jobs, adapters, models, inbox",
+    ),
     key("inbox.paths", Kind::Paths, "[\"inbox\"]", "folders that are watched for datasets"),
     key("inbox.scan_every", Kind::Duration, "\"30s\"", "time between full scans; a change wakes the scan at once"),
     key("inbox.settle", Kind::Duration, "\"5s\"", "how long a file must stay unchanged before it is read"),
     key("inbox.settle_network", Kind::Duration, "\"30s\"", "the same on network file systems, whose times are coarse"),
-    key("inbox.incomplete_after", Kind::Duration, "\"10m\"", "how long a file whose last line is cut off may stay unchanged before it is refused"),
-    key("inbox.after", Kind::Word(&["leave", "move"]), "\"leave\"", "what happens to a dataset when its job has ended: left, or moved to _done/ or _failed/"),
-    key("inbox.snapshot_limit", Kind::Bytes, "\"16GiB\"", "larger datasets are trained from where they lie and verified by hash, not copied"),
+    key(
+        "inbox.incomplete_after",
+        Kind::Duration,
+        "\"10m\"",
+        "how long a file whose last line is cut off may stay unchanged before it is refused",
+    ),
+    key(
+        "inbox.after",
+        Kind::Word(&["leave", "move"]),
+        "\"leave\"",
+        "what happens to a dataset when its job has ended: left, or moved to _done/ or _failed/",
+    ),
+    key(
+        "inbox.snapshot_limit",
+        Kind::Bytes,
+        "\"16GiB\"",
+        "larger datasets are trained from where they lie and verified by hash, not copied",
+    ),
     key("models.dir", Kind::Path, "\"models\"", "where `finetune models pull` puts base models"),
     key("control.socket", Kind::Path, "\"finetuned.sock\"", "the Unix socket of the control interface"),
     key("workers.parallel", Kind::Count, "1", "jobs trained at the same time"),
     key("workers.device", Kind::Text, "\"auto\"", "device of the workers: auto, cpu"),
     key("workers.threads", Kind::Count, "0", "threads of one worker; 0: all cores"),
     key("workers.memory", Kind::Bytes, "0", "most memory of one worker; 0: no limit"),
-    key("workers.heartbeat_timeout", Kind::Duration, "\"60s\"", "a worker that is silent for so long is killed and its job fails"),
-    key("workers.stall_timeout", Kind::Duration, "\"60m\"", "a worker that lives but makes no progress for so long is killed and its job fails"),
-    key("workers.stop_timeout", Kind::Duration, "\"2m\"", "how long a worker may take to finish its step and write a checkpoint when asked to stop"),
-    key("log.level", Kind::Word(&["error", "warn", "info", "debug", "trace"]), "\"info\"", "how much the daemon tells on stderr"),
+    key(
+        "workers.heartbeat_timeout",
+        Kind::Duration,
+        "\"60s\"",
+        "a worker that is silent for so long is killed and its job fails",
+    ),
+    key(
+        "workers.stall_timeout",
+        Kind::Duration,
+        "\"60m\"",
+        "a worker that lives but makes no progress for so long is killed and its job fails",
+    ),
+    key(
+        "workers.stop_timeout",
+        Kind::Duration,
+        "\"2m\"",
+        "how long a worker may take to finish its step and write a checkpoint when asked to stop",
+    ),
+    key(
+        "log.level",
+        Kind::Word(&["error", "warn", "info", "debug", "trace"]),
+        "\"info\"",
+        "how much the daemon tells on stderr",
+    ),
 ];
 
 /// The key of this name.

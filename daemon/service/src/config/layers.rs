@@ -223,7 +223,9 @@ fn parse_text(kind: Kind, text: &str) -> toml::Value {
         return value;
     }
     match kind {
-        Kind::Paths => toml::Value::Array(text.split(':').filter(|s| !s.is_empty()).map(|s| toml::Value::String(s.into())).collect()),
+        Kind::Paths => toml::Value::Array(
+            text.split(':').filter(|s| !s.is_empty()).map(|s| toml::Value::String(s.into())).collect(),
+        ),
         _ => toml::Value::String(text.to_string()),
     }
 }

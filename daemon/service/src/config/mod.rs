@@ -166,8 +166,7 @@ impl Typed<'_> {
 
     /// The outputs of a run would be taken for datasets.
     fn refuse_output_in_inbox(&mut self, config: &Config) {
-        let outputs =
-            [("state_dir", config.state_dir.clone()), ("models.dir", config.models_dir.clone())];
+        let outputs = [("state_dir", config.state_dir.clone()), ("models.dir", config.models_dir.clone())];
         for inbox in &config.inbox.paths {
             for (key, output) in &outputs {
                 if lies_in(output, inbox) {

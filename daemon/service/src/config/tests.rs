@@ -43,7 +43,10 @@ fn flag_over_variable_over_file_over_default() {
 fn an_unknown_key_names_file_line_and_the_nearest_key() {
     let (_dir, sources) = with_file("state_dir = \"s\"\n\n[inbox]\nscan_evry = \"1s\"\n");
     let error = Config::load(&sources).unwrap_err().to_string();
-    assert!(error.contains("finetuned.toml:4: unknown key `inbox.scan_evry`; did you mean `inbox.scan_every`?"), "{error}");
+    assert!(
+        error.contains("finetuned.toml:4: unknown key `inbox.scan_evry`; did you mean `inbox.scan_every`?"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -56,7 +59,8 @@ fn an_unknown_recipe_key_names_its_line() {
 
 #[test]
 fn every_mistake_is_told_at_once() {
-    let (_dir, sources) = with_file("[inbox]\nsettle = 5\nafter = \"mve\"\n[workers]\nmemory = \"lots\"\nparallel = -1\n");
+    let (_dir, sources) =
+        with_file("[inbox]\nsettle = 5\nafter = \"mve\"\n[workers]\nmemory = \"lots\"\nparallel = -1\n");
     let error = Config::load(&sources).unwrap_err();
     assert_eq!(error.0.len(), 4, "{error}");
     assert!(error.to_string().contains("did you mean \"move\"?"), "{error}");

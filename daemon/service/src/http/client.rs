@@ -71,7 +71,12 @@ impl Client {
         serde_json::from_slice(&body).with_context(|| format!("the daemon's answer to {path} is of another version"))
     }
 
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<hyper::Response<hyper::body::Incoming>> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<hyper::Response<hyper::body::Incoming>> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.nobody(&error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);

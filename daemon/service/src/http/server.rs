@@ -37,11 +37,18 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     if let Ok(found) = std::fs::symlink_metadata(path) {
-        anyhow::ensure!(found.file_type().is_socket(), "{} is there and is no socket; set control.socket to another path", path.display());
+        anyhow::ensure!(
+            found.file_type().is_socket(),
+            "{} is there and is no socket; set control.socket to another path",
+            path.display()
+        );
         std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     let listener = UnixListener::bind(path).with_context(|| {
-        format!("cannot listen on {} (a socket's path has at most about 100 bytes: set control.socket to a shorter one)", path.display())
+        format!(
+            "cannot listen on {} (a socket's path has at most about 100 bytes: set control.socket to a shorter one)",
+            path.display()
+        )
     })?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
@@ -62,7 +69,9 @@ pub fn router(control: Arc<Control>) -> Router {
         .route("/jobs/{id}/retry", post(retry))
         .route("/reload", post(reload))
         .fallback(|| async { Failure::not_found("there is no such path") })
-        .method_not_allowed_fallback(|| async { Failure(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has another method".into()) })
+        .method_not_allowed_fallback(|| async {
+            Failure(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has another method".into())
+        })
         .with_state(control)
 }
 
@@ -121,7 +130,8 @@ async fn submit(State(control): Shared, body: Result<Json<Submission>, JsonRejec
     let Json(submission) = body?;
     let worker = control.clone();
     // Copies and hashes a file.
-    let (job, is_new) = tokio::task::spawn_blocking(move || worker.submit(&submission)).await.map_err(anyhow::Error::from)??;
+    let (job, is_new) =
+        tokio::task::spawn_blocking(move || worker.submit(&submission)).await.map_err(anyhow::Error::from)??;
     control.tell(Command::Wake).await;
     Ok(Json(Submitted { job: job.into(), is_new }).into_response())
 }
@@ -146,7 +156,8 @@ async fn resume(State(control): Shared, UrlPath(id): UrlPath<i64>) -> Result<Res
 }
 
 async fn retry(State(control): Shared, UrlPath(id): UrlPath<i64>, body: Bytes) -> Result<Response, Failure> {
-    let wish: Retry = if body.is_empty() { Retry::default() } else { serde_json::from_slice(&body).map_err(anyhow::Error::from)? };
+    let wish: Retry =
+        if body.is_empty() { Retry::default() } else { serde_json::from_slice(&body).map_err(anyhow::Error::from)? };
     ask(&control, |answer| Command::Retry { id, fresh: wish.fresh, answer }).await
 }
 
@@ -168,7 +179,11 @@ async fn all_events(State(control): Shared, Query(which): Query<Which>) -> Resul
     events(control, None, which).await
 }
 
-async fn job_events(State(control): Shared, UrlPath(id): UrlPath<i64>, Query(which): Query<Which>) -> Result<Response, Failure> {
+async fn job_events(
+    State(control): Shared,
+    UrlPath(id): UrlPath<i64>,
+    Query(which): Query<Which>,
+) -> Result<Response, Failure> {
     control.job(id)?;
     events(control, Some(id), which).await
 }
@@ -188,7 +203,8 @@ async fn events(control: Arc<Control>, job: Option<i64>, which: Which) -> Result
             let rows = control.events(job, after, EVENTS_AT_ONCE).ok()?;
             if let Some(last) = rows.last() {
                 let last = last.id;
-                let text: String = rows.iter().filter_map(|row| serde_json::to_string(row).ok()).map(|line| line + "\n").collect();
+                let text: String =
+                    rows.iter().filter_map(|row| serde_json::to_string(row).ok()).map(|line| line + "\n").collect();
                 return Some((Ok::<_, Infallible>(Bytes::from(text)), (control, news, last, false)));
             }
             // A job that has ended says nothing more.

@@ -64,11 +64,13 @@ pub fn list(inbox: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let root = Folder::read(inbox, Path::new(""), &mut listing.remarks)?;
     root.add_files(&mut listing);
-    for (name, _) in &root.folders {
+    for name in root.folders.keys() {
         let relative = PathBuf::from(name);
         match Folder::read(inbox, &relative, &mut listing.remarks) {
             Ok(folder) => root.add_folder(&folder, name, &mut listing),
-            Err(error) => listing.remarks.push(Remark { path: relative, text: format!("cannot be read: {error}"), receipt: None }),
+            Err(error) => {
+                listing.remarks.push(Remark { path: relative, text: format!("cannot be read: {error}"), receipt: None })
+            }
         }
     }
     Ok(listing)
@@ -113,7 +115,8 @@ impl Folder {
 
     /// Datasets of this folder with what decides their receipts' names.
     fn datasets(&self) -> Vec<(String, bool)> {
-        let files = self.files.keys().filter(|name| names::dataset_ending(name).is_some()).map(|name| (name.clone(), false));
+        let files =
+            self.files.keys().filter(|name| names::dataset_ending(name).is_some()).map(|name| (name.clone(), false));
         let folders = self.folders.keys().map(|name| (name.clone(), true));
         // Only the inbox itself has datasets that are folders.
         if self.relative.as_os_str().is_empty() { files.chain(folders).collect() } else { files.collect() }
@@ -149,7 +152,12 @@ impl Folder {
         let receipt = names::receipt(name, true, &self.datasets());
         let datasets = folder.datasets();
         if folder.files.contains_key(DATASET_FILE) {
-            let stamps: Vec<Stamp> = folder.files.iter().filter(|(name, _)| *name != RECIPE_FILE).map(|(name, found)| stamp(name, found)).collect();
+            let stamps: Vec<Stamp> = folder
+                .files
+                .iter()
+                .filter(|(name, _)| *name != RECIPE_FILE)
+                .map(|(name, found)| stamp(name, found))
+                .collect();
             let recipe = folder.files.get(RECIPE_FILE);
             listing.candidates.push(Candidate {
                 path: folder.relative.clone(),
@@ -204,10 +212,21 @@ mod tests {
     #[test]
     fn files_and_folders_two_levels_deep() {
         let dir = inbox(&[
-            "a.jsonl", "a.toml", "notes.txt", "b.jsonl.part", "recipe.toml",
-            "standing/recipe.toml", "standing/c.jsonl", "standing/c.toml", "standing/deep/d.jsonl",
-            "set/dataset.toml", "set/train.jsonl", "set/recipe.toml",
-            "loose/e.jsonl", "_receipts/x.jsonl", "empty/readme.md",
+            "a.jsonl",
+            "a.toml",
+            "notes.txt",
+            "b.jsonl.part",
+            "recipe.toml",
+            "standing/recipe.toml",
+            "standing/c.jsonl",
+            "standing/c.toml",
+            "standing/deep/d.jsonl",
+            "set/dataset.toml",
+            "set/train.jsonl",
+            "set/recipe.toml",
+            "loose/e.jsonl",
+            "_receipts/x.jsonl",
+            "empty/readme.md",
         ]);
         let listing = list(dir.path()).unwrap();
         assert_eq!(paths(&listing), ["a.jsonl", "set", "standing/c.jsonl"]);

@@ -84,7 +84,10 @@ pub struct Inbox {
 enum Outcome {
     /// Nothing to do.
     Decided,
-    Waits { why: String, look_again: Duration },
+    Waits {
+        why: String,
+        look_again: Duration,
+    },
     NewJob(i64),
 }
 
@@ -118,7 +121,9 @@ impl Inbox {
             Ok(listing) => listing,
             Err(error) => {
                 status.available = false;
-                status.waiting.push(Waiting { path: PathBuf::new(), why: format!("the inbox is not available: {error}") });
+                status
+                    .waiting
+                    .push(Waiting { path: PathBuf::new(), why: format!("the inbox is not available: {error}") });
                 return status;
             }
         };
@@ -146,7 +151,13 @@ impl Inbox {
         status
     }
 
-    fn look(&mut self, inbox: &Path, candidate: &Candidate, settle: Duration, now: Duration) -> anyhow::Result<Outcome> {
+    fn look(
+        &mut self,
+        inbox: &Path,
+        candidate: &Candidate,
+        settle: Duration,
+        now: Duration,
+    ) -> anyhow::Result<Outcome> {
         let known = lock(&self.store).file(inbox, &candidate.path)?;
         if let Some(row) = &known
             && row.stamp == candidate.stamp
@@ -185,7 +196,8 @@ impl Inbox {
                 let look_again = (limit - quiet).min(self.claims.inbox.scan_every);
                 return Ok(Outcome::Waits { why: format!("looks incomplete: {missing}"), look_again });
             }
-            return self.refuse(row, format!("{missing}, and it has not changed for {}", humantime::format_duration(limit)));
+            return self
+                .refuse(row, format!("{missing}, and it has not changed for {}", humantime::format_duration(limit)));
         }
         let new = self.claims.claim(inbox, &effective, &candidate.name())?;
         // What was copied is what was looked at, or it is looked at again.
@@ -253,13 +265,19 @@ impl Inbox {
             State::Failed | State::Cancelled => names::FAILED,
             _ => return Ok(()),
         };
-        let sidecar = candidate.recipes.iter().filter(|path| path.file_name().is_some_and(|name| name != listing::RECIPE_FILE));
-        let moved = if candidate.is_folder { vec![&candidate.path] } else { std::iter::once(&candidate.path).chain(sidecar).collect() };
+        let sidecar =
+            candidate.recipes.iter().filter(|path| path.file_name().is_some_and(|name| name != listing::RECIPE_FILE));
+        let moved = if candidate.is_folder {
+            vec![&candidate.path]
+        } else {
+            std::iter::once(&candidate.path).chain(sidecar).collect()
+        };
         for path in moved {
             let target = free_name(&inbox.join(folder).join(path));
             let parent = target.parent().context("a moved file has a folder")?;
             std::fs::create_dir_all(parent)?;
-            std::fs::rename(inbox.join(path), &target).with_context(|| format!("cannot move {} to {folder}/", path.display()))?;
+            std::fs::rename(inbox.join(path), &target)
+                .with_context(|| format!("cannot move {} to {folder}/", path.display()))?;
         }
         Ok(())
     }
@@ -299,7 +317,10 @@ impl Claims {
     pub fn reclaim(&self, store: &mut Store, job: i64) -> anyhow::Result<Option<i64>> {
         for row in store.files_of_job(job)? {
             let Ok(listing) = listing::list(&row.inbox) else { continue };
-            let Some(candidate) = listing.candidates.into_iter().find(|c| c.path == row.path && c.stamp == row.stamp) else { continue };
+            let Some(candidate) = listing.candidates.into_iter().find(|c| c.path == row.path && c.stamp == row.stamp)
+            else {
+                continue;
+            };
             if candidate.companions == row.companions {
                 continue;
             }
@@ -329,7 +350,9 @@ fn first_missing(inbox: &Path, effective: &recipe::Effective) -> anyhow::Result<
     for path in std::iter::once(&effective.data).chain(&effective.validation) {
         let mut file = open_beneath(inbox, path).with_context(|| path.display().to_string())?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if let Some(missing) = complete::what_is_missing(&name, &mut file).with_context(|| path.display().to_string())? {
+        if let Some(missing) =
+            complete::what_is_missing(&name, &mut file).with_context(|| path.display().to_string())?
+        {
             return Ok(Some(missing));
         }
     }

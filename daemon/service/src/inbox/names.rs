@@ -43,7 +43,9 @@ pub fn sidecar(name: &str) -> String {
 /// `_receipts/support.txt`. Where another dataset of the folder has the same
 /// stem and goes first, the full name is kept: `_receipts/support.json.txt`.
 pub fn receipt(name: &str, is_folder: bool, siblings: &[(String, bool)]) -> PathBuf {
-    let rank = |name: &str, is_folder: bool| if is_folder { usize::MAX } else { dataset_ending(name).map_or(0, |(rank, _)| rank) };
+    let rank = |name: &str, is_folder: bool| {
+        if is_folder { usize::MAX } else { dataset_ending(name).map_or(0, |(rank, _)| rank) }
+    };
     let own = if is_folder { name } else { stem(name) };
     let taken = siblings.iter().any(|(other, folder)| {
         let others = if *folder { other.as_str() } else { stem(other) };
@@ -64,9 +66,24 @@ mod tests {
     #[test]
     fn what_others_leave_about_is_ignored() {
         for name in [
-            ".hidden", "a.jsonl~", "a.jsonl.part", "a.filepart", "a.crdownload", "a.TMP", ".a.jsonl.swp", "~$a.json",
-            ".syncthing.a.jsonl.tmp", ".a.jsonl.Xb12Zz", "@eaDir", ".stfolder", "Thumbs.db", "thumbs.DB", "desktop.ini",
-            "_receipts", "_done", "_failed",
+            ".hidden",
+            "a.jsonl~",
+            "a.jsonl.part",
+            "a.filepart",
+            "a.crdownload",
+            "a.TMP",
+            ".a.jsonl.swp",
+            "~$a.json",
+            ".syncthing.a.jsonl.tmp",
+            ".a.jsonl.Xb12Zz",
+            "@eaDir",
+            ".stfolder",
+            "Thumbs.db",
+            "thumbs.DB",
+            "desktop.ini",
+            "_receipts",
+            "_done",
+            "_failed",
         ] {
             assert!(is_ignored(name), "{name}");
         }
@@ -89,7 +106,12 @@ mod tests {
 
     #[test]
     fn receipts_never_collide() {
-        let siblings = [("a.jsonl".to_string(), false), ("a.json".to_string(), false), ("a".to_string(), true), ("b.json".to_string(), false)];
+        let siblings = [
+            ("a.jsonl".to_string(), false),
+            ("a.json".to_string(), false),
+            ("a".to_string(), true),
+            ("b.json".to_string(), false),
+        ];
         let names: Vec<_> = siblings.iter().map(|(name, folder)| receipt(name, *folder, &siblings)).collect();
         let expected = ["_receipts/a.txt", "_receipts/a.json.txt", "_receipts/a.folder.txt", "_receipts/b.txt"];
         assert_eq!(names, expected.map(PathBuf::from));

@@ -18,7 +18,10 @@ pub fn render(file: &FileRow, job: Option<&Job>, is_copy: bool, now_ms: u64) -> 
         Some(job) => of_job(&mut text, job, is_copy),
         None => {
             let why = file.refused.as_deref().unwrap_or("no decision yet");
-            let _ = writeln!(text, "REFUSED: {why}\n\nIt is looked at again when the file, its .toml or the folder's recipe.toml changes.");
+            let _ = writeln!(
+                text,
+                "REFUSED: {why}\n\nIt is looked at again when the file, its .toml or the folder's recipe.toml changes."
+            );
         }
     }
     let _ = writeln!(text, "\nwritten {}", timestamp(now_ms));
@@ -37,7 +40,8 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
     };
     let _ = writeln!(text, "{state}: job {}", job.id);
     if is_copy {
-        let _ = writeln!(text, "  the same data and recipe as job {} ({}), so it is not trained again", job.id, job.name);
+        let _ =
+            writeln!(text, "  the same data and recipe as job {} ({}), so it is not trained again", job.id, job.name);
     }
     let _ = writeln!(text);
     match job.state {
@@ -45,7 +49,11 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
         State::Failed => {
             let _ = writeln!(text, "error\n  {}", job.error.as_deref().unwrap_or("unknown").replace('\n', "\n  "));
             if let Some(step) = job.progress.checkpoint_step {
-                let _ = writeln!(text, "  The checkpoint of step {step} is kept: `finetune retry {}` goes on from it.", job.id);
+                let _ = writeln!(
+                    text,
+                    "  The checkpoint of step {step} is kept: `finetune retry {}` goes on from it.",
+                    job.id
+                );
             } else {
                 let _ = writeln!(text, "  Mend the cause, then: finetune retry {}", job.id);
             }
@@ -61,7 +69,8 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
             let _ = writeln!(text, "paused at step {}: finetune resume {}", job.progress.step, job.id);
         }
         State::Cancelled => {
-            let _ = writeln!(text, "cancelled at step {}: `finetune retry {}` starts it again", job.progress.step, job.id);
+            let _ =
+                writeln!(text, "cancelled at step {}: `finetune retry {}` starts it again", job.progress.step, job.id);
         }
         State::Queued | State::Preparing => {
             let phase = job.progress.phase.as_deref().filter(|_| job.state == State::Preparing);
@@ -69,7 +78,13 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
         }
     }
     let recipe = &job.recipe;
-    let _ = writeln!(text, "\nbase      {}\nmethod    {}\nobjective {}", recipe.base, recipe.method.name(), recipe.loss.name);
+    let _ = writeln!(
+        text,
+        "\nbase      {}\nmethod    {}\nobjective {}",
+        recipe.base,
+        recipe.method.name(),
+        recipe.loss.name
+    );
     let _ = writeln!(text, "sha256    {}\nclaimed   {}", job.data_sha256, timestamp(job.created_ms));
     if let Some(report) = &job.report {
         of_dataset(text, report);
@@ -107,11 +122,20 @@ fn of_success(text: &mut String, job: &Job) {
 /// trained tokens stand between « and ».
 pub fn of_dataset(text: &mut String, report: &DatasetReport) {
     let _ = writeln!(text, "\ndataset\n  format          {}", report.format);
-    let _ = writeln!(text, "  rows            {} ({} used, {} for validation)", report.rows, report.used, report.validation_rows);
+    let _ = writeln!(
+        text,
+        "  rows            {} ({} used, {} for validation)",
+        report.rows, report.used, report.validation_rows
+    );
     let _ = writeln!(text, "  tokens          {} ({} trained)", report.tokens, report.trained_tokens);
     let _ = writeln!(text, "  longest row     {} tokens", report.longest);
     let what = if report.duplicates_dropped { "left out" } else { "kept" };
-    let _ = writeln!(text, "  duplicates      {}{}", report.duplicates, if report.duplicates > 0 { format!(" ({what})") } else { String::new() });
+    let _ = writeln!(
+        text,
+        "  duplicates      {}{}",
+        report.duplicates,
+        if report.duplicates > 0 { format!(" ({what})") } else { String::new() }
+    );
     let _ = writeln!(text, "  too long        {} dropped, {} truncated", report.dropped_too_long, report.truncated);
     if report.without_end_of_turn > 0 {
         let _ = writeln!(text, "  without an end  {} rows", report.without_end_of_turn);
@@ -193,7 +217,9 @@ pub fn write(inbox: &Path, receipt: &Path, text: &str) -> anyhow::Result<()> {
     let folder = path.parent().unwrap_or(inbox);
     match std::fs::symlink_metadata(folder) {
         Ok(found) => anyhow::ensure!(found.is_dir(), "{} is no folder", folder.display()),
-        Err(_) => std::fs::create_dir(folder).map_err(|error| anyhow::anyhow!("cannot make {}: {error}", folder.display()))?,
+        Err(_) => {
+            std::fs::create_dir(folder).map_err(|error| anyhow::anyhow!("cannot make {}: {error}", folder.display()))?
+        }
     }
     replace_file(&path, text.as_bytes())
 }
@@ -210,7 +236,10 @@ mod tests {
             rows: 3,
             bad_rows: vec![BadRow { line: 7, reason: "no assistant turn".into() }],
             bad_row_count: 120,
-            samples: vec![RenderedSample { line: 1, pieces: vec![("user: hi\n".into(), false), ("hello".into(), true)] }],
+            samples: vec![RenderedSample {
+                line: 1,
+                pieces: vec![("user: hi\n".into(), false), ("hello".into(), true)],
+            }],
             ..DatasetReport::default()
         };
         let mut text = String::new();

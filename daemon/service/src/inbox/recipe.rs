@@ -49,8 +49,11 @@ pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) ->
     let (data, validation) = if candidate.is_folder {
         let path = candidate.path.join(DATASET_FILE);
         let file = read_layer(inbox, &path)?;
-        let dataset: DatasetFile =
-            file.table.clone().try_into().map_err(|error: toml::de::Error| format!("{}: {}", file.name, error.message()))?;
+        let dataset: DatasetFile = file
+            .table
+            .clone()
+            .try_into()
+            .map_err(|error: toml::de::Error| format!("{}: {}", file.name, error.message()))?;
         add_layer(&mut merged, &dataset.recipe, &file, "recipe.")?;
         check_base(inbox, &path, &dataset.recipe, &file, "recipe.")?;
         folder_files(inbox, candidate, &dataset, &file)?
@@ -107,7 +110,8 @@ fn check_base(inbox: &Path, path: &Path, layer: &toml::Table, file: &TomlFile, p
     let plain = !base.contains("://")
         && !base.starts_with('~')
         && Path::new(base).components().all(|part| matches!(part, Component::Normal(_)));
-    let own = std::fs::symlink_metadata(inbox.join(path)).is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw());
+    let own = std::fs::symlink_metadata(inbox.join(path))
+        .is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw());
     if plain || (own && !base.contains("://")) {
         return Ok(());
     }
@@ -118,7 +122,12 @@ fn check_base(inbox: &Path, path: &Path, layer: &toml::Table, file: &TomlFile, p
 }
 
 /// The data and validation files of a folder with dataset.toml.
-fn folder_files(inbox: &Path, candidate: &Candidate, dataset: &DatasetFile, file: &TomlFile) -> Result<(PathBuf, Option<PathBuf>), String> {
+fn folder_files(
+    inbox: &Path,
+    candidate: &Candidate,
+    dataset: &DatasetFile,
+    file: &TomlFile,
+) -> Result<(PathBuf, Option<PathBuf>), String> {
     let named = |key: &str, name: &str| -> Result<PathBuf, String> {
         let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         let place = file.place(key);
@@ -142,13 +151,18 @@ fn folder_files(inbox: &Path, candidate: &Candidate, dataset: &DatasetFile, file
         .collect();
     found.sort();
     // validation.jsonl beside train.jsonl needs no words.
-    let (held_out, train): (Vec<String>, Vec<String>) =
-        found.into_iter().partition(|name| validation.is_none() && matches!(names::stem(name), "validation" | "valid" | "val" | "dev"));
+    let (held_out, train): (Vec<String>, Vec<String>) = found
+        .into_iter()
+        .partition(|name| validation.is_none() && matches!(names::stem(name), "validation" | "valid" | "val" | "dev"));
     match (train.as_slice(), held_out.as_slice()) {
         ([data], []) => Ok((named("data", data)?, validation)),
         ([data], [held_out]) => Ok((named("data", data)?, Some(named("validation", held_out)?))),
         ([], _) => Err(format!("{}: the folder holds no dataset (.jsonl or .json)", file.name)),
-        _ => Err(format!("{}: the folder holds {}; say which with `data` and `validation`", file.name, train.iter().chain(&held_out).cloned().collect::<Vec<_>>().join(", "))),
+        _ => Err(format!(
+            "{}: the folder holds {}; say which with `data` and `validation`",
+            file.name,
+            train.iter().chain(&held_out).cloned().collect::<Vec<_>>().join(", ")
+        )),
     }
 }
 
@@ -203,14 +217,19 @@ mod tests {
         assert_eq!(found.validation.unwrap(), Path::new("set/validation.jsonl"));
         let dir = inbox(&[("set/dataset.toml", ""), ("set/a.jsonl", "x"), ("set/b.jsonl", "x")]);
         assert!(only(&dir, "").unwrap_err().contains("a.jsonl, b.jsonl"));
-        let dir = inbox(&[("set/dataset.toml", "data = \"b.jsonl\"\nvalidation = \"a.jsonl\"\n"), ("set/a.jsonl", "x"), ("set/b.jsonl", "x")]);
+        let dir = inbox(&[
+            ("set/dataset.toml", "data = \"b.jsonl\"\nvalidation = \"a.jsonl\"\n"),
+            ("set/a.jsonl", "x"),
+            ("set/b.jsonl", "x"),
+        ]);
         assert_eq!(only(&dir, "").unwrap().data, Path::new("set/b.jsonl"));
     }
 
     #[test]
     fn nothing_leads_out_of_the_folder() {
         for name in ["../b.jsonl", "/etc/passwd", "sub/b.jsonl", ""] {
-            let dir = inbox(&[("b.txt", "x"), ("set/dataset.toml", &format!("data = \"{name}\"\n")), ("set/a.jsonl", "x")]);
+            let dir =
+                inbox(&[("b.txt", "x"), ("set/dataset.toml", &format!("data = \"{name}\"\n")), ("set/a.jsonl", "x")]);
             assert!(only(&dir, "").unwrap_err().contains("set/dataset.toml:1"), "{name}");
         }
         let dir = inbox(&[("a.jsonl", "x"), ("a.toml", "base = \"https://example.org/m\"\n")]);

@@ -66,7 +66,11 @@ impl Watch {
 
     fn tell(&mut self, what: &str) {
         if !std::mem::replace(&mut self.told, true) {
-            tracing::warn!("inbox {}: {what}; it is looked at every {}", self.inbox.display(), humantime::format_duration(self.poll_every));
+            tracing::warn!(
+                "inbox {}: {what}; it is looked at every {}",
+                self.inbox.display(),
+                humantime::format_duration(self.poll_every)
+            );
         }
     }
 }

@@ -57,7 +57,6 @@ impl Hub {
     /// # Errors
     /// The hub cannot be reached, refuses, or a file's hash is wrong.
     pub fn download(&self, repo: &str, target: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<PathBuf> {
-        say(&format!("asking the hub for {repo}"));
         let files = self.files(repo)?;
         let name = target.file_name().context("a model has a name")?.to_string_lossy();
         let partial = target.with_file_name(format!(".{name}.partial"));
@@ -91,10 +90,15 @@ impl Hub {
             rfilename: String,
         }
         let url = format!("{}/api/models/{repo}", self.endpoint);
-        let mut answer = self.request(&self.agent, &url).call().with_context(|| format!("the hub ({}) does not answer", self.endpoint))?;
+        let mut answer = self
+            .request(&self.agent, &url)
+            .call()
+            .with_context(|| format!("the hub ({}) does not answer", self.endpoint))?;
         self.check(answer.status().as_u16(), repo)?;
-        let model: Model = serde_json::from_reader(answer.body_mut().as_reader()).context("the hub's answer is not understood")?;
-        let files: Vec<String> = model.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|name| is_wanted(name)).collect();
+        let model: Model =
+            serde_json::from_reader(answer.body_mut().as_reader()).context("the hub's answer is not understood")?;
+        let files: Vec<String> =
+            model.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|name| is_wanted(name)).collect();
         anyhow::ensure!(files.iter().any(|name| name.ends_with(".safetensors")), "{repo} holds no safetensors");
         Ok(files)
     }
@@ -102,7 +106,9 @@ impl Hub {
     fn check(&self, status: u16, what: &str) -> anyhow::Result<()> {
         match status {
             200..300 => Ok(()),
-            401 | 403 => anyhow::bail!("the hub wants an accepted licence and a token for {what}: accept it there and set HF_TOKEN"),
+            401 | 403 => anyhow::bail!(
+                "the hub wants an accepted licence and a token for {what}: accept it there and set HF_TOKEN"
+            ),
             404 => anyhow::bail!("the hub has no {what}"),
             status => anyhow::bail!("the hub answers {status} for {what}"),
         }
@@ -128,7 +134,8 @@ impl Hub {
             if !resumed {
                 file.set_len(0)?;
             }
-            let length = answer.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+            let length =
+                answer.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
             let start = if resumed { have } else { 0 };
             copy(answer.body_mut().as_reader(), &mut file, start, length.map(|length| start + length), name, say)?;
         }
@@ -164,7 +171,14 @@ fn is_wanted(name: &str) -> bool {
     safe && [".safetensors", ".json", ".jinja"].iter().any(|ending| name.ends_with(ending))
 }
 
-fn copy(mut from: impl Read, to: &mut File, start: u64, total: Option<u64>, name: &str, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+fn copy(
+    mut from: impl Read,
+    to: &mut File,
+    start: u64,
+    total: Option<u64>,
+    name: &str,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<()> {
     let mut buffer = vec![0; 1 << 20];
     let mut done = start;
     let mut told = std::time::Instant::now();
@@ -181,7 +195,10 @@ fn copy(mut from: impl Read, to: &mut File, start: u64, total: Option<u64>, name
             say(&format!("fetching {name}: {}{total}", words::bytes(done)));
         }
     }
-    anyhow::ensure!(total.is_none_or(|total| done == total), "the download broke off; the same command goes on with it");
+    anyhow::ensure!(
+        total.is_none_or(|total| done == total),
+        "the download broke off; the same command goes on with it"
+    );
     Ok(())
 }
 
@@ -190,7 +207,8 @@ fn home() -> Option<PathBuf> {
     if let Some(home) = std::env::var_os("HF_HOME") {
         return Some(home.into());
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache")));
+    let cache =
+        std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache")));
     Some(cache?.join("huggingface"))
 }
 
@@ -205,7 +223,10 @@ fn cached_in(hub: &Path, repo: &str) -> Option<PathBuf> {
     let commit = std::fs::read_to_string(model.join("refs/main")).ok()?;
     let snapshot = model.join("snapshots").join(commit.trim());
     let whole = snapshot.join("config.json").exists()
-        && std::fs::read_dir(&snapshot).ok()?.flatten().any(|entry| entry.file_name().to_string_lossy().ends_with(".safetensors"));
+        && std::fs::read_dir(&snapshot)
+            .ok()?
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().ends_with(".safetensors"));
     whole.then_some(snapshot)
 }
 
@@ -217,7 +238,10 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     /// A hub of one model; says what it was asked.
-    fn serve(files: &'static [(&'static str, &'static str)], hash: Option<&'static str>) -> (String, Arc<Mutex<Vec<String>>>) {
+    fn serve(
+        files: &'static [(&'static str, &'static str)],
+        hash: Option<&'static str>,
+    ) -> (String, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -228,16 +252,22 @@ mod tests {
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 let first = lines.next().unwrap().unwrap();
                 let range = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).find_map(|line| {
-                    line.to_lowercase().strip_prefix("range: bytes=").and_then(|rest| rest.trim_end_matches('-').parse::<usize>().ok())
+                    line.to_lowercase()
+                        .strip_prefix("range: bytes=")
+                        .and_then(|rest| rest.trim_end_matches('-').parse::<usize>().ok())
                 });
                 let path = first.split(' ').nth(1).unwrap().to_string();
                 log.lock().unwrap().push(format!("{} {}", first.split(' ').next().unwrap(), range.unwrap_or(0)));
-                let siblings: Vec<String> = files.iter().map(|(name, _)| format!("{{\"rfilename\":\"{name}\"}}")).collect();
+                let siblings: Vec<String> =
+                    files.iter().map(|(name, _)| format!("{{\"rfilename\":\"{name}\"}}")).collect();
                 let listing = format!("{{\"siblings\":[{}]}}", siblings.join(","));
                 let body = if path.starts_with("/api/models/org/m") {
                     Some(listing)
                 } else {
-                    files.iter().find(|(name, _)| path == format!("/org/m/resolve/main/{name}")).map(|(_, body)| body[range.unwrap_or(0)..].to_string())
+                    files
+                        .iter()
+                        .find(|(name, _)| path == format!("/org/m/resolve/main/{name}"))
+                        .map(|(_, body)| body[range.unwrap_or(0)..].to_string())
                 };
                 let status = match (&body, range) {
                     (None, _) => "404 Not Found",
@@ -247,7 +277,11 @@ mod tests {
                 let body = body.unwrap_or_default();
                 let hash = hash.map(|hash| format!("x-linked-etag: \"{hash}\"\r\n")).unwrap_or_default();
                 let sent = if first.starts_with("HEAD") { "" } else { &body };
-                let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{hash}connection: close\r\n\r\n{sent}", body.len());
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{hash}connection: close\r\n\r\n{sent}",
+                    body.len()
+                );
             }
         });
         (endpoint, asked)
@@ -255,7 +289,10 @@ mod tests {
 
     #[test]
     fn a_download_goes_on_where_it_broke_off() {
-        let (endpoint, asked) = serve(&[("config.json", "{}"), ("model.safetensors", "0123456789"), ("onnx/x.json", "no"), ("code.py", "no")], None);
+        let (endpoint, asked) = serve(
+            &[("config.json", "{}"), ("model.safetensors", "0123456789"), ("onnx/x.json", "no"), ("code.py", "no")],
+            None,
+        );
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(".m.partial")).unwrap();
         std::fs::write(dir.path().join(".m.partial/model.safetensors.unfinished"), "0123").unwrap();

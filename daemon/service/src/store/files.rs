@@ -55,7 +55,8 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn files(&self) -> anyhow::Result<Vec<FileRow>> {
-        let sql = "SELECT inbox, path, stamp, companions, sha256, job, refused, receipt FROM files ORDER BY decided_ms, path";
+        let sql =
+            "SELECT inbox, path, stamp, companions, sha256, job, refused, receipt FROM files ORDER BY decided_ms, path";
         let mut statement = self.connection.prepare_cached(sql)?;
         Ok(statement.query_map([], read_file)?.collect::<Result<_, _>>()?)
     }

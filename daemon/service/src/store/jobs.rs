@@ -189,10 +189,14 @@ impl Store {
                 transaction.execute("UPDATE jobs SET error = NULL, ended_ms = NULL WHERE id = ?", [id])?;
             }
             State::Failed => {
-                transaction.execute("UPDATE jobs SET error = ?, ended_ms = ? WHERE id = ?", params![why, now as i64, id])?;
+                transaction
+                    .execute("UPDATE jobs SET error = ?, ended_ms = ? WHERE id = ?", params![why, now as i64, id])?;
             }
             State::Succeeded => {
-                transaction.execute("UPDATE jobs SET error = NULL, ended_ms = ?, fresh = 0 WHERE id = ?", params![now as i64, id])?;
+                transaction.execute(
+                    "UPDATE jobs SET error = NULL, ended_ms = ?, fresh = 0 WHERE id = ?",
+                    params![now as i64, id],
+                )?;
             }
             State::Cancelled => {
                 transaction.execute("UPDATE jobs SET ended_ms = ? WHERE id = ?", params![now as i64, id])?;
@@ -218,13 +222,19 @@ impl Store {
     ///
     /// # Errors
     /// The database.
-    pub fn record(&mut self, id: i64, progress: &Progress, events: &[(String, serde_json::Value)]) -> anyhow::Result<()> {
+    pub fn record(
+        &mut self,
+        id: i64,
+        progress: &Progress,
+        events: &[(String, serde_json::Value)],
+    ) -> anyhow::Result<()> {
         let now = self.now_ms();
         let transaction = self.connection.transaction()?;
         for (kind, body) in events {
             add_event(&transaction, id, now, kind, body)?;
         }
-        transaction.execute("UPDATE jobs SET progress = ? WHERE id = ?", params![serde_json::to_string(progress)?, id])?;
+        transaction
+            .execute("UPDATE jobs SET progress = ? WHERE id = ?", params![serde_json::to_string(progress)?, id])?;
         transaction.commit()?;
         Ok(())
     }
@@ -232,14 +242,16 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn set_report(&mut self, id: i64, report: &DatasetReport) -> anyhow::Result<()> {
-        self.connection.execute("UPDATE jobs SET report = ? WHERE id = ?", params![serde_json::to_string(report)?, id])?;
+        self.connection
+            .execute("UPDATE jobs SET report = ? WHERE id = ?", params![serde_json::to_string(report)?, id])?;
         Ok(())
     }
 
     /// # Errors
     /// The database.
     pub fn set_summary(&mut self, id: i64, summary: &Summary) -> anyhow::Result<()> {
-        self.connection.execute("UPDATE jobs SET summary = ? WHERE id = ?", params![serde_json::to_string(summary)?, id])?;
+        self.connection
+            .execute("UPDATE jobs SET summary = ? WHERE id = ?", params![serde_json::to_string(summary)?, id])?;
         Ok(())
     }
 
@@ -282,7 +294,11 @@ impl Store {
 }
 
 /// Inserts the job of `new.key`, or finds it.
-pub(super) fn insert_job(transaction: &rusqlite::Transaction<'_>, new: &NewJob, now: u64) -> anyhow::Result<(i64, bool)> {
+pub(super) fn insert_job(
+    transaction: &rusqlite::Transaction<'_>,
+    new: &NewJob,
+    now: u64,
+) -> anyhow::Result<(i64, bool)> {
     let found: Option<i64> =
         transaction.query_row("SELECT id FROM jobs WHERE key = ?", [&new.key], |row| row.get(0)).optional()?;
     if let Some(id) = found {
@@ -319,10 +335,19 @@ fn output_name(name: &str, id: i64) -> String {
     format!("{}-{id}", safe.trim_matches('-'))
 }
 
-fn add_event(transaction: &rusqlite::Transaction<'_>, job: i64, at_ms: u64, kind: &str, body: &serde_json::Value) -> anyhow::Result<()> {
-    transaction
-        .prepare_cached("INSERT INTO events (job, at_ms, kind, body) VALUES (?, ?, ?, ?)")?
-        .execute(params![job, at_ms as i64, kind, body.to_string()])?;
+fn add_event(
+    transaction: &rusqlite::Transaction<'_>,
+    job: i64,
+    at_ms: u64,
+    kind: &str,
+    body: &serde_json::Value,
+) -> anyhow::Result<()> {
+    transaction.prepare_cached("INSERT INTO events (job, at_ms, kind, body) VALUES (?, ?, ?, ?)")?.execute(params![
+        job,
+        at_ms as i64,
+        kind,
+        body.to_string()
+    ])?;
     Ok(())
 }
 
@@ -365,4 +390,3 @@ fn optional_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, index: usize) ->
 fn broken(index: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error))
 }
-

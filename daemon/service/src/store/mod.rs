@@ -57,7 +57,8 @@ impl Store {
     /// # Errors
     /// See [`Store::open`].
     pub fn open_with_clock(path: &Path, clock: Clock) -> anyhow::Result<Store> {
-        let mut connection = Connection::open(path).with_context(|| format!("cannot open the database {}", path.display()))?;
+        let mut connection =
+            Connection::open(path).with_context(|| format!("cannot open the database {}", path.display()))?;
         connection.busy_timeout(Duration::from_secs(10))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;

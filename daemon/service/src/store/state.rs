@@ -81,9 +81,10 @@ impl FromStr for State {
     type Err = String;
 
     fn from_str(text: &str) -> Result<State, String> {
-        State::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
-            format!("`{text}` is no state; there are {}", State::ALL.map(State::name).join(", "))
-        })
+        State::ALL
+            .into_iter()
+            .find(|state| state.name() == text)
+            .ok_or_else(|| format!("`{text}` is no state; there are {}", State::ALL.map(State::name).join(", ")))
     }
 }
 

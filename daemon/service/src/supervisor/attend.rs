@@ -109,7 +109,11 @@ fn await_predecessor(lock_file: &Path, patience: Duration) -> anyhow::Result<()>
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        anyhow::ensure!(begin.elapsed() < patience + Duration::from_secs(30), "an earlier worker still holds {}", lock_file.display());
+        anyhow::ensure!(
+            begin.elapsed() < patience + Duration::from_secs(30),
+            "an earlier worker still holds {}",
+            lock_file.display()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -198,7 +202,9 @@ impl Attendant {
     fn in_the_users_names(&self, text: String) -> String {
         let file = lock(&self.setup.store).files_of_job(self.job.id).ok().and_then(|files| files.into_iter().next());
         match file {
-            Some(file) => text.replace(&self.job.data.display().to_string(), &file.inbox.join(&file.path).display().to_string()),
+            Some(file) => {
+                text.replace(&self.job.data.display().to_string(), &file.inbox.join(&file.path).display().to_string())
+            }
             None => text,
         }
     }
@@ -232,7 +238,9 @@ impl Attendant {
         match event {
             // Too many, and the step's own line follows.
             Event::Progress { .. } => return,
-            Event::Prepared { report } => self.written("the dataset's report", |store, id| store.set_report(id, report)),
+            Event::Prepared { report } => {
+                self.written("the dataset's report", |store, id| store.set_report(id, report))
+            }
             Event::Started { .. } => {
                 self.written("the start", |store, id| {
                     store.set_fresh(id, false)?;

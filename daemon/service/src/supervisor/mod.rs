@@ -31,7 +31,11 @@ pub enum Command {
     Pause(i64, Answer),
     Resume(i64, Answer),
     Cancel(i64, Answer),
-    Retry { id: i64, fresh: bool, answer: Answer },
+    Retry {
+        id: i64,
+        fresh: bool,
+        answer: Answer,
+    },
     /// Workers that start from now on use it.
     Configure(Arc<Config>),
     /// Checkpoint every worker, then return from [`Supervisor::run`]. The second
@@ -52,8 +56,23 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    pub fn new(config: Arc<Config>, store: Arc<Mutex<Store>>, news: watch::Sender<u64>, program: PathBuf, ended: Box<dyn Fn() + Send>) -> Supervisor {
-        Supervisor { config, store, news, program, ended, running: HashMap::new(), workers: JoinSet::new(), stopping: false }
+    pub fn new(
+        config: Arc<Config>,
+        store: Arc<Mutex<Store>>,
+        news: watch::Sender<u64>,
+        program: PathBuf,
+        ended: Box<dyn Fn() + Send>,
+    ) -> Supervisor {
+        Supervisor {
+            config,
+            store,
+            news,
+            program,
+            ended,
+            running: HashMap::new(),
+            workers: JoinSet::new(),
+            stopping: false,
+        }
     }
 
     /// Runs until a shutdown has stopped every worker.
@@ -81,7 +100,9 @@ impl Supervisor {
             let job = {
                 let mut store = lock(&self.store);
                 let next = store.next_queued();
-                match next.and_then(|next| next.map(|job| store.transition(job.id, State::Preparing, "a worker starts")).transpose()) {
+                match next.and_then(|next| {
+                    next.map(|job| store.transition(job.id, State::Preparing, "a worker starts")).transpose()
+                }) {
                     Ok(Some(job)) => {
                         receipt::rewrite(&store, &job);
                         job

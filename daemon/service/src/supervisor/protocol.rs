@@ -32,14 +32,26 @@ pub struct RunRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum WorkerLine {
-    Hello { pid: u32 },
+    Hello {
+        pid: u32,
+    },
     /// Every two seconds. `progress` grows with each sign of life of the engine.
-    Heartbeat { progress: u64 },
+    Heartbeat {
+        progress: u64,
+    },
     /// The last word, one of these four.
-    Done { summary: Box<Summary> },
-    Stopped { step: usize },
-    Cancelled { step: usize },
-    Failed { message: String },
+    Done {
+        summary: Box<Summary>,
+    },
+    Stopped {
+        step: usize,
+    },
+    Cancelled {
+        step: usize,
+    },
+    Failed {
+        message: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]

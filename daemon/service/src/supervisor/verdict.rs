@@ -20,12 +20,18 @@ pub fn verdict(last: Option<&WorkerLine>, exit: &Exit, asked: Option<Ask>, words
         (_, Some(Ask::Cancel)) => (State::Cancelled, "cancelled by the user".into()),
         (Some(WorkerLine::Cancelled { step }), _) => (State::Cancelled, format!("cancelled at step {step}")),
         (Some(WorkerLine::Stopped { step }), Some(Ask::Pause)) => (State::Paused, format!("paused at step {step}")),
-        (Some(WorkerLine::Stopped { step }), _) => (State::Queued, format!("stopped at step {step}, goes on from there")),
+        (Some(WorkerLine::Stopped { step }), _) => {
+            (State::Queued, format!("stopped at step {step}, goes on from there"))
+        }
         (Some(WorkerLine::Failed { message }), _) => (State::Failed, message.clone()),
         // Asked to stop, killed because it took too long: nothing is lost but
         // the steps since its last checkpoint.
-        (_, Some(Ask::Pause)) if exit.killed_because.is_some() => (State::Paused, "paused; it goes on from its last checkpoint".into()),
-        (_, Some(Ask::Stop)) if exit.killed_because.is_some() => (State::Queued, "goes on from its last checkpoint".into()),
+        (_, Some(Ask::Pause)) if exit.killed_because.is_some() => {
+            (State::Paused, "paused; it goes on from its last checkpoint".into())
+        }
+        (_, Some(Ask::Stop)) if exit.killed_because.is_some() => {
+            (State::Queued, "goes on from its last checkpoint".into())
+        }
         _ => (State::Failed, death(exit, words)),
     }
 }
