@@ -207,7 +207,7 @@ pub mod codes {
         middle: [f32; 256],
         /// For the top 15 bits of a magnitude's f32 (exponents of 2⁻³¹ to 1):
         /// the least code, of the positive ones, that it can have.
-        first: [u8; CELLS],
+        first: [u32; CELLS],
     }
 
     const SIGN: u32 = 1 << 31;
@@ -231,7 +231,7 @@ pub mod codes {
             for (index, first) in first.iter_mut().enumerate() {
                 let least = f32::from_bits(LOWEST + ((index as u32) << DROP));
                 let least = if index == 0 { 0.0 } else { least };
-                *first = middle.partition_point(|middle| *middle < least) as u8;
+                *first = middle.partition_point(|middle| *middle < least) as u32;
             }
             Map { code, middle, first }
         }
@@ -241,10 +241,11 @@ pub mod codes {
         /// No two half ways lie in one cell of [`Map::first`] (a test holds
         /// it), so one comparison is enough.
         #[inline(always)]
-        fn nearest_positive(&self, x: f32) -> u8 {
+        fn nearest_positive(&self, x: f32) -> u32 {
             let index = (x.to_bits().clamp(LOWEST, HIGHEST) - LOWEST) >> DROP;
-            let least = self.first[index as usize];
-            least + u8::from(x > self.middle[usize::from(least)])
+            // The mask says to the compiler what `first` holds anyway.
+            let least = self.first[index as usize] & 255;
+            least + u32::from(x > self.middle[least as usize])
         }
     }
 
@@ -298,19 +299,21 @@ pub mod codes {
         let scale = f32::from_bits(largest);
         let zero = map.nearest_positive(0.0);
         if !(scale > 0.0 && scale.is_finite()) {
-            codes.fill(if scale == 0.0 { zero } else { 255 });
+            codes.fill(if scale == 0.0 { zero as u8 } else { 255 });
             return scale;
         }
-        let mut scaled = [0.0f32; super::BLOCK];
+        // Fixed lengths and plain loops: the compiler makes vectors of them, the
+        // look-ups included.
+        let (mut scaled, mut found) = ([0.0f32; super::BLOCK], [0u32; super::BLOCK]);
         for (values, codes) in values.chunks(super::BLOCK).zip(codes.chunks_mut(super::BLOCK)) {
-            let scaled = &mut scaled[..values.len()];
             scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = value / scale);
-            for (x, code) in scaled.iter().zip(codes) {
+            for (found, x) in found.iter_mut().zip(&scaled) {
                 let positive = map.nearest_positive(x.abs());
                 // The signed map is symmetric about its zero but for the lone +1.
                 let negative = if signed { (2 * zero).wrapping_sub(positive.min(254)) } else { zero };
-                *code = if *x < 0.0 { negative } else { positive };
+                *found = if *x < 0.0 { negative } else { positive };
             }
+            codes.iter_mut().zip(&found).for_each(|(code, found)| *code = *found as u8);
         }
         scale
     }
@@ -346,7 +349,7 @@ pub mod codes {
                 let map = map(signed);
                 for index in 0..CELLS {
                     let end = f32::from_bits(LOWEST + ((index as u32 + 1) << DROP));
-                    let within = map.middle.partition_point(|middle| *middle < end) - usize::from(map.first[index]);
+                    let within = map.middle.partition_point(|middle| *middle < end) - map.first[index] as usize;
                     assert!(within <= 1, "{signed} {index}: {within}");
                 }
             }
