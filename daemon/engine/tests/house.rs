@@ -80,11 +80,12 @@ fn only_the_service_is_a_process() {
 #[test]
 fn the_library_crates_never_print_sleep_or_spawn() {
     let words = ["println!", "eprintln!", "print!", "dbg!"];
-    let found = strays(&words, &["daemon/service/", "shaders/examples/", "daemon/engine/examples/", "daemon/data/examples/", "daemon/formats/examples/"]);
-    let outside_tests: Vec<String> = found.into_iter().filter(|f| !f.contains("/tests") && !f.contains("plugins/")).collect();
-    assert_eq!(outside_tests, Vec::<String>::new());
-    let engine: Vec<String> = strays(&["Command", "sleep", "SystemTime"], &["daemon/service/", "plugin-api/", "plugins/", "shaders/", "daemon/formats/", "daemon/data/"]);
-    assert_eq!(engine, Vec::<String>::new());
+    // The door's deadline ends a worker whose plugin hangs: its last words are printed.
+    let found = strays(&words, &["daemon/service/", "plugin-api/src/abi/calls.rs"]);
+    let program = |f: &String| f.contains("/tests") || f.contains("/examples/") || f.starts_with("plugins/");
+    assert_eq!(found.into_iter().filter(|f| !program(f)).collect::<Vec<_>>(), Vec::<String>::new());
+    let others = ["daemon/service/", "daemon/formats/", "daemon/data/", "plugin-api/", "plugins/", "shaders/"];
+    assert_eq!(strays(&["Command", "sleep", "SystemTime"], &others), Vec::<String>::new());
 }
 
 #[test]
