@@ -3,8 +3,9 @@
 //!
 //! `cargo run --release -p finetuned-shaders --example ops [threads] [filter] [seconds a line]`
 //!
-//! Each line is the best of several runs; the ratio is to the best matrix
-//! product of the same run, because other work on the machine slows both.
+//! Other work on the machine slows everything, so runs take turns with a matrix
+//! product of a known size, the measure: percentages are of the speed of the
+//! measures beside it, milliseconds are of the best run.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -25,15 +26,21 @@ const D: usize = 64;
 const V: usize = 49_152;
 const R: usize = 16;
 const LAYERS: f64 = 30.0;
+/// Rows of the measure `[M, 576] x [576, 576]`, and its flops.
+const M: usize = 512;
+const MEASURE: f64 = 2.0 * (M * C * C) as f64;
+/// The flops of a layer's own products, forward twice and backward once, in
+/// measures: the least that it could take.
+const LAYER_MEASURES: f64 = 3.0 * 2.0 * (N * (2 * C * C + 2 * C * G * D + 3 * C * F)) as f64 / MEASURE;
 
 struct Bench {
     cpu: Arc<dyn Ops>,
     filter: String,
-    /// GFLOP/s of the best large product.
-    peak: f64,
+    start: Instant,
     place: u32,
-    /// Seconds of what a layer of a LoRA step calls, and its products' flops.
-    layer_seconds: f64,
+    operands: (Tensor, Tensor),
+    /// What a layer of a LoRA step takes, in measures, and its products' flops.
+    layer_measures: f64,
     layer_flops: f64,
 }
 
@@ -44,19 +51,53 @@ impl Bench {
         self.cpu.upload(shape, &values).expect("memory")
     }
 
-    /// Seconds of the best of many runs.
-    fn seconds(&self, mut work: impl FnMut()) -> f64 {
-        work();
+    /// Seconds of the best run by the clock, and the length of a run in
+    /// measures, by turns of both.
+    fn seconds(&self, mut work: impl FnMut()) -> (f64, f64) {
         let start = Instant::now();
         let mut best = f64::INFINITY;
-        let mut runs = 0;
-        while runs < 5 || (start.elapsed().as_secs_f64() < patience() && runs < 2000) {
-            let begin = Instant::now();
-            work();
-            best = best.min(begin.elapsed().as_secs_f64());
-            runs += 1;
+        let mut time = |work: &mut dyn FnMut(), turn: f64| {
+            let (begin, clock, mut runs) = (self.now(), Instant::now(), 0.0);
+            while runs < 1.0 || clock.elapsed().as_secs_f64() < turn {
+                let one = Instant::now();
+                work();
+                best = best.min(one.elapsed().as_secs_f64());
+                runs += 1.0;
+            }
+            (self.now() - begin, runs)
+        };
+        work();
+        let mut sums = [(0.0, 0.0); 2];
+        while sums[0].1 < 3.0 || start.elapsed().as_secs_f64() < patience() {
+            let (seconds, runs) = time(&mut work, 0.05);
+            sums[0] = (sums[0].0 + seconds, sums[0].1 + runs);
+            let clock = Instant::now();
+            let begin = self.now();
+            while clock.elapsed().as_secs_f64() < 0.05 {
+                self.measure();
+                sums[1].1 += 1.0;
+            }
+            sums[1].0 += self.now() - begin;
         }
-        best
+        let [work, measure] = sums.map(|(seconds, runs)| seconds / runs);
+        (best, work / measure)
+    }
+
+    /// Seconds that this thread has run, where it works alone and the system
+    /// says so: then what others do to it matters less. Else of the clock.
+    fn now(&self) -> f64 {
+        let own =
+            || std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split(' ').next()?.parse::<f64>().ok();
+        match own().filter(|_| self.cpu.info().parallelism == 1) {
+            Some(nanoseconds) => nanoseconds / 1e9,
+            None => self.start.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// The product that all else is measured by.
+    fn measure(&self) {
+        let (x, w) = &self.operands;
+        drop(black_box(self.cpu.matmul(x, false, w, true, 1.0, None).expect("product")));
     }
 
     /// One line; `calls` is how often a layer of a step calls it.
@@ -64,16 +105,18 @@ impl Bench {
         if !name.contains(&self.filter) {
             return;
         }
-        let seconds = self.seconds(work);
-        self.layer_seconds += calls * seconds;
+        let (seconds, ratio) = self.seconds(work);
+        self.layer_measures += calls * ratio;
         self.layer_flops += calls * flops;
-        let gflops = flops / seconds / 1e9;
-        let speed = if flops > 0.0 {
-            format!("{gflops:7.1} GFLOP/s {:4.0}%", 100.0 * gflops / self.peak)
-        } else {
-            " ".repeat(21)
-        };
-        println!("{name:34} {:9.3} ms {speed} {:6.1} GB/s  x{calls}", seconds * 1e3, bytes / seconds / 1e9);
+        let percent = 100.0 * flops / (ratio * MEASURE);
+        let speed =
+            if flops > 0.0 { format!("{:7.1} GFLOP/s {percent:4.0}%", flops / seconds / 1e9) } else { " ".repeat(21) };
+        let share = 100.0 * calls * ratio / LAYER_MEASURES;
+        println!(
+            "{name:34} {:9.3} ms {speed} {:6.1} GB/s  x{calls} {share:5.1}% of a layer",
+            seconds * 1e3,
+            bytes / seconds / 1e9
+        );
     }
 }
 
@@ -82,37 +125,23 @@ fn main() {
     let threads = arguments.get(1).and_then(|a| a.parse().ok());
     let cpu = Cpu::new(threads).expect("threads");
     let filter = arguments.get(2).cloned().unwrap_or_default();
-    let mut b = Bench { cpu, filter, peak: 0.0, place: 0, layer_seconds: 0.0, layer_flops: 0.0 };
-    let ops = Arc::clone(&b.cpu);
-    println!("threads: {}", ops.info().parallelism);
+    let ones = |shape: &[usize]| cpu.upload(shape, &vec![1.0; shape.iter().product()]).expect("memory");
+    let operands = (ones(&[M, C]), ones(&[C, C]));
+    let mut b = Bench { cpu, filter, start: Instant::now(), place: 0, operands, layer_measures: 0.0, layer_flops: 0.0 };
+    println!("threads: {}", b.cpu.info().parallelism);
     println!("fused multiply-adds in registers: {:.1} GFLOP/s a thread", registers());
-    for (m, k, n) in [(2048, 2048, 2048), (1024, 1536, 1536)] {
-        let (x, w) = (b.random(&[m, k]), b.random(&[n, k]));
-        let seconds = b.seconds(|| drop(black_box(ops.matmul(&x, false, &w, true, 1.0, None).expect("product"))));
-        let gflops = 2.0 * (m * k * n) as f64 / seconds / 1e9;
-        println!("product {m}x{k}x{n}: {gflops:.1} GFLOP/s");
-        b.peak = b.peak.max(gflops);
-    }
+    let (measure, _) = b.seconds(|| b.measure());
+    println!("the measure: {:.1} GFLOP/s", MEASURE / measure / 1e9);
     products(&mut b);
     adapters(&mut b);
     rows(&mut b);
     attention(&mut b);
-    println!(
-        "sum of a layer, forward, recomputed and backward: {:.1} ms, {:.0}% of the peak",
-        b.layer_seconds * 1e3,
-        100.0 * b.layer_flops / b.layer_seconds / 1e9 / b.peak
-    );
-    let (seconds, flops) = (b.layer_seconds, b.layer_flops);
-    b.layer_seconds = 0.0;
-    b.layer_flops = 0.0;
+    let (layer, layer_flops) = (b.layer_measures, b.layer_flops);
+    println!("a layer, forward twice and backward: {:.0}% of the peak", 100.0 * layer_flops / (layer * MEASURE));
     head(&mut b);
-    let (seconds, flops) = (LAYERS * seconds + b.layer_seconds, LAYERS * flops + b.layer_flops);
-    println!(
-        "sum of a step: {:.2} s, {:.0} tokens/s, {:.0}% of the peak",
-        seconds,
-        N as f64 / seconds,
-        100.0 * flops / seconds / 1e9 / b.peak
-    );
+    let measures = LAYERS * layer + b.layer_measures - layer;
+    let flops = LAYERS * layer_flops + b.layer_flops - layer_flops;
+    println!("a step: {:.0}% of the peak", 100.0 * flops / (measures * MEASURE));
     decode(&mut b);
 }
 
@@ -283,7 +312,7 @@ fn head(b: &mut Bench) {
     let want = StatisticSet { correct: true, ..Default::default() };
     let coefficients = TokenCoefficients { logp: vec![-1.0 / N as f32; N], ..Default::default() };
     let flops = 2.0 * (N * C * V) as f64;
-    for rows in [0, 64, 256] {
+    for rows in [0, 256] {
         let head = Head { weight: &weight, softcap: None, chunk_rows: rows };
         let calls = if rows == 0 { 1.0 } else { 0.0 };
         b.line(&format!("token_logp chunk {rows}"), 0.0, flops, 0.0, || {
@@ -316,7 +345,7 @@ fn decode(b: &mut Bench) {
         });
     }
     let x: Vec<f32> = vec![1.0; 64 << 20];
-    let seconds = b.seconds(|| {
+    let (seconds, _) = b.seconds(|| {
         let (left, right) = x.split_at(x.len() / 2);
         std::thread::scope(|scope| {
             for half in [left, right] {

@@ -8,7 +8,7 @@
 //! it is a wrong number but never undefined.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,8 +18,7 @@ use crate::error::{Result, TensorError};
 
 /// A cache line, and the width of the widest vector register.
 const ALIGNMENT: usize = 64;
-/// Blocks from this size on start on a huge page, so that the system can use
-/// one where it is allowed to.
+/// Blocks from this size on start on a huge page and ask for them.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Memory from the system allocator; `bytes` fixes its layout.
@@ -42,15 +41,33 @@ impl Block {
     fn new(bytes: usize) -> Option<Block> {
         let layout = Block::layout(bytes)?;
         // SAFETY: the layout's size is never zero (see `bucket`).
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        if bytes >= HUGE_PAGE {
+            ask_for_huge_pages(start, bytes);
+        }
+        // SAFETY: the allocation has `bytes` bytes; writing them all makes them
+        // initialised, which everything after relies on.
+        unsafe { start.write_bytes(0, bytes) };
         Some(Block { start, bytes })
     }
 }
 
+/// Large matrices are walked by rows far apart, each on a page of its own: with
+/// pages of 4 KiB the processor's table of pages is too small for one product.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {
+    // SAFETY: the range lies within one allocation that begins on a page, and
+    // the advice changes no byte of it. A system that refuses changes nothing.
+    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_: NonNull<u8>, _: usize) {}
+
 impl Drop for Block {
     fn drop(&mut self) {
         if let Some(layout) = Block::layout(self.bytes) {
-            // SAFETY: `start` came from `alloc_zeroed` with this very layout.
+            // SAFETY: `start` came from `alloc` with this very layout.
             unsafe { dealloc(self.start.as_ptr(), layout) }
         }
     }

@@ -19,69 +19,99 @@ pub(crate) fn dispatch<R>(work: impl FnOnce() -> R) -> R {
 /// Lanes of a running sum: four 16-wide registers hide the adder's latency.
 pub(crate) const LANES: usize = 64;
 
-/// Adds the lanes pairwise, in an order that never changes.
+/// Elements of one register.
+const REGISTER: usize = 16;
+
+/// Combines the lanes pairwise, in an order that never changes.
 #[inline(always)]
-fn fold(lanes: [f32; LANES]) -> f32 {
+fn fold(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = lanes;
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] += lanes[i + width];
+            lanes[i] = combine(lanes[i], lanes[i + width]);
         }
         width /= 2;
     }
     lanes[0]
 }
 
+/// Takes x in steps of all lanes, then of one register, then one by one.
+#[inline(always)]
+fn reduce(x: &[f32], start: f32, step: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let mut lanes = [start; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] = step(lanes[i], x[i]);
+        }
+    }
+    let (chunks, rest) = rest.as_chunks::<REGISTER>();
+    for x in chunks {
+        for i in 0..REGISTER {
+            lanes[i] = step(lanes[i], x[i]);
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        lanes[i] = step(lanes[i], *x);
+    }
+    lanes
+}
+
 /// Σ x·y.
 #[inline(always)]
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let mut xs = x.chunks_exact(LANES);
-    let mut ys = y.chunks_exact(LANES);
-    for (x, y) in xs.by_ref().zip(ys.by_ref()) {
+    let (xs, x) = x.as_chunks::<LANES>();
+    let (ys, y) = y.as_chunks::<LANES>();
+    for (x, y) in xs.iter().zip(ys) {
         for i in 0..LANES {
             lanes[i] = x[i].mul_add(y[i], lanes[i]);
         }
     }
-    for (i, (x, y)) in xs.remainder().iter().zip(ys.remainder()).enumerate() {
+    let (xs, x) = x.as_chunks::<REGISTER>();
+    let (ys, y) = y.as_chunks::<REGISTER>();
+    for (x, y) in xs.iter().zip(ys) {
+        for i in 0..REGISTER {
+            lanes[i] = x[i].mul_add(y[i], lanes[i]);
+        }
+    }
+    for (i, (x, y)) in x.iter().zip(y).enumerate() {
         lanes[i] = x.mul_add(*y, lanes[i]);
     }
-    fold(lanes)
+    fold(lanes, |a, b| a + b)
 }
 
 /// Σ x.
 #[inline(always)]
 pub(crate) fn sum(x: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let mut xs = x.chunks_exact(LANES);
-    for x in xs.by_ref() {
-        for i in 0..LANES {
-            lanes[i] += x[i];
-        }
-    }
-    for (i, x) in xs.remainder().iter().enumerate() {
-        lanes[i] += x;
-    }
-    fold(lanes)
+    fold(reduce(x, 0.0, |sum, x| sum + x), |a, b| a + b)
 }
 
 /// The largest element, −∞ for none. NaN is passed over here; it comes back
 /// through the sums that follow a maximum.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut xs = x.chunks_exact(LANES);
-    for x in xs.by_ref() {
-        for i in 0..LANES {
-            lanes[i] = if x[i] > lanes[i] { x[i] } else { lanes[i] };
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    fold(reduce(x, f32::NEG_INFINITY, larger), larger)
+}
+
+/// x = e^(x − shift), and the sum of that.
+#[inline(always)]
+pub(crate) fn exp_in_place(x: &mut [f32], shift: f32) -> f32 {
+    let mut lanes = [0.0f32; REGISTER];
+    let (chunks, rest) = x.as_chunks_mut::<REGISTER>();
+    for x in chunks {
+        for i in 0..REGISTER {
+            x[i] = exp(x[i] - shift);
+            lanes[i] += x[i];
         }
     }
-    let mut best = f32::NEG_INFINITY;
-    for value in xs.remainder().iter().chain(&lanes) {
-        best = if *value > best { *value } else { best };
+    for (i, x) in rest.iter_mut().enumerate() {
+        *x = exp(*x - shift);
+        lanes[i] += *x;
     }
-    best
+    sum(&lanes)
 }
 
 /// y += alpha · x.

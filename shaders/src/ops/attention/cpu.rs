@@ -14,6 +14,8 @@ use crate::tensor::Tensor;
 const QUERIES: usize = 64;
 /// Keys of a block: the scores of one take 64 KiB.
 const KEYS: usize = 256;
+/// Rows of scores begin at multiples of a register.
+const ALIGN: usize = 16;
 
 /// One head of one document (or cache), as views.
 struct Heads<'a> {
@@ -78,27 +80,32 @@ fn forward_head(heads: &Heads, mask: Mask, spec: &AttentionSpec, out: &mut Matri
             let keys = k_to - k_from;
             let k = heads.k.row_range(k_from, keys);
             let v = heads.v.row_range(k_from, keys);
-            gemm(spec.scale, q, k.t(), Output::Overwrite, &mut MatrixMut::new(&mut scores, count, keys));
+            let stride = keys.next_multiple_of(ALIGN);
+            let products = &mut MatrixMut::strided(&mut scores, count, keys, stride);
+            gemm(spec.scale, q, k.t(), Output::Overwrite, products);
             simd::dispatch(
                 #[inline(always)]
                 || {
-                    for (i, row) in scores.chunks_exact_mut(keys).take(count).enumerate() {
+                    for (i, row) in scores.chunks_exact_mut(stride).take(count).enumerate() {
                         let (a, b) = mask.within(q_from + i, k_from, k_to);
-                        row[..a].fill(0.0);
-                        row[b..].fill(0.0);
-                        let row = &mut row[a..b];
-                        if row.is_empty() {
+                        if a == b {
+                            row.fill(0.0);
                             continue;
                         }
+                        // Whole registers: what the mask hides in the last one and
+                        // before the window comes out as e^−∞ = 0.
+                        let (row, hidden) = row.split_at_mut(b.next_multiple_of(ALIGN));
+                        hidden.fill(0.0);
                         if let Some(cap) = spec.softcap {
                             soften(row, cap);
                         }
-                        let new = simd::max(row).max(largest[i]);
-                        for s in row.iter_mut() {
-                            *s = simd::exp(*s - new);
-                        }
+                        row[..a].fill(f32::NEG_INFINITY);
+                        row[b..].fill(f32::NEG_INFINITY);
+                        let largest_here = simd::max(row);
+                        let new = if largest_here > largest[i] { largest_here } else { largest[i] };
+                        let sum = simd::exp_in_place(row, new);
                         let rescale = simd::exp(largest[i] - new);
-                        sums[i] = sums[i].mul_add(rescale, simd::sum(row));
+                        sums[i] = sums[i].mul_add(rescale, sum);
                         largest[i] = new;
                         if k_from > first {
                             for o in out.row_mut(i) {
@@ -109,7 +116,7 @@ fn forward_head(heads: &Heads, mask: Mask, spec: &AttentionSpec, out: &mut Matri
                 },
             );
             let output = if k_from > first { Output::Add } else { Output::Overwrite };
-            gemm(1.0, Matrix::new(&scores, count, keys), v, output, &mut out);
+            gemm(1.0, Matrix::strided(&scores, count, keys, stride), v, output, &mut out);
         }
         simd::dispatch(
             #[inline(always)]
@@ -227,6 +234,30 @@ pub(crate) fn backward(
     Ok((dq, dk, dv))
 }
 
+/// Scores become probabilities p, and do·v becomes d loss / d score.
+#[inline(always)]
+fn score_gradient(p: &mut [f32], ds: &mut [f32], lse: f32, delta: f32, softcap: Option<f32>) {
+    let (ps, _) = p.as_chunks_mut::<ALIGN>();
+    let (dss, _) = ds.as_chunks_mut::<ALIGN>();
+    if let Some(cap) = softcap {
+        let inverse = 1.0 / cap;
+        for (p, ds) in ps.iter_mut().zip(dss) {
+            for i in 0..ALIGN {
+                let t = simd::tanh(p[i] * inverse);
+                p[i] = simd::exp(cap * t - lse);
+                ds[i] = p[i] * (ds[i] - delta) * (1.0 - t * t);
+            }
+        }
+    } else {
+        for (p, ds) in ps.iter_mut().zip(dss) {
+            for i in 0..ALIGN {
+                p[i] = simd::exp(p[i] - lse);
+                ds[i] = p[i] * (ds[i] - delta);
+            }
+        }
+    }
+}
+
 /// What the backward pass of one head knows of the forward pass's results.
 struct Outer<'a> {
     dout: Matrix<'a>,
@@ -265,38 +296,27 @@ fn backward_head(
             let keys = k_to - k_from;
             let k = heads.k.row_range(k_from, keys);
             let v = heads.v.row_range(k_from, keys);
-            let (p, ds) = (&mut probabilities[..count * keys], &mut dscores[..count * keys]);
-            gemm(spec.scale, q, k.t(), Output::Overwrite, &mut MatrixMut::new(p, count, keys));
-            gemm(1.0, dout, v.t(), Output::Overwrite, &mut MatrixMut::new(ds, count, keys));
+            let stride = keys.next_multiple_of(ALIGN);
+            let (p, ds) = (&mut probabilities[..count * stride], &mut dscores[..count * stride]);
+            gemm(spec.scale, q, k.t(), Output::Overwrite, &mut MatrixMut::strided(p, count, keys, stride));
+            gemm(1.0, dout, v.t(), Output::Overwrite, &mut MatrixMut::strided(ds, count, keys, stride));
             simd::dispatch(
                 #[inline(always)]
                 || {
-                    for (i, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
+                    for (i, (p, ds)) in p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride)).enumerate() {
                         let (a, b) = mask.within(q_from + i, k_from, k_to);
-                        for x in [&mut *p, &mut *ds] {
+                        // Whole registers, whatever stands in the last one's end.
+                        let seen = b.next_multiple_of(ALIGN);
+                        let lse = outer.lse.row(q_from + i)[0];
+                        score_gradient(&mut p[..seen], &mut ds[..seen], lse, deltas[i], spec.softcap);
+                        for x in [p, ds] {
                             x[..a].fill(0.0);
                             x[b..].fill(0.0);
-                        }
-                        let (lse, delta) = (outer.lse.row(q_from + i)[0], deltas[i]);
-                        let (p, ds) = (&mut p[a..b], &mut ds[a..b]);
-                        if let Some(cap) = spec.softcap {
-                            soften(p, cap);
-                            let inverse = 1.0 / cap;
-                            for (p, ds) in p.iter_mut().zip(ds) {
-                                let t = *p * inverse;
-                                *p = simd::exp(*p - lse);
-                                *ds = *p * (*ds - delta) * (1.0 - t * t);
-                            }
-                        } else {
-                            for (p, ds) in p.iter_mut().zip(ds) {
-                                *p = simd::exp(*p - lse);
-                                *ds = *p * (*ds - delta);
-                            }
                         }
                     }
                 },
             );
-            let (p, ds) = (Matrix::new(p, count, keys), Matrix::new(ds, count, keys));
+            let (p, ds) = (Matrix::strided(p, count, keys, stride), Matrix::strided(ds, count, keys, stride));
             let output = if k_from > first { Output::Add } else { Output::Overwrite };
             gemm(spec.scale, ds, k, output, &mut dq.part(q_from, count, 0, dim));
             gemm(spec.scale, ds.t(), q, Output::Add, &mut dk.part(k_from, keys, 0, dim));

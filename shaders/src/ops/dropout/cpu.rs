@@ -21,8 +21,8 @@ pub(crate) fn dropout(cpu: &Cpu, x: &Tensor, p: f32, key: Key) -> Result<Tensor>
                 let first = (piece * PIECE / 4) as u64;
                 for (step, (y, x)) in y.chunks_mut(4 * BLOCKS).zip(x.chunks(4 * BLOCKS)).enumerate() {
                     let words = words(key, first + (step * BLOCKS) as u64);
-                    for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
-                        *y = if unit(words[i % 4][i / 4]) < p { 0.0 } else { x * scale };
+                    for ((y, x), word) in y.iter_mut().zip(x).zip(words) {
+                        *y = if unit(word) < p { 0.0 } else { x * scale };
                     }
                 }
             },
@@ -34,10 +34,10 @@ pub(crate) fn dropout(cpu: &Cpu, x: &Tensor, p: f32, key: Key) -> Result<Tensor>
 /// Blocks of random words made side by side.
 const BLOCKS: usize = 16;
 
-/// Word w of block i of the key's stream, from block `first` on, at [w][i]:
+/// The words of the key's stream from block `first` on:
 /// [`crate::random::philox`] in lanes.
 #[inline(always)]
-fn words(key: Key, first: u64) -> [[u32; BLOCKS]; 4] {
+fn words(key: Key, first: u64) -> [u32; 4 * BLOCKS] {
     let mut c = [[0u32; BLOCKS], [0; BLOCKS], [key.step; BLOCKS], [key.place; BLOCKS]];
     for i in 0..BLOCKS {
         let block = first + i as u64;
@@ -46,16 +46,21 @@ fn words(key: Key, first: u64) -> [[u32; BLOCKS]; 4] {
     }
     let (mut low, mut high) = (key.seed as u32, (key.seed >> 32) as u32);
     for _ in 0..10 {
+        let [c0, c1, c2, c3] = c;
         for i in 0..BLOCKS {
-            let a = u64::from(c[0][i]) * 0xD251_1F53;
-            let b = u64::from(c[2][i]) * 0xCD9E_8D57;
-            c[0][i] = (b >> 32) as u32 ^ c[1][i] ^ low;
+            let a = u64::from(c0[i]) * 0xD251_1F53;
+            let b = u64::from(c2[i]) * 0xCD9E_8D57;
+            c[0][i] = (b >> 32) as u32 ^ c1[i] ^ low;
             c[1][i] = b as u32;
-            c[2][i] = (a >> 32) as u32 ^ c[3][i] ^ high;
+            c[2][i] = (a >> 32) as u32 ^ c3[i] ^ high;
             c[3][i] = a as u32;
         }
         low = low.wrapping_add(0x9E37_79B9);
         high = high.wrapping_add(0xBB67_AE85);
     }
-    c
+    let mut words = [0; 4 * BLOCKS];
+    for (words, i) in words.chunks_exact_mut(4).zip(0..BLOCKS) {
+        words.copy_from_slice(&[c[0][i], c[1][i], c[2][i], c[3][i]]);
+    }
+    words
 }

@@ -58,7 +58,9 @@ fn each_slab(
     mut work: impl FnMut(Range<usize>, &[f32]),
 ) -> Result<()> {
     let (rows, columns) = shape;
-    let slab_rows = (SLAB / columns.max(1)).clamp(1, rows.max(1));
+    // A multiple of a tile's columns, where it is that large.
+    let most = SLAB / columns.max(1);
+    let slab_rows = (if most > 192 { most / 192 * 192 } else { most }).clamp(1, rows.max(1));
     let mut scratch = cpu.empty_f32(op, &[slab_rows, columns])?;
     for from in (0..rows).step_by(slab_rows) {
         let to = (from + slab_rows).min(rows);
