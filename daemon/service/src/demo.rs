@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use finetuned_engine::generate::{GenerateOptions, Generator, Message};
+use finetuned_engine::plan::Plan;
 use indicatif::ProgressBar;
 
 use crate::config::{Config, Sources};
@@ -67,7 +68,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         sample::WHAT_IT_TEACHES
     );
 
-    let job = follow(&client, &mut daemon)?;
+    let (job, plan) = follow(&client, &mut daemon)?;
     anyhow::ensure!(
         job.job.state == State::Succeeded,
         "the job is {}: {}",
@@ -92,7 +93,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         recipe: job.recipe,
         summary,
         dataset: job.report,
-        plan: None,
+        plan,
         metrics: report::read_metrics(&job.out),
         samples,
     };
@@ -188,8 +189,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Shows the job until it ends.
-fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<JobView> {
+/// Shows the job until it ends; with it comes the plan it was started with.
+fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Option<Plan>)> {
     let id = loop {
         daemon.check()?;
         let status: Status = client.get("/status")?;
@@ -198,8 +199,13 @@ fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<JobView> {
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    let mut shown =
-        Shown { bar: ProgressBar::hidden(), progress: Progress::default(), style: Style::of_terminal(), last: None };
+    let mut shown = Shown {
+        bar: ProgressBar::hidden(),
+        progress: Progress::default(),
+        style: Style::of_terminal(),
+        last: None,
+        plan: None,
+    };
     client.follow(&format!("/jobs/{id}/events?follow=true"), &mut |line| {
         if let Ok(row) = serde_json::from_str::<EventRow>(line) {
             shown.show(&row);
@@ -213,7 +219,7 @@ fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<JobView> {
         daemon.check()?;
         let view: JobView = client.get(&format!("/jobs/{id}"))?;
         if view.job.state.is_ended() || begin.elapsed() > Duration::from_secs(10) {
-            return Ok(view);
+            return Ok((view, shown.plan));
         }
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -224,6 +230,7 @@ struct Shown {
     progress: Progress,
     style: Style,
     last: Option<Instant>,
+    plan: Option<Plan>,
 }
 
 impl Shown {
@@ -241,7 +248,10 @@ impl Shown {
                 "{}: {} rows, {} tokens, {} of them trained",
                 report.format, report.used, report.tokens, report.trained_tokens
             )),
-            Event::Planned { plan } => self.say(&format!("{} at the peak", words::bytes(plan.peak_bytes))),
+            Event::Planned { plan } => {
+                self.say(&format!("{} at the peak", words::bytes(plan.peak_bytes)));
+                self.plan = Some(*plan);
+            }
             Event::Started { total_steps, .. } if self.style == Style::Bar => self.bar = bar(total_steps as u64),
             Event::Validation { step, loss, .. } => self.say(&format!("held-out loss after step {step}: {loss:.4}")),
             Event::Step(metrics) => {
