@@ -244,7 +244,10 @@ pub(super) fn run(workers: &Workers, stream: &Stream, data: &mut Data, room: &mu
             while registers.len() < stream.registers {
                 registers.push(vec![0.0; CHUNK]);
             }
-            dispatch(|| shared.work(&mut piece, &mut registers));
+            dispatch(
+                #[inline(always)]
+                || shared.work(&mut piece, &mut registers),
+            );
             pool.lock().unwrap_or_else(PoisonError::into_inner).push(registers);
         });
     }

@@ -1,132 +1,20 @@
-//! From a program to passes over memory.
-//!
-//! A chain of elementwise operations is one *stream*: blocks of a few hundred
-//! elements go through all of it while they lie in the first cache. What ends a
-//! chain is a reduction, a matrix product, a transpose, or an operand that is
-//! smaller than the chain (broadcast): its value must be whole in memory first.
-//! A value that two passes need and that is not in memory is computed twice,
-//! which costs less than writing and reading it.
-//!
-//! Every value has a *level*: how many such ends lie before it. Passes run
-//! level by level; the last stream of the parameter's shape writes the new
-//! parameter and states, after every read of the old ones.
+//! Which passes, in which order, and what each reads and computes.
 
-use finetuned_plugin_api::program::{
-    Axis, Binary, Instruction, Program, Reduction, StateType, Unary, ValueId, ValueShape,
-};
+use finetuned_plugin_api::program::{Instruction, Program, StateType, ValueId, ValueShape};
 
-/// Most destinations, and most reductions, of one stream.
-pub(super) const MOST_SINKS: usize = 8;
+use super::share::registers;
+use super::{Action, MOST_SINKS, Memory, Pass, Scalar, Source, Stream, Sum};
 
-/// Where a whole value lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Memory {
-    Parameter,
-    Gradient,
-    /// An f32 state.
-    State(usize),
-    /// A buffer of the scratch space.
-    Buffer(usize),
-}
-
-/// An operand inside a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    Register(usize),
-    /// The same place in memory of the stream's shape.
-    Memory(Memory),
-    /// A number of [`Stream::scalars`].
-    Scalar(usize),
-}
-
-/// A number that a stream repeats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scalar {
-    Uniform(ValueId),
-    /// The one element of a (1, 1) value.
-    Memory(Memory),
-}
-
-/// What a stream does for each block.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Action {
-    Unary(Unary, Source),
-    Binary(Binary, Source, Source),
-    /// All three are registers or memory.
-    Select(Source, Source, Source),
-    /// Reads an 8-bit state.
-    Load(usize),
-    /// Copies an operand: where a scalar must be a vector, or memory is about
-    /// to be overwritten.
-    Copy(Source),
-    /// One number a row, repeated along it.
-    RepeatRow(Memory),
-    /// One row, repeated for each row.
-    RepeatColumns(Memory),
-}
-
-/// A reduction at the end of a stream.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sum {
-    pub op: Reduction,
-    pub axis: Axis,
-    pub of: Source,
-    /// The buffer of the result.
-    pub into: usize,
-}
-
-/// One pass over memory of one shape.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Stream {
-    pub rows: usize,
-    pub columns: usize,
-    /// (register to write, what it does), in order.
-    pub actions: Vec<(usize, Action)>,
-    pub registers: usize,
-    pub scalars: Vec<Scalar>,
-    /// Whole values to keep: (operand, buffer).
-    pub stores: Vec<(Source, usize)>,
-    pub sums: Vec<Sum>,
-    /// The last pass: what the parameter and the full-sized states become.
-    pub parameter: Option<Source>,
-    pub states: Vec<(Source, usize)>,
-    /// Memory of the stream's shape that it reads, to be asked for ahead.
-    pub reads: Vec<Memory>,
-    /// Whether blocks must begin at an 8-bit state's block.
-    pub blocked: bool,
-}
-
-/// A step of a plan.
-#[derive(Debug, Clone)]
-pub(super) enum Pass {
-    Stream(Stream),
-    /// `into` = a · b; the shapes are those of a (m, k) and b (k, n) as used.
-    MatMul {
-        a: Memory,
-        a_transposed: bool,
-        b: Memory,
-        b_transposed: bool,
-        size: (usize, usize, usize),
-        into: usize,
-    },
-    /// `from` is (rows, columns).
-    Transpose {
-        from: Memory,
-        rows: usize,
-        columns: usize,
-        into: usize,
-    },
-    /// States of another shape than the parameter's take their new values, all
-    /// of which are read before the first is written.
-    Commit(Vec<(Scalar, usize)>),
-}
-
-/// The passes of a program, and the buffers that they use.
-#[derive(Debug, Clone)]
-pub(super) struct Plan {
-    pub passes: Vec<Pass>,
-    /// Elements of each buffer.
-    pub buffers: Vec<usize>,
+/// The passes of a program, with a buffer for every value that has one, and
+/// the elements of each.
+pub(super) fn passes(program: &Program) -> (Vec<Pass>, Vec<usize>) {
+    let known = vec![Known::default(); program.code().len()];
+    let mut planner = Planner { program, known, held: Vec::new() };
+    planner.mark_needed();
+    planner.set_levels();
+    let passes = planner.passes();
+    let sizes = planner.held.iter().map(|id| program.shape(*id).elements()).collect();
+    (passes, sizes)
 }
 
 /// What is known of each value while planning.
@@ -147,17 +35,6 @@ struct Planner<'p> {
 
 fn same(a: ValueShape, b: ValueShape) -> bool {
     (a.rows, a.columns) == (b.rows, b.columns)
-}
-
-impl Plan {
-    pub(super) fn new(program: &Program) -> Plan {
-        let count = program.code().len();
-        let mut planner = Planner { program, known: vec![Known::default(); count], held: Vec::new() };
-        planner.mark_needed();
-        planner.set_levels();
-        let passes = planner.passes();
-        planner.share_buffers(passes)
-    }
 }
 
 impl Planner<'_> {
@@ -423,7 +300,7 @@ impl Planner<'_> {
         let mut stream = writer.stream;
         stream.blocked = stream.states.iter().any(|(_, state)| eight_bit(*state))
             || stream.actions.iter().any(|(_, action)| matches!(action, Action::Load(_)));
-        share_registers(&mut stream);
+        registers(&mut stream);
         stream
     }
 
@@ -488,143 +365,10 @@ impl Planner<'_> {
         writer.placed[id.index()] = Some(source);
         source
     }
-
-    /// Gives values whose lives do not overlap the same buffer.
-    fn share_buffers(&self, mut passes: Vec<Pass>) -> Plan {
-        let mut last = vec![0; self.held.len()];
-        for (at, pass) in passes.iter_mut().enumerate() {
-            each_buffer(pass, &mut |buffer, _| last[*buffer] = at);
-        }
-        let mut buffers: Vec<usize> = Vec::new();
-        let mut free: Vec<usize> = Vec::new();
-        let mut given: Vec<Option<usize>> = vec![None; self.held.len()];
-        for (at, pass) in passes.iter_mut().enumerate() {
-            let mut over = Vec::new();
-            each_buffer(pass, &mut |buffer, _| {
-                let value = *buffer;
-                let size = self.shape(self.held[value]).elements();
-                let slot = *given[value].get_or_insert_with(|| {
-                    let best = (0..free.len()).min_by_key(|index| buffers[free[*index]].abs_diff(size));
-                    match best {
-                        Some(index) => free.swap_remove(index),
-                        None => {
-                            buffers.push(0);
-                            buffers.len() - 1
-                        }
-                    }
-                });
-                buffers[slot] = buffers[slot].max(size);
-                *buffer = slot;
-                if last[value] == at && !over.contains(&slot) {
-                    over.push(slot);
-                }
-            });
-            free.extend(over);
-        }
-        for pass in &mut passes {
-            if let Pass::Stream(stream) = pass {
-                stream.reads = reads(stream);
-            }
-        }
-        Plan { passes, buffers }
-    }
-}
-
-/// Every buffer that a pass names; true where it is written.
-fn each_buffer(pass: &mut Pass, f: &mut dyn FnMut(&mut usize, bool)) {
-    fn memory(memory: &mut Memory, f: &mut dyn FnMut(&mut usize, bool)) {
-        if let Memory::Buffer(buffer) = memory {
-            f(buffer, false);
-        }
-    }
-    fn source(source: &mut Source, f: &mut dyn FnMut(&mut usize, bool)) {
-        if let Source::Memory(Memory::Buffer(buffer)) = source {
-            f(buffer, false);
-        }
-    }
-    match pass {
-        Pass::Stream(stream) => {
-            for (_, action) in &mut stream.actions {
-                match action {
-                    Action::Unary(_, a) | Action::Copy(a) => source(a, f),
-                    Action::Binary(_, a, b) => {
-                        source(a, f);
-                        source(b, f);
-                    }
-                    Action::Select(a, b, c) => {
-                        source(a, f);
-                        source(b, f);
-                        source(c, f);
-                    }
-                    Action::RepeatRow(from) | Action::RepeatColumns(from) => memory(from, f),
-                    Action::Load(_) => {}
-                }
-            }
-            for scalar in &mut stream.scalars {
-                if let Scalar::Memory(from) = scalar {
-                    memory(from, f);
-                }
-            }
-            stream.stores.iter_mut().for_each(|(from, into)| {
-                source(from, f);
-                f(into, true);
-            });
-            stream.sums.iter_mut().for_each(|sum| {
-                source(&mut sum.of, f);
-                f(&mut sum.into, true);
-            });
-            stream.parameter.iter_mut().for_each(|from| source(from, f));
-            stream.states.iter_mut().for_each(|(from, _)| source(from, f));
-        }
-        Pass::MatMul { a, b, into, .. } => {
-            memory(a, f);
-            memory(b, f);
-            f(into, true);
-        }
-        Pass::Transpose { from, into, .. } => {
-            memory(from, f);
-            f(into, true);
-        }
-        Pass::Commit(small) => {
-            for (from, _) in small {
-                if let Scalar::Memory(from) = from {
-                    memory(from, f);
-                }
-            }
-        }
-    }
-}
-
-/// Memory of the stream's shape that it reads, 8-bit states as states.
-fn reads(stream: &Stream) -> Vec<Memory> {
-    let actions = stream.actions.iter().flat_map(|(_, action)| match *action {
-        Action::Load(state) => vec![Source::Memory(Memory::State(state))],
-        _ => operands(action),
-    });
-    let ends = stream.stores.iter().map(|(from, _)| *from).chain(stream.sums.iter().map(|sum| sum.of));
-    let ends = ends.chain(stream.parameter).chain(stream.states.iter().map(|(from, _)| *from));
-    let mut reads = Vec::new();
-    for source in actions.chain(ends) {
-        if let Source::Memory(memory) = source
-            && !reads.contains(&memory)
-        {
-            reads.push(memory);
-        }
-    }
-    reads
-}
-
-fn operands(action: &Action) -> Vec<Source> {
-    match *action {
-        Action::Unary(_, a) | Action::Copy(a) => vec![a],
-        Action::Binary(_, a, b) => vec![a, b],
-        Action::Select(a, b, c) => vec![a, b, c],
-        Action::Load(_) | Action::RepeatRow(_) | Action::RepeatColumns(_) => vec![],
-    }
 }
 
 /// A stream being written; each action has a register of its own until
-/// [`share_registers`].
+/// [`registers`].
 struct Writer {
     stream: Stream,
     placed: Vec<Option<Source>>,
@@ -653,70 +397,4 @@ impl Writer {
             _ => source,
         }
     }
-}
-
-/// Renumbers the registers so that few are used: all of them together should
-/// fit the first cache.
-fn share_registers(stream: &mut Stream) {
-    let mut last = vec![0; stream.registers];
-    for (at, (register, action)) in stream.actions.iter().enumerate() {
-        last[*register] = at;
-        for source in operands(action) {
-            if let Source::Register(register) = source {
-                last[register] = at;
-            }
-        }
-    }
-    let ends = stream.stores.iter().map(|(from, _)| from).chain(stream.sums.iter().map(|sum| &sum.of));
-    let ends = ends.chain(&stream.parameter).chain(stream.states.iter().map(|(from, _)| from));
-    for source in ends {
-        if let Source::Register(register) = source {
-            last[*register] = usize::MAX;
-        }
-    }
-    let mut names = vec![0; stream.registers];
-    let (mut free, mut used) = (Vec::new(), 0);
-    let rename = |source: &mut Source, names: &[usize]| {
-        if let Source::Register(register) = source {
-            *register = names[*register];
-        }
-    };
-    for (at, (register, action)) in stream.actions.iter_mut().enumerate() {
-        // The result's register is chosen before its operands' are freed, so
-        // that no action reads what it writes.
-        let name = free.pop().unwrap_or_else(|| {
-            used += 1;
-            used - 1
-        });
-        let mut over: Vec<usize> = Vec::new();
-        for source in operands(action) {
-            if let Source::Register(operand) = source
-                && last[operand] == at
-                && !over.contains(&names[operand])
-            {
-                over.push(names[operand]);
-            }
-        }
-        match action {
-            Action::Unary(_, a) | Action::Copy(a) => rename(a, &names),
-            Action::Binary(_, a, b) => {
-                rename(a, &names);
-                rename(b, &names);
-            }
-            Action::Select(a, b, c) => {
-                rename(a, &names);
-                rename(b, &names);
-                rename(c, &names);
-            }
-            Action::Load(_) | Action::RepeatRow(_) | Action::RepeatColumns(_) => {}
-        }
-        free.extend(over);
-        names[*register] = name;
-        *register = name;
-    }
-    stream.registers = used;
-    stream.stores.iter_mut().for_each(|(from, _)| rename(from, &names));
-    stream.sums.iter_mut().for_each(|sum| rename(&mut sum.of, &names));
-    stream.parameter.iter_mut().for_each(|from| rename(from, &names));
-    stream.states.iter_mut().for_each(|(from, _)| rename(from, &names));
 }
