@@ -1,0 +1,96 @@
+//! An adapter of ours under Hugging Face PEFT: the same logits. Runs where a
+//! Python with peft is there (`FINETUNED_PYTHON`, else `python3`), and says so
+//! where it is not.
+
+mod common;
+
+use std::process::Command;
+
+use common::*;
+use finetuned_engine::api::{Observer, TrainRequest, train};
+use finetuned_engine::event::Event;
+use finetuned_engine::model::adapter;
+use finetuned_engine::model::decoder::Batch;
+use finetuned_engine::model::linear::Pass;
+use finetuned_engine::recipe::{self, Recipe};
+use finetuned_formats::{ElementType, TensorSpec, Values, read_peft, write_safetensors_to};
+
+struct Silent;
+
+impl Observer for Silent {
+    fn event(&mut self, _: &Event) {}
+}
+
+#[test]
+fn peft_computes_the_same_logits() {
+    let python = std::env::var("FINETUNED_PYTHON").unwrap_or_else(|_| "python3".into());
+    let there = Command::new(&python).args(["-c", "import peft, transformers, torch"]).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        println!("{python} has no peft: not compared. pip install torch transformers peft safetensors");
+        return;
+    }
+    let ops = cpu();
+    for (architecture, variant) in
+        [("llama", "lora"), ("llama", "rslora"), ("llama", "dora"), ("gpt2", "lora"), ("phi3", "lora"), ("gemma3", "lora")]
+    {
+        let folder = tempfile::tempdir().expect("folder");
+        let data = folder.path().join("rows.jsonl");
+        let row = |i: usize| {
+            let ids: Vec<usize> = (0..20).map(|t| 6 + (i * 13 + t * 7) % 300).collect();
+            format!("{{\"input_ids\": {ids:?}, \"labels\": {ids:?}}}\n")
+        };
+        std::fs::write(&data, (0..16).map(row).collect::<String>()).expect("data");
+        let mut table = toml::Table::new();
+        for setting in [
+            "train.steps=8",
+            "train.learning_rate=2e-2",
+            "train.validation_fraction=0",
+            "lora.rank_pattern={q_proj=3}",
+            "lora.alpha_pattern={down_proj=5}",
+            &format!("lora.variant={variant}"),
+        ] {
+            recipe::set(&mut table, setting).expect("setting");
+        }
+        let request = TrainRequest {
+            model: golden(architecture),
+            data,
+            validation: None,
+            adapter: None,
+            out: folder.path().join("out"),
+            recipe: Recipe::from_table(&table).expect("recipe"),
+            device: "cpu".into(),
+            fresh: false,
+            threads: Some(2),
+        };
+        train(&request, &mut Silent).expect("a finished run");
+
+        let mut model = decoder(ops.as_ref(), architecture, false, None);
+        adapter::attach_peft(ops.as_ref(), &mut model, &read_peft(&request.out).expect("adapter")).expect("attached");
+        let tokens: Vec<u32> = (0..24).map(|t| 6 + t * 11 % 300).collect();
+        let rows: Vec<u32> = (0..24).collect();
+        let batch = Batch::from_documents([&tokens[..]]);
+        let logits = model.logits(ops.as_ref(), &batch, &rows, &Pass::evaluation(true)).expect("logits");
+        let logits = ops.read(&logits).expect("read");
+        let numbers = folder.path().join("logits.safetensors");
+        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
+        let specs = [
+            TensorSpec::new("input_ids", &[24], ElementType::I64),
+            TensorSpec::new("logits", &[24, logits.len() / 24], ElementType::F32),
+        ];
+        let mut file = std::fs::File::create(&numbers).expect("file");
+        write_safetensors_to(&mut file, &numbers, &specs, |spec, sink| {
+            sink.write(if spec.name == "logits" { Values::F32(&logits) } else { Values::I64(&ids) })
+        })
+        .expect("written");
+
+        let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peft/check_adapter.py");
+        let output = Command::new(&python)
+            .arg(script)
+            .args([golden(architecture), request.out.clone(), numbers])
+            .output()
+            .expect("python runs");
+        let words = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{architecture} {variant}: {words}{}", String::from_utf8_lossy(&output.stderr));
+        println!("{architecture} {variant}: {}", words.trim());
+    }
+}
