@@ -30,7 +30,8 @@ fn plugins() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         // The target folder of this very test, so that dependencies are there.
-        let target = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_path_buf();
+        let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
+        let release = profile.ends_with("release");
         let built = Command::new(env!("CARGO"))
             .args([
                 "build",
@@ -44,12 +45,13 @@ fn plugins() -> &'static Path {
                 "hostile",
                 "--target-dir",
             ])
-            .arg(&target)
+            .arg(profile.parent().unwrap())
+            .args(release.then_some("--release"))
             .current_dir(here())
             .output()
             .unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        target.join("debug")
+        profile
     })
 }
 
