@@ -90,7 +90,7 @@ fn step(words: &str, may_fail: bool) -> Step {
 /// What `install` does.
 pub fn install(scope: Scope, programs: &Programs, home: &Path) -> Installation {
     match scope {
-        Scope::System => install_system(programs),
+        Scope::System => install_system(programs, home),
         Scope::User => {
             let unit = user_unit(home);
             let text = USER_UNIT
@@ -129,11 +129,12 @@ pub fn install(scope: Scope, programs: &Programs, home: &Path) -> Installation {
     }
 }
 
-fn install_system(programs: &Programs) -> Installation {
+fn install_system(programs: &Programs, home: &Path) -> Installation {
     // The service may not read home folders, so programs from there are copied.
     let mut copies = Vec::new();
     let mut place = |path: &Path| -> PathBuf {
-        let hidden = ["/home", "/root", "/tmp", "/run/user"].iter().any(|folder| path.starts_with(folder));
+        let hidden =
+            path.starts_with(home) || ["/home", "/tmp", "/run/user"].iter().any(|folder| path.starts_with(folder));
         if !hidden {
             return path.to_path_buf();
         }
@@ -250,12 +251,12 @@ mod tests {
 
     #[test]
     fn a_system_service_runs_from_where_it_may_read() {
-        let system = install(Scope::System, &programs("/home/me/target/release"), Path::new("/root"));
+        let system = install(Scope::System, &programs("/home/me/target/release"), Path::new("/home/me"));
         assert_eq!(system.copies.len(), 2);
         assert!(system.files[0].text.contains("ExecStart=/usr/local/bin/finetuned --config"));
         assert!(!system.files[0].text.contains("/usr/bin/finetune"), "every path is filled in");
         assert!(system.files[1].keep, "an edited configuration stays");
-        assert!(install(Scope::System, &programs("/usr/bin"), Path::new("/root")).copies.is_empty());
+        assert!(install(Scope::System, &programs("/usr/bin"), Path::new("/home/me")).copies.is_empty());
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
         let shell = Programs { finetune: "/bin/sh".into(), finetuned: Some("/bin/sh".into()) };
         for (scope, name) in [(Scope::System, "finetuned.service"), (Scope::User, "finetuned-user.service")] {
             let unit = dir.path().join(name);
-            std::fs::write(&unit, &install(scope, &shell, Path::new("/root")).files[0].text).unwrap();
+            std::fs::write(&unit, &install(scope, &shell, Path::new("/home/me")).files[0].text).unwrap();
             let output = analyze(&["verify", unit.to_str().unwrap()]).unwrap();
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
             let about_ours: Vec<&str> = words.lines().filter(|line| line.contains(name)).collect();

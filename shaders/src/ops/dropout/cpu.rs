@@ -38,12 +38,12 @@ const BLOCKS: usize = 16;
 /// [`crate::random::philox`] in lanes.
 #[inline(always)]
 fn words(key: Key, first: u64) -> [u32; 4 * BLOCKS] {
-    let mut c = [[0u32; BLOCKS], [0; BLOCKS], [key.step; BLOCKS], [key.place; BLOCKS]];
-    for i in 0..BLOCKS {
-        let block = first + i as u64;
-        c[0][i] = block as u32;
-        c[1][i] = (block >> 32) as u32;
-    }
+    let mut c = [
+        std::array::from_fn(|i| (first + i as u64) as u32),
+        std::array::from_fn(|i| ((first + i as u64) >> 32) as u32),
+        [key.step; BLOCKS],
+        [key.place; BLOCKS],
+    ];
     let (mut low, mut high) = (key.seed as u32, (key.seed >> 32) as u32);
     for _ in 0..10 {
         let [c0, c1, c2, c3] = c;
