@@ -1,10 +1,11 @@
-//! Blocks of queries against blocks of keys as small matrix products, one task
-//! for each document and head. Blocks that no query sees are skipped; the
+//! Blocks of queries against blocks of keys as small matrix products, a task
+//! for each document and head (backward: for each key head, where there are
+//! enough). Blocks that no query sees are skipped; the
 //! scores of a block live in a cache and nowhere else.
 
 use super::{check, check_cached};
 use crate::cpu::gemm::{Matrix, MatrixMut, Output, gemm};
-use crate::cpu::{Cpu, simd};
+use crate::cpu::{Cpu, piece_rows, simd};
 use crate::error::Result;
 use crate::ops::{AttentionSpec, Segments};
 use crate::tensor::Tensor;
@@ -198,29 +199,36 @@ pub(crate) fn backward(
     let (n, dim, kv_heads) = (segments.tokens(), spec.head_dim, spec.kv_heads);
     let group = spec.heads / kv_heads;
     lse.expect_shape(OP, &[n, spec.heads])?;
+    // A task is a document's key head with all its query heads; where there are
+    // few of those, each query head sums its share apart, so that the threads
+    // end together. The shape alone decides, not the threads.
+    let apart = group > 1 && segments.count() * kv_heads < FEW_TASKS;
+    let each = if apart { 1 } else { group };
+    let sums = spec.heads / each;
     let mut dq = cpu.empty_f32(OP, q.shape())?;
-    let mut dk = cpu.zeros_f32(OP, k.shape())?;
-    let mut dv = cpu.zeros_f32(OP, v.shape())?;
+    let mut dk = cpu.zeros_f32(OP, &[n, sums * dim])?;
+    let mut dv = cpu.zeros_f32(OP, &[n, sums * dim])?;
     let (q, k, v) = (views(cpu, OP, q)?, views(cpu, OP, k)?, views(cpu, OP, v)?);
     let (dout, out, lse) = (views(cpu, OP, dout)?, views(cpu, OP, out)?, views(cpu, OP, lse)?);
     let bounds = segments.bounds();
-    let dqs = MatrixMut::new(cpu.f32_mut(OP, &mut dq)?, n, spec.heads * dim).grid(bounds, group * dim);
-    let dks = MatrixMut::new(cpu.f32_mut(OP, &mut dk)?, n, kv_heads * dim).grid(bounds, dim);
-    let dvs = MatrixMut::new(cpu.f32_mut(OP, &mut dv)?, n, kv_heads * dim).grid(bounds, dim);
-    let places = segments.ranges().flat_map(|range| (0..kv_heads).map(move |head| (range.clone(), head)));
+    let dqs = MatrixMut::new(cpu.f32_mut(OP, &mut dq)?, n, spec.heads * dim).grid(bounds, each * dim);
+    let dks = MatrixMut::new(cpu.f32_mut(OP, &mut dk)?, n, sums * dim).grid(bounds, dim);
+    let dvs = MatrixMut::new(cpu.f32_mut(OP, &mut dv)?, n, sums * dim).grid(bounds, dim);
+    let places = segments.ranges().flat_map(|range| (0..sums).map(move |sum| (range.clone(), sum)));
     let mut tasks: Vec<_> = places
         .zip(dqs.into_iter().zip(dks).zip(dvs))
-        .map(|((range, head), gradients)| (range.len(), (range, head, gradients)))
+        .map(|((range, sum), gradients)| (range.len(), (range, sum, gradients)))
         .collect();
     longest_first(&mut tasks);
-    cpu.workers.each(tasks.into_iter(), |(length, (range, kv_head, ((mut dq, mut dk), mut dv)))| {
+    cpu.workers.each(tasks.into_iter(), |(length, (range, sum, ((mut dq, mut dk), mut dv)))| {
         let start = range.start;
-        for i in 0..group {
-            let head = kv_head * group + i;
+        for i in 0..each {
+            let head = sum * each + i;
+            let kv_column = head / group * dim;
             let views = Heads {
                 q: q.part(start, length, head * dim, dim),
-                k: k.part(start, length, kv_head * dim, dim),
-                v: v.part(start, length, kv_head * dim, dim),
+                k: k.part(start, length, kv_column, dim),
+                v: v.part(start, length, kv_column, dim),
             };
             let outer = Outer {
                 dout: dout.part(start, length, head * dim, dim),
@@ -231,7 +239,37 @@ pub(crate) fn backward(
             backward_head(&views, &outer, spec, &mut dq, &mut dk, &mut dv);
         }
     });
+    if apart {
+        dk = add_groups(cpu, OP, &dk, group, dim)?;
+        dv = add_groups(cpu, OP, &dv, group, dim)?;
+    }
     Ok((dq, dk, dv))
+}
+
+/// Fewer tasks than this leave threads idle at the end.
+const FEW_TASKS: usize = 8;
+
+/// The sum over each group of heads, in their order: `[N, H·D]` to `[N, G·D]`.
+fn add_groups(cpu: &Cpu, op: &'static str, x: &Tensor, group: usize, dim: usize) -> Result<Tensor> {
+    let (rows, columns) = (x.rows(), x.columns() / group);
+    let mut y = cpu.empty_f32(op, &[rows, columns])?;
+    let x = cpu.f32(op, x)?;
+    let block = piece_rows(columns);
+    let pieces = cpu.f32_mut(op, &mut y)?.chunks_mut(block * columns).zip(x.chunks(block * columns * group));
+    cpu.workers.each(pieces, |(y, x)| {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(group * dim)) {
+                    y.copy_from_slice(&x[..dim]);
+                    for x in x[dim..].chunks_exact(dim) {
+                        simd::add_scaled(y, x, 1.0);
+                    }
+                }
+            },
+        );
+    });
+    Ok(y)
 }
 
 /// Scores become probabilities p, and do·v becomes d loss / d score.
