@@ -94,7 +94,7 @@ pub(crate) fn of_run(
     let kl = objective.alignment_needs().is_some_and(|a| a.kl_completions);
     let mut order = Order::of(&prepared.train, &recipe.train);
     let info = ops.info();
-    let available = if info.memory_bytes == 0 { 0 } else { info.memory_bytes };
+    let available = if info.memory_bytes == 0 { host_memory() } else { info.memory_bytes };
 
     let footprint = Footprint::new(&files.config, recipe, start.as_ref(), optimizer.as_ref())?;
     let dataset = 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64;
@@ -153,6 +153,22 @@ pub(crate) fn of_run(
         total_seconds: seconds_per_step * steps as f64,
         remedy,
     })
+}
+
+/// Memory that the host can give now, 0 where it does not say: what Linux calls
+/// available, within the control group's limit.
+fn host_memory() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let available = available_bytes(&read("/proc/meminfo"));
+    let limit: u64 = read("/sys/fs/cgroup/memory.max").trim().parse().unwrap_or(u64::MAX);
+    let used: u64 = read("/sys/fs/cgroup/memory.current").trim().parse().unwrap_or(0);
+    available.min(limit.saturating_sub(used))
+}
+
+/// `MemAvailable` of /proc/meminfo, which counts in KiB.
+fn available_bytes(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|rest| rest.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }
 
 fn part(name: &str, bytes: u64) -> PlanPart {
@@ -385,5 +401,17 @@ fn adapter_ranks(shape: &ModelShape, recipe: &Recipe, start: Option<&PeftAdapter
     match start {
         Some(peft) => Ok(crate::model::adapter::ranks(&modules, &peft.config)),
         None => crate::model::adapter::ranks_of_recipe(&modules, &recipe.lora, shape.architecture == Architecture::Gpt2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_as_linux_writes_it() {
+        let text = "MemTotal:       24689240 kB\nMemFree:        11042312 kB\nMemAvailable:   22000000 kB\n";
+        assert_eq!(available_bytes(text), 22_000_000 << 10);
+        assert_eq!(available_bytes(""), 0);
     }
 }
