@@ -8,7 +8,7 @@
 //! it is a wrong number but never undefined.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,6 +20,8 @@ use crate::error::{Result, TensorError};
 const ALIGNMENT: usize = 64;
 /// Blocks from this size on start on a huge page and ask for them.
 const HUGE_PAGE: usize = 2 << 20;
+/// Blocks from this size on are pages of their own.
+const MAPPED: usize = 256 << 10;
 
 /// Memory from the system allocator; `bytes` fixes its layout.
 struct Block {
@@ -33,42 +35,104 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    fn layout(bytes: usize) -> Option<Layout> {
-        Layout::from_size_align(bytes, if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT }).ok()
-    }
-
     /// `None` when the system has no memory left.
     fn new(bytes: usize) -> Option<Block> {
-        let layout = Block::layout(bytes)?;
-        // SAFETY: the layout's size is never zero (see `bucket`).
-        let start = NonNull::new(unsafe { alloc(layout) })?;
-        if bytes >= HUGE_PAGE {
-            ask_for_huge_pages(start, bytes);
-        }
-        // SAFETY: the allocation has `bytes` bytes; writing them all makes them
-        // initialised, which everything after relies on.
-        unsafe { start.write_bytes(0, bytes) };
+        let start = if bytes >= MAPPED { pages::map(bytes)? } else { small(bytes)? };
         Some(Block { start, bytes })
     }
 }
 
-/// Large matrices are walked by rows far apart, each on a page of its own: with
-/// pages of 4 KiB the processor's table of pages is too small for one product.
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {
-    // SAFETY: the range lies within one allocation that begins on a page, and
-    // the advice changes no byte of it. A system that refuses changes nothing.
-    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+/// A small block, zeroed, from the program's allocator.
+fn small(bytes: usize) -> Option<NonNull<u8>> {
+    let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
+    // SAFETY: the layout's size is never zero (see `bucket`).
+    NonNull::new(unsafe { alloc_zeroed(layout) })
 }
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_: NonNull<u8>, _: usize) {}
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Some(layout) = Block::layout(self.bytes) {
-            // SAFETY: `start` came from `alloc` with this very layout.
+        if self.bytes >= MAPPED {
+            pages::unmap(self.start, self.bytes);
+        } else if let Ok(layout) = Layout::from_size_align(self.bytes, ALIGNMENT) {
+            // SAFETY: `start` came from `alloc_zeroed` with this very layout.
             unsafe { dealloc(self.start.as_ptr(), layout) }
+        }
+    }
+}
+
+/// Large blocks are pages of their own, so that a dropped one goes back to the
+/// system whole: through malloc, blocks of ever other sizes left holes that
+/// doubled and trebled the process (its threshold for mapping grows to 32 MiB).
+#[cfg(target_os = "linux")]
+mod pages {
+    use super::{HUGE_PAGE, NonNull};
+
+    /// Zeroed pages. Large ones begin on a huge page and ask for huge ones: large
+    /// matrices are walked by rows far apart, each on a page of its own, and with
+    /// pages of 4 KiB the processor's table is too small for one product.
+    pub(super) fn map(bytes: usize) -> Option<NonNull<u8>> {
+        let bytes = bytes.checked_next_multiple_of(PAGE)?;
+        if bytes < HUGE_PAGE {
+            return fresh(bytes);
+        }
+        let whole = fresh(bytes.checked_add(HUGE_PAGE)?)?;
+        let head = whole.as_ptr().align_offset(HUGE_PAGE);
+        // SAFETY: `head` is below HUGE_PAGE, so block and rest lie in the mapping.
+        let (start, rest) = unsafe { (whole.add(head), whole.add(head + bytes)) };
+        unmap(whole, head);
+        unmap(rest, HUGE_PAGE - head);
+        // SAFETY: the range is this block's own, and the advice changes no byte of
+        // it. A system that refuses changes nothing.
+        unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+        Some(start)
+    }
+
+    fn fresh(bytes: usize) -> Option<NonNull<u8>> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a fresh anonymous mapping, placed by the system, touches nothing.
+        let mapped = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, kind, -1, 0) };
+        if mapped == libc::MAP_FAILED { None } else { NonNull::new(mapped.cast()) }
+    }
+
+    /// Tells glibc to map its own large allocations apart as well, for good: by
+    /// itself it stops doing so after the first is freed, and the tensors read
+    /// from a checkpoint then leave holes in the heap.
+    pub(super) fn keep_large_allocations_apart() {
+        #[cfg(target_env = "gnu")]
+        // SAFETY: the call only sets a parameter of the allocator.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, super::MAPPED as libc::c_int);
+        }
+    }
+
+    /// Mappings are cut at multiples of this: the largest page that Linux uses.
+    const PAGE: usize = 64 << 10;
+
+    pub(super) fn unmap(start: NonNull<u8>, bytes: usize) {
+        if bytes > 0 {
+            // SAFETY: the range is part of a mapping of `map` that nothing refers to.
+            unsafe { libc::munmap(start.as_ptr().cast(), bytes) };
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod pages {
+    use super::{HUGE_PAGE, Layout, NonNull, alloc_zeroed, dealloc};
+
+    pub(super) fn map(bytes: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(bytes, HUGE_PAGE).ok()?;
+        // SAFETY: the layout's size is at least a huge page.
+        NonNull::new(unsafe { alloc_zeroed(layout) })
+    }
+
+    pub(super) fn keep_large_allocations_apart() {}
+
+    pub(super) fn unmap(start: NonNull<u8>, bytes: usize) {
+        if let Ok(layout) = Layout::from_size_align(bytes, HUGE_PAGE) {
+            // SAFETY: `start` came from `map` with this very layout.
+            unsafe { dealloc(start.as_ptr(), layout) }
         }
     }
 }
@@ -98,11 +162,24 @@ struct Free {
 }
 
 impl Pool {
+    /// An empty pool, for a device.
+    pub(crate) fn new() -> Pool {
+        pages::keep_large_allocations_apart();
+        Pool::default()
+    }
+
     /// Memory for `bytes` bytes with whatever a former owner left in it, and
     /// whether it is known to be all zero.
     pub(crate) fn take(self: &Arc<Pool>, op: &'static str, bytes: usize) -> Result<(HostBuffer, bool)> {
         let size = bucket(bytes);
-        let recycled = self.lock().take(size);
+        let recycled = {
+            let mut free = self.lock();
+            let found = free.take_near(size);
+            if found.is_none() {
+                free.make_room(size, self.live.load(Relaxed));
+            }
+            found
+        };
         let zeroed = recycled.is_none();
         let block = match recycled {
             Some(block) => block,
@@ -115,7 +192,8 @@ impl Pool {
                 }
             },
         };
-        let live = self.live.fetch_add(size as u64, Relaxed) + size as u64;
+        let size = block.bytes as u64;
+        let live = self.live.fetch_add(size, Relaxed) + size;
         self.peak.fetch_max(live, Relaxed);
         Ok((HostBuffer { block: Some(block), bytes, pool: Arc::clone(self) }, zeroed))
     }
@@ -159,18 +237,28 @@ impl Free {
         Some(block)
     }
 
-    /// Keeps a block unless what is kept and what is live would together pass
-    /// the high-water mark by more than a quarter: then the largest free blocks
-    /// go back, for they belong to batches of another shape.
+    /// The smallest free block that holds `size` bytes and wastes at most a
+    /// quarter: batches differ in length from step to step.
+    fn take_near(&mut self, size: usize) -> Option<Block> {
+        let (&near, _) = self.blocks.range(size..=size + size / 4).next()?;
+        self.take(near)
+    }
+
+    /// Before a new block: free ones go back, the largest first, so that free and
+    /// live together stay at the most that was ever live.
+    fn make_room(&mut self, size: usize, live: u64) {
+        let limit = self.high_water.max(live + size as u64);
+        while live + self.bytes + size as u64 > limit {
+            let Some((&largest, _)) = self.blocks.last_key_value() else { break };
+            drop(self.take(largest));
+        }
+    }
+
     fn keep(&mut self, block: Block, live: u64) {
         let size = block.bytes;
         self.high_water = self.high_water.max(live + size as u64);
         self.bytes += size as u64;
         self.blocks.entry(size).or_default().push(block);
-        while live + self.bytes > self.high_water + self.high_water / 4 {
-            let Some((&largest, _)) = self.blocks.last_key_value() else { break };
-            drop(self.take(largest));
-        }
     }
 }
 
@@ -254,11 +342,29 @@ mod tests {
     }
 
     #[test]
-    fn free_memory_stays_below_the_high_water_mark() {
+    fn free_and_live_memory_stay_at_the_high_water_mark() {
         let pool = Arc::new(Pool::default());
-        for bytes in [1 << 20, 3 << 20, 5 << 20, 7 << 20] {
-            drop(pool.take("test", bytes).unwrap());
+        let held = pool.take("test", 4 << 20).unwrap();
+        for round in 0..3 {
+            for mib in [1, 3, 5, 7, 11] {
+                // Of a size that no earlier block fits.
+                let bytes = (mib << 20) + (round << 16) + 1;
+                drop(pool.take("test", bytes).unwrap());
+                let free = pool.lock().bytes;
+                assert!(pool.counts().0 + free <= pool.lock().high_water);
+            }
         }
-        assert!(pool.lock().bytes <= (7 << 20) * 5 / 4);
+        drop(held);
+    }
+
+    #[test]
+    fn a_large_block_begins_on_a_huge_page_and_is_zero() {
+        for bytes in [HUGE_PAGE, HUGE_PAGE + 1, 3 * HUGE_PAGE - 64] {
+            let pool = Arc::new(Pool::default());
+            let (mut buffer, fresh) = pool.take("test", bytes).unwrap();
+            assert!(fresh && buffer.bytes().iter().all(|b| *b == 0));
+            assert_eq!(buffer.bytes().as_ptr() as usize % HUGE_PAGE, 0);
+            buffer.bytes_mut().fill(7);
+        }
     }
 }

@@ -40,7 +40,7 @@ impl Cpu {
 
     pub(crate) fn device(threads: Option<usize>) -> Result<Cpu> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-        Ok(Cpu { pool: Arc::new(Pool::default()), workers: Workers::new(threads)?, program: Default::default() })
+        Ok(Cpu { pool: Arc::new(Pool::new()), workers: Workers::new(threads)?, program: Default::default() })
     }
 
     /// A tensor whose values are arbitrary (those of whoever had the memory
