@@ -50,8 +50,12 @@ pub enum Outcome {
     Finished(Box<Summary>),
     /// `out` already holds the finished run of this very request.
     AlreadyFinished(Box<Summary>),
-    Stopped { step: usize },
-    Cancelled { step: usize },
+    Stopped {
+        step: usize,
+    },
+    Cancelled {
+        step: usize,
+    },
 }
 
 /// Trains, resuming what `request.out` holds of the same run.

@@ -31,7 +31,9 @@ pub enum EngineError {
     TooLarge { needed_bytes: u64, available_bytes: u64, remedy: String },
     #[error("step {step}: {what} is not a finite number; {remedy}")]
     NotFinite { step: usize, what: String, remedy: String },
-    #[error("what was saved does not compute what was trained: logits differ by {difference}, at most {allowed} expected")]
+    #[error(
+        "what was saved does not compute what was trained: logits differ by {difference}, at most {allowed} expected"
+    )]
     ReloadDiffers { difference: f64, allowed: f64 },
     #[error("{0}")]
     Other(String),

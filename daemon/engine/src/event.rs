@@ -34,20 +34,41 @@ pub struct StepMetrics {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// A phase before the steps: "reading model", "reading dataset", ….
-    Phase { name: String },
+    Phase {
+        name: String,
+    },
     /// The dataset was read: what the receipt shows.
-    Prepared { report: Box<DatasetReport> },
+    Prepared {
+        report: Box<DatasetReport>,
+    },
     /// Bytes and time, before anything is trained.
-    Planned { plan: Box<Plan> },
+    Planned {
+        plan: Box<Plan>,
+    },
     /// Training begins, or goes on after `resumed_from` steps.
-    Started { total_steps: usize, resumed_from: usize },
+    Started {
+        total_steps: usize,
+        resumed_from: usize,
+    },
     /// Part of a step is done (long steps): `done` of `micro_batches`.
-    Progress { step: usize, done: usize, micro_batches: usize },
+    Progress {
+        step: usize,
+        done: usize,
+        micro_batches: usize,
+    },
     Step(StepMetrics),
-    Validation { step: usize, loss: f64, tokens: usize },
-    Checkpoint { step: usize },
+    Validation {
+        step: usize,
+        loss: f64,
+        tokens: usize,
+    },
+    Checkpoint {
+        step: usize,
+    },
     /// Worth knowing, not wrong: a fallback taken, rows dropped, early stop.
-    Note { message: String },
+    Note {
+        message: String,
+    },
     Finished(Box<Summary>),
 }
 

@@ -382,8 +382,7 @@ impl Footprint {
     pub(crate) fn work_per_token(&self, context: f64, fused_head: bool) -> f64 {
         let s = &self.shape;
         let linear: f64 = s.linears.iter().map(|l| (l.inputs * l.outputs) as f64).sum();
-        let low: f64 =
-            s.linears.iter().zip(&self.ranks).map(|(l, rank)| (rank * (l.inputs + l.outputs)) as f64).sum();
+        let low: f64 = s.linears.iter().zip(&self.ranks).map(|(l, rank)| (rank * (l.inputs + l.outputs)) as f64).sum();
         let head = (s.hidden * s.vocab) as f64;
         // Half of the square, twice (scores, mixture); the backward pass does 2.5 times as much.
         let attention = 2.0 * context * s.query as f64 * s.layers as f64;
@@ -400,7 +399,9 @@ fn adapter_ranks(shape: &ModelShape, recipe: &Recipe, start: Option<&PeftAdapter
     let modules: Vec<&str> = shape.linears.iter().map(|l: &LinearShape| l.module.as_str()).collect();
     match start {
         Some(peft) => Ok(crate::model::adapter::ranks(&modules, &peft.config)),
-        None => crate::model::adapter::ranks_of_recipe(&modules, &recipe.lora, shape.architecture == Architecture::Gpt2),
+        None => {
+            crate::model::adapter::ranks_of_recipe(&modules, &recipe.lora, shape.architecture == Architecture::Gpt2)
+        }
     }
 }
 

@@ -20,7 +20,11 @@ pub struct Key {
 /// `optimizer.` beyond these belong to the loss or optimizer and are checked by
 /// it.
 pub const KEYS: &[Key] = &[
-    key("base", "\"smollm2-135m-instruct\"", "base model: a folder, a .gguf file or a name of the catalogue (finetune models)"),
+    key(
+        "base",
+        "\"smollm2-135m-instruct\"",
+        "base model: a folder, a .gguf file or a name of the catalogue (finetune models)",
+    ),
     key("method", "\"lora\"", "what is trained: \"full\", \"lora\" or \"qlora\" (LoRA over a base in 4-bit NF4)"),
     key("loss", "\"cross-entropy\"", "the objective: a name, or a table [loss] with name and its parameters"),
     key("lora.rank", "16", "rank r of the adapter's factors"),
@@ -44,7 +48,11 @@ pub const KEYS: &[Key] = &[
     key("train.warmup_ratio", "0.03", "warm-up as a share of all steps, rounded down"),
     key("train.max_grad_norm", "1.0", "gradients are scaled down to this norm; 0 turns it off"),
     key("train.seed", "42", "seed of every random choice of the run"),
-    key("train.gradient_checkpointing", "false", "keep one activation a layer and recompute the rest: less memory, a third more time"),
+    key(
+        "train.gradient_checkpointing",
+        "false",
+        "keep one activation a layer and recompute the rest: less memory, a third more time",
+    ),
     key("train.validation_fraction", "0.05", "share of the rows held out, where no validation file is given"),
     key("train.validation_every", "0", "steps between validations; 0: at the start, after each epoch and at the end"),
     key("train.early_stop_patience", "0", "stop after so many validations without a better loss; 0 turns it off"),

@@ -112,7 +112,10 @@ fn chosen(table: &toml::Table, name: &str, default: Chosen) -> Result<Chosen, Re
         None => default.name,
         Some(toml::Value::String(name)) => name,
         Some(other) => {
-            return Err(RecipeError::BadValue { key: format!("{name}.name"), reason: format!("expected a name, got {other}") });
+            return Err(RecipeError::BadValue {
+                key: format!("{name}.name"),
+                reason: format!("expected a name, got {other}"),
+            });
         }
     };
     let parameters = entries

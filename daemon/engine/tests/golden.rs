@@ -101,11 +101,8 @@ fn every_gradient() {
                     };
                     let mut values = ops.read(gradient).expect("read");
                     if parameter.transposed_on_disk {
-                        values = finetuned_engine::model::build::transposed(
-                            &values,
-                            parameter.shape[0],
-                            parameter.shape[1],
-                        );
+                        values =
+                            finetuned_engine::model::build::transposed(&values, parameter.shape[0], parameter.shape[1]);
                     }
                     assert_eq!(shape.iter().product::<usize>(), values.len());
                     let error = relative(&values, expected);
@@ -244,9 +241,8 @@ fn greedy_continuations() {
         let model = model(ops.as_ref(), architecture, "base");
         let pass = Pass::evaluation(true);
         let mut caches = model.caches(ops.as_ref(), prompt.len() + expected.len()).expect("caches");
-        let mut logits = ops
-            .read(&model.decode(ops.as_ref(), &prompt, &mut caches, 0, &pass).expect("prompt"))
-            .expect("read");
+        let mut logits =
+            ops.read(&model.decode(ops.as_ref(), &prompt, &mut caches, 0, &pass).expect("prompt")).expect("read");
         let mut got = Vec::new();
         while got.len() < expected.len() {
             let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("logits").0 as u32;

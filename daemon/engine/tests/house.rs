@@ -68,13 +68,19 @@ fn only_shaders_computes_on_a_gpu() {
 
 #[test]
 fn only_the_door_loads_libraries() {
-    assert_eq!(strays(&["abi_stable", "libloading"], &["plugin-api/src/abi", "plugin-api/tests", "plugins/"]), Vec::<String>::new());
+    assert_eq!(
+        strays(&["abi_stable", "libloading"], &["plugin-api/src/abi", "plugin-api/tests", "plugins/"]),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn only_the_service_is_a_process() {
     let words = ["tokio", "axum", "notify", "rusqlite", "TcpListener", "UnixListener", "UnixStream", "signal_hook"];
-    assert_eq!(strays(&words, &["daemon/service/", "plugin-api/src/conformance", "plugins/hostile"]), Vec::<String>::new());
+    assert_eq!(
+        strays(&words, &["daemon/service/", "plugin-api/src/conformance", "plugins/hostile"]),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -85,12 +91,19 @@ fn the_library_crates_never_print_sleep_or_spawn() {
     let program = |f: &String| f.contains("/tests") || f.contains("/examples/") || f.starts_with("plugins/");
     assert_eq!(found.into_iter().filter(|f| !program(f)).collect::<Vec<_>>(), Vec::<String>::new());
     let others = ["daemon/service/", "daemon/formats/", "daemon/data/", "plugin-api/", "plugins/", "shaders/"];
-    assert_eq!(strays(&["Command", "sleep", "SystemTime"], &others), Vec::<String>::new());
+    let found = strays(&["Command", "sleep", "SystemTime"], &others);
+    assert_eq!(found.into_iter().filter(|f| !program(f)).collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 #[test]
 fn unsafe_code_lives_in_named_rooms() {
-    let rooms = ["shaders/src/cpu/", "shaders/src/ops/program/prefetch.rs", "plugin-api/src/abi", "plugin-api/tests", "plugins/"];
+    let rooms = [
+        "shaders/src/cpu/",
+        "shaders/src/ops/program/prefetch.rs",
+        "plugin-api/src/abi",
+        "plugin-api/tests",
+        "plugins/",
+    ];
     assert_eq!(strays(&["unsafe"], &rooms), Vec::<String>::new());
     for (path, text) in sources() {
         let lines: Vec<&str> = text.lines().collect();

@@ -30,9 +30,14 @@ fn peft_computes_the_same_logits() {
         return;
     }
     let ops = cpu();
-    for (architecture, variant) in
-        [("llama", "lora"), ("llama", "rslora"), ("llama", "dora"), ("gpt2", "lora"), ("phi3", "lora"), ("gemma3", "lora")]
-    {
+    for (architecture, variant) in [
+        ("llama", "lora"),
+        ("llama", "rslora"),
+        ("llama", "dora"),
+        ("gpt2", "lora"),
+        ("phi3", "lora"),
+        ("gemma3", "lora"),
+    ] {
         let folder = tempfile::tempdir().expect("folder");
         let data = folder.path().join("rows.jsonl");
         let row = |i: usize| {
@@ -90,7 +95,11 @@ fn peft_computes_the_same_logits() {
             .output()
             .expect("python runs");
         let words = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{architecture} {variant}: {words}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{architecture} {variant}: {words}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         println!("{architecture} {variant}: {}", words.trim());
     }
 }

@@ -148,7 +148,10 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
         assert!(events.iter().any(|e| matches!(e, Event::Started { resumed_from: 7, .. })));
         assert_eq!(adapter_bytes(&whole), adapter_bytes(&cut), "{settings:?}");
         let losses = |r: &TrainRequest| {
-            metrics(r).iter().map(|l| (l["step"].clone(), l["loss"].clone(), l["validation_loss"].clone())).collect::<Vec<_>>()
+            metrics(r)
+                .iter()
+                .map(|l| (l["step"].clone(), l["loss"].clone(), l["validation_loss"].clone()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(losses(&whole), losses(&cut), "{settings:?}");
     }
@@ -223,7 +226,8 @@ fn a_run_can_start_from_an_adapter() {
 #[test]
 fn a_diverging_run_says_what_is_not_finite_and_keeps_its_checkpoint() {
     let folder = tempfile::tempdir().expect("folder");
-    let settings = ["train.learning_rate=1e30", "train.max_grad_norm=0", "checkpoint.every_steps=1", "train.warmup_ratio=0"];
+    let settings =
+        ["train.learning_rate=1e30", "train.max_grad_norm=0", "checkpoint.every_steps=1", "train.warmup_ratio=0"];
     let request = request(folder.path(), "out", &settings);
     match train(&request, &mut Watcher::default()) {
         Err(EngineError::NotFinite { step, what, remedy }) => {
@@ -239,8 +243,12 @@ fn early_stop_keeps_the_best_weights() {
     let folder = tempfile::tempdir().expect("folder");
     // A rate that soon overshoots: the held-out loss rises.
     let settings = [
-        "train.learning_rate=0.3", "train.schedule=constant", "train.steps=40", "train.validation_fraction=0.2",
-        "train.validation_every=1", "train.early_stop_patience=3",
+        "train.learning_rate=0.3",
+        "train.schedule=constant",
+        "train.steps=40",
+        "train.validation_fraction=0.2",
+        "train.validation_every=1",
+        "train.early_stop_patience=3",
     ];
     let request = request(folder.path(), "out", &settings);
     let (outcome, _) = run(&request);

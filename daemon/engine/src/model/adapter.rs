@@ -51,7 +51,8 @@ pub fn attach_peft(ops: &dyn Ops, model: &mut Decoder, peft: &PeftAdapter) -> Re
     };
     attach(ops, model, &peft.config, |linear, rank| {
         let at = format!("{PREFIX}{}", linear.module);
-        let missing = |what: &str| EngineError::Adapter(format!("tensor {at}.{what} is missing from the adapter's file"));
+        let missing =
+            |what: &str| EngineError::Adapter(format!("tensor {at}.{what} is missing from the adapter's file"));
         let a = take(format!("{at}.lora_A.weight"), &[rank, linear.inputs], &mut used)?;
         let b = take(format!("{at}.lora_B.weight"), &[linear.outputs, rank], &mut used)?;
         let magnitude = take(format!("{at}.lora_magnitude_vector"), &[linear.outputs], &mut used)?;

@@ -14,7 +14,11 @@ type Result<T> = std::result::Result<T, TensorError>;
 
 #[derive(Debug, Clone)]
 pub enum Projection {
-    Split { q: Linear, k: Linear, v: Linear },
+    Split {
+        q: Linear,
+        k: Linear,
+        v: Linear,
+    },
     /// One product for all three (Phi-3's qkv_proj, GPT-2's c_attn).
     Fused(Linear),
 }
@@ -153,14 +157,15 @@ impl Block {
     ) -> Result<Option<Tensor>> {
         // MLP branch; dy also runs past it along the residual stream.
         let dbranch = self.branch_gradient(ops, p, g, &dy, self.post_mlp.as_ref(), saved.post_mlp.as_ref())?;
-        let dinput = self.mlp_backward(ops, p, g, dbranch.as_ref().unwrap_or(&dy), &saved.mlp_input, saved.mlp, pass)?;
+        let dinput =
+            self.mlp_backward(ops, p, g, dbranch.as_ref().unwrap_or(&dy), &saved.mlp_input, saved.mlp, pass)?;
         drop(dbranch);
-        let dmiddle =
-            self.norm_mlp.backward(ops, p, g, &dinput, &saved.middle, &saved.mlp_statistics, Some(dy))?;
+        let dmiddle = self.norm_mlp.backward(ops, p, g, &dinput, &saved.middle, &saved.mlp_statistics, Some(dy))?;
         drop(dinput);
 
         // Attention branch.
-        let dbranch = self.branch_gradient(ops, p, g, &dmiddle, self.post_attention.as_ref(), saved.post_attention.as_ref())?;
+        let dbranch =
+            self.branch_gradient(ops, p, g, &dmiddle, self.post_attention.as_ref(), saved.post_attention.as_ref())?;
         let dmixed = self
             .output
             .backward(ops, p, g, dbranch.as_ref().unwrap_or(&dmiddle), &saved.mixed, &saved.output, None, true, pass)?
@@ -356,20 +361,23 @@ impl Block {
         let [s0, s1, s2] = &saved.saved;
         let dx = match (&self.mlp, &saved.up) {
             (Mlp::Gated { gate, up, down }, Some(u)) => {
-                let dinner = down.backward(ops, p, g, dy, &saved.inner, s2, None, true, pass)?.ok_or_else(no_gradient)?;
+                let dinner =
+                    down.backward(ops, p, g, dy, &saved.inner, s2, None, true, pass)?.ok_or_else(no_gradient)?;
                 let (dgate, dup) = ops.gated_backward(&dinner, &saved.gate, u, self.activation)?;
                 drop(dinner);
                 let dx = gate.backward(ops, p, g, &dgate, x, s0, None, true, pass)?;
                 up.backward(ops, p, g, &dup, x, s1, dx, true, pass)?
             }
             (Mlp::FusedGated { gate_up, down }, Some(u)) => {
-                let dinner = down.backward(ops, p, g, dy, &saved.inner, s1, None, true, pass)?.ok_or_else(no_gradient)?;
+                let dinner =
+                    down.backward(ops, p, g, dy, &saved.inner, s1, None, true, pass)?.ok_or_else(no_gradient)?;
                 let (dgate, dup) = ops.gated_backward(&dinner, &saved.gate, u, self.activation)?;
                 let joined = ops.join_columns(&[&dgate, &dup])?;
                 gate_up.backward(ops, p, g, &joined, x, s0, None, true, pass)?
             }
             (Mlp::Plain { input, output }, _) => {
-                let dinner = output.backward(ops, p, g, dy, &saved.inner, s1, None, true, pass)?.ok_or_else(no_gradient)?;
+                let dinner =
+                    output.backward(ops, p, g, dy, &saved.inner, s1, None, true, pass)?.ok_or_else(no_gradient)?;
                 let dh = ops.activation_backward(&dinner, &saved.gate, self.activation)?;
                 input.backward(ops, p, g, &dh, x, s0, None, true, pass)?
             }

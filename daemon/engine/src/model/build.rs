@@ -115,7 +115,10 @@ impl Loader<'_> {
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(EngineError::Checkpoint {
                 tensor: name.to_string(),
-                reason: format!("holds {} at element {at}; the file is damaged or was saved from a failed run", values[at]),
+                reason: format!(
+                    "holds {} at element {at}; the file is damaged or was saved from a failed run",
+                    values[at]
+                ),
             });
         }
         Ok(values)
@@ -298,7 +301,12 @@ fn rotary_tables(ops: &dyn Ops, config: &ModelConfig, positions: usize) -> Resul
 
 /// Angles, sines and cosines in f32: half precision loses positions past a few
 /// thousand (transformers#29285).
-fn rotary_table(ops: &dyn Ops, inverse: &[f32], rotary_dim: usize, positions: usize) -> Result<RotaryTable, EngineError> {
+fn rotary_table(
+    ops: &dyn Ops,
+    inverse: &[f32],
+    rotary_dim: usize,
+    positions: usize,
+) -> Result<RotaryTable, EngineError> {
     let half = inverse.len();
     let mut cos = Vec::with_capacity(positions * half);
     let mut sin = Vec::with_capacity(positions * half);

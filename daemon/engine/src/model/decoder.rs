@@ -85,7 +85,14 @@ impl Decoder {
 
     /// Runs all layers. With `keep` false nothing is kept for a backward pass;
     /// with `checkpointing` only each layer's input is.
-    pub fn forward(&self, ops: &dyn Ops, batch: &Batch, pass: &Pass, keep: bool, checkpointing: bool) -> Result<Forward> {
+    pub fn forward(
+        &self,
+        ops: &dyn Ops,
+        batch: &Batch,
+        pass: &Pass,
+        keep: bool,
+        checkpointing: bool,
+    ) -> Result<Forward> {
         self.check_positions(batch.segments.longest())?;
         let layout = self.layout(batch);
         let mut x = self.embed(ops, &batch.tokens, &batch.positions)?;
@@ -128,8 +135,7 @@ impl Decoder {
         let p = &self.parameters;
         let layout = self.layout(batch);
         let rows = forward.x.rows();
-        let dgathered =
-            self.final_norm.backward(ops, p, gradients, dh, &head.gathered, &head.statistics, None)?;
+        let dgathered = self.final_norm.backward(ops, p, gradients, dh, &head.gathered, &head.statistics, None)?;
         let mut dx = ops.scatter_rows(rows, &head.rows, &dgathered)?;
         drop((head, dgathered, forward.x));
         let embedding_wanted =

@@ -151,7 +151,11 @@ impl Linear {
             ops.linear_weight_backward(dy, x, dweight)?;
         }
         let Some(adapter) = self.adapter.as_ref().filter(|_| pass.adapters) else {
-            return if input_gradient { ops.linear_backward(dy, p.weight(self.weight), into).map(Some) } else { Ok(into) };
+            return if input_gradient {
+                ops.linear_backward(dy, p.weight(self.weight), into).map(Some)
+            } else {
+                Ok(into)
+            };
         };
         let dropped = self.dropped(ops, adapter, x, pass)?;
         let mut dx = into;

@@ -106,7 +106,9 @@ pub fn resume(out: &Path, trainer: &mut Trainer) -> Result<(Option<Progress>, Ve
                 trainer.restore_loss(&progress.loss_state)?;
                 return Ok((Some(progress), notes));
             }
-            Err(error) => notes.push(format!("checkpoint {} is not usable ({error}); an older one is taken", folder.display())),
+            Err(error) => {
+                notes.push(format!("checkpoint {} is not usable ({error}); an older one is taken", folder.display()))
+            }
         }
     }
     Ok((None, notes))

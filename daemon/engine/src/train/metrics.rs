@@ -29,7 +29,8 @@ impl MetricsFile {
                 Ok(file) => {
                     for line in BufReader::new(file).lines() {
                         let line = line.map_err(fail)?;
-                        let step = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                        let step =
+                            serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
                         if step.is_some_and(|step| step as usize <= last) {
                             kept.push(line);
                         }

@@ -32,7 +32,8 @@ impl Rules {
     pub fn new(ops: &dyn Ops, model: &Decoder, optimizer: &dyn Optimizer) -> Result<Rules, EngineError> {
         if optimizer.host().is_some() {
             return Err(EngineError::Other(
-                "this optimizer updates by callback on host memory; only optimizers that give a program can be run".into(),
+                "this optimizer updates by callback on host memory; only optimizers that give a program can be run"
+                    .into(),
             ));
         }
         let rules = model
@@ -89,7 +90,10 @@ impl Rules {
             let mut states = Vec::with_capacity(program.states().len());
             for wanted in program.states() {
                 let at = rule.program.states().iter().position(|s| s.name == wanted.name).ok_or_else(|| {
-                    EngineError::Other(format!("the optimizer's evaluation reads a state {} that it does not keep", wanted.name))
+                    EngineError::Other(format!(
+                        "the optimizer's evaluation reads a state {} that it does not keep",
+                        wanted.name
+                    ))
                 })?;
                 states.push(ops.write_state(ops.read_state(&rule.states[at])?)?);
             }
@@ -133,7 +137,9 @@ impl Rules {
             for (state, description) in rule.states.iter_mut().zip(rule.program.states()) {
                 let key = format!("{name}::{}", description.name);
                 let buffer = take(&key).filter(|buffer| buffer.clone().slice().fits(description)).ok_or_else(|| {
-                    EngineError::Other(format!("the checkpoint lacks the optimizer state {key}, or has another size of it"))
+                    EngineError::Other(format!(
+                        "the checkpoint lacks the optimizer state {key}, or has another size of it"
+                    ))
                 })?;
                 *state = ops.write_state(buffer)?;
             }

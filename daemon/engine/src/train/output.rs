@@ -138,8 +138,7 @@ fn compare(a: &[f32], b: &[f32]) -> Result<f64, EngineError> {
 fn no_folder(out: &Path) -> Result<std::path::PathBuf, EngineError> {
     let aside = out.join(ASIDE);
     if aside.exists() {
-        std::fs::remove_dir_all(&aside)
-            .map_err(|e| EngineError::Io { path: aside.clone(), reason: e.to_string() })?;
+        std::fs::remove_dir_all(&aside).map_err(|e| EngineError::Io { path: aside.clone(), reason: e.to_string() })?;
     }
     Ok(aside)
 }

@@ -114,10 +114,8 @@ fn longest(examples: &Examples) -> usize {
         // A mismatched completion may follow any prompt.
         Examples::Labelled(list) => {
             let prompt = list.iter().map(|e| e.prompt.len()).max();
-            let completion = list
-                .iter()
-                .map(|e| e.completion.len().max(e.kl_completion.as_ref().map_or(0, Vec::len)))
-                .max();
+            let completion =
+                list.iter().map(|e| e.completion.len().max(e.kl_completion.as_ref().map_or(0, Vec::len))).max();
             prompt.zip(completion).map(|(p, c)| p + c)
         }
     }

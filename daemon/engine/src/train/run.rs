@@ -93,8 +93,7 @@ impl Run {
         phase(observer, "loading the weights");
         let start = request.adapter.as_deref().map(read_peft).transpose()?;
         let context = prepare::longest_document(prepared);
-        let (model, fresh) =
-            prepare::load_for_training(ops.as_ref(), &opened.files, recipe, start.as_ref(), context)?;
+        let (model, fresh) = prepare::load_for_training(ops.as_ref(), &opened.files, recipe, start.as_ref(), context)?;
         let options = StepOptions {
             micro_batch_size,
             gradient_checkpointing: recipe.train.gradient_checkpointing,
@@ -286,9 +285,7 @@ impl Run {
         let (ops, model) = self.trainer.into_model();
         let reload_difference = match request.recipe.method {
             Method::Full => output::save_model(&ops, model, &opened.files, &request.out, &probe)?,
-            Method::Lora | Method::Qlora => {
-                output::save_adapter(&ops, model, &request.model, &request.out, &probe)?
-            }
+            Method::Lora | Method::Qlora => output::save_adapter(&ops, model, &request.model, &request.out, &probe)?,
         };
         let summary = Summary {
             steps: progress.step,
@@ -352,4 +349,3 @@ fn lock(out: &Path) -> Result<File, EngineError> {
         Err(std::fs::TryLockError::Error(e)) => Err(fail(e.to_string())),
     }
 }
-

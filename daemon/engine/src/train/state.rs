@@ -95,7 +95,9 @@ impl RunFile {
         let fail = |reason: String| EngineError::Io { path: path.clone(), reason };
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-                fail(format!("it is not a run file of this version ({e}); give another --out, or --fresh to start over"))
+                fail(format!(
+                    "it is not a run file of this version ({e}); give another --out, or --fresh to start over"
+                ))
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(fail(e.to_string())),
@@ -111,9 +113,7 @@ impl RunFile {
     pub fn remove(out: &Path) -> Result<(), EngineError> {
         let path = out.join(FILE);
         match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(EngineError::Io { path, reason: e.to_string() })
-            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::Io { path, reason: e.to_string() }),
             _ => Ok(()),
         }
     }

@@ -76,11 +76,8 @@ impl Trainer {
                 "this objective trains a value head, which this version cannot; choose another loss".into(),
             ));
         }
-        let reference = if needs.reference_logp {
-            Some(Reference::freeze(ops.as_ref(), &model, fresh_adapter)?)
-        } else {
-            None
-        };
+        let reference =
+            if needs.reference_logp { Some(Reference::freeze(ops.as_ref(), &model, fresh_adapter)?) } else { None };
         let rules = Rules::new(ops.as_ref(), &model, optimizer)?;
         let gradients = Gradients::zeros(ops.as_ref(), &model.parameters)?;
         Ok(Trainer {
@@ -387,7 +384,11 @@ impl Trainer {
     /// A model whose log-probabilities are not numbers has diverged, or its
     /// weights are damaged; said before a plugin is blamed.
     fn check_statistics(&self, statistics: &TokenStatistics, step: usize) -> Result<(), EngineError> {
-        if statistics.logp.iter().all(|l| l.is_finite()) { Ok(()) } else { Err(not_finite(step, "a token's log-probability")) }
+        if statistics.logp.iter().all(|l| l.is_finite()) {
+            Ok(())
+        } else {
+            Err(not_finite(step, "a token's log-probability"))
+        }
     }
 
     /// Which gradient is not finite.

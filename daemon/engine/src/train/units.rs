@@ -271,10 +271,8 @@ mod tests {
 
     #[test]
     fn counted_tokens_are_shifted_and_never_the_first_of_a_document() {
-        let examples = Examples::Supervised(vec![
-            example(&[5, 6, 7], &[false, false, true]),
-            example(&[8, 9], &[true, true]),
-        ]);
+        let examples =
+            Examples::Supervised(vec![example(&[5, 6, 7], &[false, false, true]), example(&[8, 9], &[true, true])]);
         let row = Row { examples: vec![0, 1] };
         let documents = documents(&examples, &[&row], 0, false);
         let micro = MicroBatch::new(&documents, &Needs::default());
