@@ -68,7 +68,7 @@ fn logits_and_log_probabilities() {
         let model = model(ops.as_ref(), architecture, "base");
         let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(false), false, false).expect("forward");
         let t = ids[0].len();
-        let rows: Vec<u32> = (0..batch.tokens.len() as u32).filter(|r| (*r as usize + 1) % t != 0).collect();
+        let rows: Vec<u32> = (0..batch.tokens.len() as u32).filter(|r| !(*r as usize + 1).is_multiple_of(t)).collect();
         let targets: Vec<u32> = rows.iter().map(|r| batch.tokens[*r as usize + 1]).collect();
         let head = model.head_input(ops.as_ref(), &forward, &rows).expect("head");
         let logp = ops

@@ -13,6 +13,7 @@ use super::parameters::{Gradients, Parameters};
 type Result<T> = std::result::Result<T, TensorError>;
 
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a model holds one of these a layer, built once")]
 pub enum Projection {
     Split {
         q: Linear,

@@ -47,7 +47,7 @@ pub(crate) fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Resu
         }
     }
     let run = Run::start(request, &opened, &prepared, identity, found, observer)?;
-    run.to_the_end(request, &opened, &prepared, observer)
+    run.train_and_save(request, &opened, &prepared, observer)
 }
 
 /// A run whose model is loaded and, where there is a checkpoint, restored.
@@ -121,7 +121,7 @@ impl Run {
         Ok(Run { trainer, order, total_steps, warmup, progress, metrics, file })
     }
 
-    fn to_the_end(
+    fn train_and_save(
         mut self,
         request: &TrainRequest,
         opened: &Opened,

@@ -26,6 +26,10 @@ impl Document<'_> {
         self.parts[0].len() + self.parts[1].len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Tokens that are trained on.
     pub fn targets(&self) -> usize {
         (1..self.len()).filter(|i| self.is_target(*i)).count()
