@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cpu::HostBuffer;
 use crate::error::{Result, TensorError, shape_error};
+use crate::gpu::GpuBuffer;
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,10 +37,11 @@ impl DType {
     }
 }
 
-/// Where a tensor's bytes lie. A GPU buffer is a second variant of this enum.
+/// Where a tensor's bytes lie.
 #[derive(Debug, Clone)]
 pub(crate) enum Storage {
     Host(Arc<HostBuffer>),
+    Gpu(Arc<GpuBuffer>),
 }
 
 /// A contiguous, row-major array.

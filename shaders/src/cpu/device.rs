@@ -308,8 +308,10 @@ impl Ops for Cpu {
     }
 
     fn read_state(&self, state: &ProgramState) -> Result<StateBuffer> {
-        let StateStorage::Host(buffer) = &state.0;
-        Ok(buffer.clone())
+        match &state.0 {
+            StateStorage::Host(buffer) => Ok(buffer.clone()),
+            StateStorage::Gpu(_) => Err(super::elsewhere("read_state")),
+        }
     }
 
     fn write_state(&self, buffer: StateBuffer) -> Result<ProgramState> {
@@ -327,11 +329,14 @@ impl Ops for Cpu {
         const OP: &str = "optimizer_step";
         let gradient = self.f32(OP, gradient)?;
         let parameter = self.f32_mut(OP, parameter)?;
-        let states = states.iter_mut().map(|state| {
-            let StateStorage::Host(buffer) = &mut state.0;
-            buffer.slice()
-        });
+        let mut slices = Vec::with_capacity(states.len());
+        for state in states {
+            match &mut state.0 {
+                StateStorage::Host(buffer) => slices.push(buffer.slice()),
+                StateStorage::Gpu(_) => return Err(super::elsewhere(OP)),
+            }
+        }
         let mut scratch = self.program.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        program::run(&self.workers, program, parameter, gradient, states, scalars, &mut scratch)
+        program::run(&self.workers, program, parameter, gradient, slices, scalars, &mut scratch)
     }
 }

@@ -76,14 +76,14 @@ impl Cpu {
     /// The bytes of a tensor of this type on this device.
     fn bytes<'a>(&self, op: &'static str, x: &'a Tensor, dtype: DType) -> Result<&'a [u8]> {
         x.expect_type(op, dtype)?;
-        let Storage::Host(buffer) = &x.storage;
+        let Storage::Host(buffer) = &x.storage else { return Err(elsewhere(op)) };
         self.own(op, buffer)?;
         Ok(buffer.bytes())
     }
 
     fn bytes_mut<'a>(&self, op: &'static str, x: &'a mut Tensor, dtype: DType) -> Result<&'a mut [u8]> {
         x.expect_type(op, dtype)?;
-        let Storage::Host(buffer) = &mut x.storage;
+        let Storage::Host(buffer) = &mut x.storage else { return Err(elsewhere(op)) };
         self.own(op, buffer)?;
         Ok(Arc::get_mut(buffer).ok_or(TensorError::Shared { op })?.bytes_mut())
     }
@@ -112,6 +112,10 @@ impl Cpu {
     pub(crate) fn bf16<'a>(&self, op: &'static str, x: &'a Tensor) -> Result<&'a [half::bf16]> {
         Ok(bytemuck::cast_slice(self.bytes(op, x, DType::Bf16)?))
     }
+}
+
+fn elsewhere(op: &'static str) -> TensorError {
+    TensorError::Device { op, expected: "cpu".into(), got: "a GPU".into() }
 }
 
 /// Elements of an elementwise piece: 64 KiB of f32, a part of the second-level

@@ -92,7 +92,7 @@ impl Segments {
 /// What a device says of itself.
 #[derive(Debug, Clone)]
 pub struct DeviceInfo {
-    /// `cpu`, later `vulkan:0 NVIDIA …`.
+    /// `cpu` or `vulkan:0 NVIDIA …`.
     pub name: String,
     /// Threads (CPU) or compute units.
     pub parallelism: usize,
@@ -136,7 +136,7 @@ pub struct AttentionSpec {
 }
 
 /// The gate's nonlinearity in a gated MLP, or the plain MLP's (GPT-2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     Silu,
     /// The tanh form of GELU (`gelu_new`, `gelu_pytorch_tanh`).
@@ -417,11 +417,12 @@ pub trait Ops: Send + Sync {
 }
 
 /// An optimizer's state on its device. The types of the elements are the
-/// program's affair; a GPU buffer is a second variant.
+/// program's affair.
 #[derive(Debug)]
 pub struct ProgramState(pub(crate) StateStorage);
 
 #[derive(Debug)]
 pub(crate) enum StateStorage {
     Host(StateBuffer),
+    Gpu(program::kernel::GpuState),
 }

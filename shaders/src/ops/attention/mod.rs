@@ -11,6 +11,7 @@
 //! `dq = scale · ds k`, `dk = scale · dsᵀ q`.
 
 pub(crate) mod cpu;
+pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //! cutting and joining columns.
 
 pub(crate) mod cpu;
+pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //! cache.
 
 pub(crate) mod cpu;
+pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 //! weight in f32 never exists.
 
 pub(crate) mod cpu;
+pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;

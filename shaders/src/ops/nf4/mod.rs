@@ -9,6 +9,7 @@
 //! blocks of 256 with an absmax of their own.
 
 pub(crate) mod cpu;
+pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;

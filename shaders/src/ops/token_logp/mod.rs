@@ -10,6 +10,7 @@
 //! and `dz = dl (1 − (l/cap)²)`.
 
 pub(crate) mod cpu;
+pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,107 @@
+//! Making, filling, reading and writing tensors.
+
+use half::bf16;
+
+use super::Gpu;
+use crate::error::{Result, TensorError, shape_error};
+use crate::ops::elementwise;
+use crate::tensor::{DType, Storage, Tensor};
+
+impl Gpu {
+    fn expect_values(op: &'static str, shape: &[usize], got: usize) -> Result<()> {
+        let expected: usize = shape.iter().product();
+        if expected != got {
+            return Err(shape_error(op, format!("{expected} values for {shape:?}"), format!("{got}")));
+        }
+        Ok(())
+    }
+
+    /// A tensor with these bytes.
+    pub(crate) fn upload_bytes(
+        &self,
+        op: &'static str,
+        shape: &[usize],
+        dtype: DType,
+        bytes: &[u8],
+    ) -> Result<Tensor> {
+        Gpu::expect_values(op, shape, bytes.len() / dtype.bytes())?;
+        let whole = bytes.len().max(4).next_multiple_of(4) as u64;
+        if whole > self.facts.largest_buffer {
+            return Err(self.ledger.refusal(op, whole));
+        }
+        self.ledger.take(op, whole)?;
+        let handle = self.guarded(op, || {
+            if bytes.len() as u64 == whole {
+                self.client.create_from_slice(bytes)
+            } else {
+                let mut padded = bytes.to_vec();
+                padded.resize(whole as usize, 0);
+                self.client.create_from_slice(&padded)
+            }
+        })?;
+        let buffer = super::GpuBuffer::new(handle, whole, self.ledger.clone());
+        Ok(Tensor::new(shape, dtype, Storage::Gpu(std::sync::Arc::new(buffer))))
+    }
+
+    pub(crate) fn zeros_f32(&self, op: &'static str, shape: &[usize]) -> Result<Tensor> {
+        let mut x = self.empty_f32(op, shape)?;
+        elementwise::kernel::fill(self, op, &mut x, 0.0)?;
+        Ok(x)
+    }
+
+    pub(crate) fn upload_f32(&self, op: &'static str, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+        Gpu::expect_values(op, shape, values.len())?;
+        self.upload_bytes(op, shape, DType::F32, bytemuck::cast_slice(values))
+    }
+
+    pub(super) fn upload_half(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+        Gpu::expect_values("upload_bf16", shape, values.len())?;
+        let halves: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+        self.upload_bytes("upload_bf16", shape, DType::Bf16, bytemuck::cast_slice(&halves))
+    }
+
+    /// A tensor's bytes, after everything that was queued before.
+    pub(crate) fn read_bytes(&self, op: &'static str, x: &Tensor) -> Result<Vec<u8>> {
+        let handle = self.handle(op, x)?;
+        let bytes = self.guarded(op, || self.client.read_one(handle))?.map_err(|error| self.failed(op, error))?;
+        bytes.get(..x.bytes()).map(<[u8]>::to_vec).ok_or_else(|| self.failed(op, "fewer bytes than asked for"))
+    }
+
+    pub(crate) fn read_f32(&self, op: &'static str, x: &Tensor) -> Result<Vec<f32>> {
+        x.expect_type(op, DType::F32)?;
+        Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(op, x)?))
+    }
+
+    pub(super) fn read_values(&self, x: &Tensor) -> Result<Vec<f32>> {
+        match x.dtype() {
+            DType::F32 => self.read_f32("read", x),
+            DType::Bf16 => {
+                let halves: Vec<bf16> = bytemuck::pod_collect_to_vec(&self.read_bytes("read", x)?);
+                Ok(halves.iter().map(|x| x.to_f32()).collect())
+            }
+            other => Err(TensorError::Type { op: "read", expected: "f32 or bf16", got: other.name() }),
+        }
+    }
+
+    pub(super) fn write_values(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {
+        const OP: &str = "write";
+        Gpu::expect_values(OP, x.shape(), values.len())?;
+        let new = self.upload_f32(OP, x.shape(), values)?;
+        // Refuses what is shared, as a write in place does.
+        self.output_f32(OP, x)?;
+        *x = new;
+        Ok(())
+    }
+
+    pub(crate) fn copy_tensor(&self, op: &'static str, x: &Tensor) -> Result<Tensor> {
+        let mut y = self.empty(op, x.shape(), x.dtype())?;
+        elementwise::kernel::copy(self, op, x, &mut y)?;
+        Ok(y)
+    }
+
+    pub(super) fn trim_pool(&self) {
+        self.words.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        // Buffers that could not be given back stay for reuse.
+        let _ = self.guarded("trim", || self.client.memory_cleanup());
+    }
+}

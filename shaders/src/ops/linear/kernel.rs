@@ -1,0 +1,111 @@
+//! Products with a weight in any type; what is not f32 is unpacked into a
+//! scratch tensor that lives for one product.
+
+use std::borrow::Cow;
+
+use cubecl::prelude::*;
+
+use super::{check_columns, weight_shape};
+use crate::error::{Result, shape_error};
+use crate::gpu::Gpu;
+use crate::gpu::cube::cube_sum;
+use crate::ops::matmul::kernel::{Operand, matmul, product};
+use crate::ops::{Weight, elementwise, nf4};
+use crate::tensor::{DType, Tensor};
+
+#[cube(launch)]
+fn widen_kernel(x: &[u32], y: &mut [f32]) {
+    if ABSOLUTE_POS < y.len() {
+        let word = x[ABSOLUTE_POS / 2];
+        let half = select(ABSOLUTE_POS % 2 == 1, word & 0xffff_0000u32, word << 16u32);
+        y[ABSOLUTE_POS] = f32::reinterpret(half);
+    }
+}
+
+/// √(Σ x²) of each row.
+#[cube(launch)]
+fn row_norm_kernel(x: &[f32], norms: &mut [f32], columns: usize, #[comptime] units: usize) {
+    let mut shared = Shared::<[f32]>::new_slice(units);
+    let row = CUBE_POS;
+    if row < norms.len() {
+        let mut sum = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < columns {
+            let value = x[row * columns + i];
+            sum += value * value;
+            i += units;
+        }
+        let total = cube_sum(sum, &mut shared, units);
+        if UNIT_POS == 0 {
+            norms[row] = total.sqrt();
+        }
+    }
+}
+
+/// The weight in f32 `[out, in]`.
+pub(crate) fn unpacked<'a>(gpu: &Gpu, op: &'static str, w: &'a Weight) -> Result<Cow<'a, Tensor>> {
+    match w {
+        Weight::Dense(tensor) if tensor.dtype() == DType::Bf16 => {
+            let mut y = gpu.empty_f32(op, tensor.shape())?;
+            if !y.is_empty() {
+                let (count, dim) = gpu.elementwise(y.len());
+                let x = gpu.input(op, tensor, DType::Bf16)?;
+                widen_kernel::launch(gpu.client(), count, dim, x, gpu.output_f32(op, &mut y)?);
+            }
+            Ok(Cow::Owned(y))
+        }
+        Weight::Dense(tensor) => Ok(Cow::Borrowed(tensor)),
+        Weight::Nf4(weight) => Ok(Cow::Owned(nf4::kernel::unpack(gpu, op, weight)?)),
+    }
+}
+
+pub(crate) fn forward(gpu: &Gpu, op: &'static str, x: &Tensor, w: &Weight) -> Result<Tensor> {
+    let (outputs, inputs) = weight_shape(op, w)?;
+    check_columns(op, x, inputs)?;
+    let mut y = gpu.empty_f32(op, &[x.rows(), outputs])?;
+    let w = unpacked(gpu, op, w)?;
+    product(gpu, op, Operand { tensor: x, transpose: false }, Operand { tensor: &w, transpose: true }, &mut y)?;
+    Ok(y)
+}
+
+pub(crate) fn backward(gpu: &Gpu, op: &'static str, dy: &Tensor, w: &Weight, into: Option<Tensor>) -> Result<Tensor> {
+    let (outputs, _) = weight_shape(op, w)?;
+    check_columns(op, dy, outputs)?;
+    let w = unpacked(gpu, op, w)?;
+    matmul(gpu, op, Operand { tensor: dy, transpose: false }, Operand { tensor: &w, transpose: false }, 1.0, into)
+}
+
+pub(crate) fn weight_backward(gpu: &Gpu, dy: &Tensor, x: &Tensor, dw: &mut Tensor) -> Result<()> {
+    const OP: &str = "linear_weight_backward";
+    let (n, outputs, inputs) = (dy.rows(), dy.columns(), x.columns());
+    if x.rows() != n {
+        return Err(shape_error(OP, format!("{n} rows of x"), format!("{:?}", x.shape())));
+    }
+    dw.expect_shape(OP, &[outputs, inputs])?;
+    let mut sum = gpu.empty_f32(OP, &[outputs, inputs])?;
+    product(gpu, OP, Operand { tensor: dy, transpose: true }, Operand { tensor: x, transpose: false }, &mut sum)?;
+    elementwise::kernel::add_scaled(gpu, dw, &sum, 1.0)
+}
+
+pub(crate) fn dora_norm(gpu: &Gpu, w: &Weight, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    const OP: &str = "dora_norm";
+    let (outputs, inputs) = weight_shape(OP, w)?;
+    let rank = a.rows();
+    a.expect_shape(OP, &[rank, inputs])?;
+    b.expect_shape(OP, &[outputs, rank])?;
+    // One weight's sum at a time, as one weight at a time is unpacked.
+    let mut sum = match unpacked(gpu, OP, w)? {
+        Cow::Owned(scratch) => scratch,
+        Cow::Borrowed(weight) => gpu.copy_tensor(OP, weight)?,
+    };
+    let mut low = gpu.empty_f32(OP, &[outputs, inputs])?;
+    product(gpu, OP, Operand { tensor: b, transpose: false }, Operand { tensor: a, transpose: false }, &mut low)?;
+    elementwise::kernel::add_scaled(gpu, &mut sum, &low, scale)?;
+    let mut norms = gpu.empty_f32(OP, &[outputs])?;
+    if outputs > 0 {
+        let (count, dim, units) = gpu.by_row(outputs, inputs);
+        let sum = gpu.input_f32(OP, &sum)?;
+        row_norm_kernel::launch(gpu.client(), count, dim, sum, gpu.output_f32(OP, &mut norms)?, inputs, units);
+    }
+    Ok(norms)
+}

@@ -1,0 +1,111 @@
+//! Unpacking a weight on the device, one unit a word of eight elements.
+
+use cubecl::prelude::*;
+
+use super::reference::{Quantised, QuantisedScales, dynamic_map, quantise};
+use super::{BLOCK, CODEBOOK, NESTED_BLOCK, Nf4Weight, Scales, check};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::tensor::{DType, Tensor};
+
+/// The codes' values follow from their bits alone, so no table is bound:
+/// comparisons select one of sixteen constants.
+#[cube]
+fn code(nibble: u32) -> f32 {
+    let mut value = 0.0f32;
+    #[unroll]
+    for i in 0..16u32 {
+        if nibble == i {
+            value = comptime!(CODEBOOK[i as usize]);
+        }
+    }
+    value
+}
+
+/// One byte of words.
+#[cube]
+fn byte(words: &[u32], at: usize) -> u32 {
+    (words[at / 4] >> (8u32 * (at % 4) as u32)) & 255u32
+}
+
+#[cube(launch)]
+fn unpack_kernel(packed: &[u32], scales: &[f32], y: &mut [f32]) {
+    let first = 8 * ABSOLUTE_POS;
+    if first < y.len() {
+        let word = packed[ABSOLUTE_POS];
+        let scale = scales[first / BLOCK];
+        unpack_word(word, scale, first, y);
+    }
+}
+
+#[cube(launch)]
+fn unpack_nested_kernel(
+    packed: &[u32],
+    codes: &[u32],
+    absmax: &[f32],
+    map: &[f32],
+    offset: f32,
+    y: &mut [f32],
+) {
+    let first = 8 * ABSOLUTE_POS;
+    if first < y.len() {
+        let word = packed[ABSOLUTE_POS];
+        let block = first / BLOCK;
+        let scale = map[byte(codes, block) as usize] * absmax[block / NESTED_BLOCK] + offset;
+        unpack_word(word, scale, first, y);
+    }
+}
+
+#[cube]
+fn unpack_word(word: u32, scale: f32, first: usize, y: &mut [f32]) {
+    #[unroll]
+    for i in 0..8usize {
+        // The first element of a byte is in its high nibble.
+        let shift = comptime!((8 * (i / 2) + if i % 2 == 0 { 4 } else { 0 }) as u32);
+        if first + i < y.len() {
+            y[first + i] = code((word >> shift) & 15u32) * scale;
+        }
+    }
+}
+
+/// Quantises on the host and uploads an eighth of the bytes.
+pub(crate) fn upload(gpu: &Gpu, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Nf4Weight> {
+    const OP: &str = "upload_nf4";
+    check(shape, values.len())?;
+    let Quantised { packed, scales } = quantise(values, double_quant);
+    let bytes = |values: &[u8]| gpu.upload_bytes(OP, &[values.len()], DType::U8, values);
+    let floats = |values: &[f32]| gpu.upload_f32(OP, &[values.len()], values);
+    let scales = match scales {
+        QuantisedScales::Plain(absmax) => Scales::Plain(floats(&absmax)?),
+        QuantisedScales::Nested { codes, absmax, offset } => Scales::Nested {
+            codes: bytes(&codes)?,
+            absmax: floats(&absmax)?,
+            code: floats(&dynamic_map())?,
+            offset,
+        },
+    };
+    Ok(Nf4Weight { shape: shape.to_vec(), packed: bytes(&packed)?, scales })
+}
+
+/// The weight in f32 `[out, in]`: a scratch that the caller drops after one
+/// product, so that one weight at a time exists unpacked.
+pub(crate) fn unpack(gpu: &Gpu, op: &'static str, w: &Nf4Weight) -> Result<Tensor> {
+    let mut y = gpu.empty_f32(op, &w.shape)?;
+    if y.is_empty() {
+        return Ok(y);
+    }
+    let (count, dim) = gpu.elementwise(y.len().div_ceil(8));
+    let packed = gpu.input(op, &w.packed, DType::U8)?;
+    let out = gpu.output_f32(op, &mut y)?;
+    match &w.scales {
+        Scales::Plain(absmax) => {
+            unpack_kernel::launch(gpu.client(), count, dim, packed, gpu.input_f32(op, absmax)?, out);
+        }
+        Scales::Nested { codes, absmax, code, offset } => {
+            let codes = gpu.input(op, codes, DType::U8)?;
+            let (absmax, code) = (gpu.input_f32(op, absmax)?, gpu.input_f32(op, code)?);
+            unpack_nested_kernel::launch(gpu.client(), count, dim, packed, codes, absmax, code, *offset, out);
+        }
+    }
+    Ok(y)
+}
