@@ -4,6 +4,7 @@
 //! This crate knows tensors: never models, tokens' meaning or files.
 #![deny(unsafe_code)]
 
+pub mod conformance;
 pub mod cpu;
 pub mod error;
 pub mod gpu;

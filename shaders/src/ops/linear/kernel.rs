@@ -10,7 +10,7 @@ use crate::error::{Result, shape_error};
 use crate::gpu::Gpu;
 use crate::gpu::cube::cube_sum;
 use crate::ops::matmul::kernel::{Operand, matmul, product};
-use crate::ops::{Weight, elementwise, nf4};
+use crate::ops::{Weight, nf4};
 use crate::tensor::{DType, Tensor};
 
 #[cube(launch)]
@@ -64,7 +64,7 @@ pub(crate) fn forward(gpu: &Gpu, op: &'static str, x: &Tensor, w: &Weight) -> Re
     check_columns(op, x, inputs)?;
     let mut y = gpu.empty_f32(op, &[x.rows(), outputs])?;
     let w = unpacked(gpu, op, w)?;
-    product(gpu, op, Operand { tensor: x, transpose: false }, Operand { tensor: &w, transpose: true }, &mut y)?;
+    product(gpu, op, Operand { tensor: x, transpose: false }, Operand { tensor: &w, transpose: true }, 1.0, false, &mut y)?;
     Ok(y)
 }
 
@@ -82,9 +82,7 @@ pub(crate) fn weight_backward(gpu: &Gpu, dy: &Tensor, x: &Tensor, dw: &mut Tenso
         return Err(shape_error(OP, format!("{n} rows of x"), format!("{:?}", x.shape())));
     }
     dw.expect_shape(OP, &[outputs, inputs])?;
-    let mut sum = gpu.empty_f32(OP, &[outputs, inputs])?;
-    product(gpu, OP, Operand { tensor: dy, transpose: true }, Operand { tensor: x, transpose: false }, &mut sum)?;
-    elementwise::kernel::add_scaled(gpu, dw, &sum, 1.0)
+    product(gpu, OP, Operand { tensor: dy, transpose: true }, Operand { tensor: x, transpose: false }, 1.0, true, dw)
 }
 
 pub(crate) fn dora_norm(gpu: &Gpu, w: &Weight, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
@@ -98,9 +96,8 @@ pub(crate) fn dora_norm(gpu: &Gpu, w: &Weight, a: &Tensor, b: &Tensor, scale: f3
         Cow::Owned(scratch) => scratch,
         Cow::Borrowed(weight) => gpu.copy_tensor(OP, weight)?,
     };
-    let mut low = gpu.empty_f32(OP, &[outputs, inputs])?;
-    product(gpu, OP, Operand { tensor: b, transpose: false }, Operand { tensor: a, transpose: false }, &mut low)?;
-    elementwise::kernel::add_scaled(gpu, &mut sum, &low, scale)?;
+    let plain = |tensor| Operand { tensor, transpose: false };
+    product(gpu, OP, plain(b), plain(a), scale, true, &mut sum)?;
     let mut norms = gpu.empty_f32(OP, &[outputs])?;
     if outputs > 0 {
         let (count, dim, units) = gpu.by_row(outputs, inputs);

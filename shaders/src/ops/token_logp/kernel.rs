@@ -12,7 +12,7 @@ use crate::ops::gated::kernel::safe_tanh;
 use crate::ops::gather::kernel::copy_at;
 use crate::ops::linear::kernel::unpacked;
 use crate::ops::matmul::kernel::{Operand, product};
-use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics, elementwise};
+use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics};
 use crate::tensor::{DType, Tensor};
 
 /// Logits that exist at a time where the caller does not say: 128 MiB of them.
@@ -146,7 +146,7 @@ pub(crate) fn logits(gpu: &Gpu, h: &Tensor, head: &Head) -> Result<Tensor> {
 
 fn logits_of(gpu: &Gpu, op: &'static str, h: &Tensor, w: &Tensor, softcap: Option<f32>) -> Result<Tensor> {
     let mut out = gpu.empty_f32(op, &[h.rows(), w.rows()])?;
-    product(gpu, op, Operand { tensor: h, transpose: false }, Operand { tensor: w, transpose: true }, &mut out)?;
+    product(gpu, op, Operand { tensor: h, transpose: false }, Operand { tensor: w, transpose: true }, 1.0, false, &mut out)?;
     if let Some(cap) = softcap.filter(|_| !out.is_empty()) {
         soften(gpu, op, &mut out, cap)?;
     }
@@ -219,12 +219,10 @@ fn run(
         );
         let mut dh = gpu.empty_f32(op, &[rows, c])?;
         let plain = |tensor| Operand { tensor, transpose: false };
-        product(gpu, op, plain(&logits), plain(&w), &mut dh)?;
+        product(gpu, op, plain(&logits), plain(&w), 1.0, false, &mut dh)?;
         copy_at(gpu, op, (&dh, 0), (&mut back.dh, first * c), rows * c)?;
         if let Some(dweight) = back.dweight.as_deref_mut() {
-            let mut dw = gpu.empty_f32(op, &[v, c])?;
-            product(gpu, op, Operand { tensor: &logits, transpose: true }, plain(&part), &mut dw)?;
-            elementwise::kernel::add_scaled(gpu, dweight, &dw, 1.0)?;
+            product(gpu, op, Operand { tensor: &logits, transpose: true }, plain(&part), 1.0, true, dweight)?;
         }
     }
     Ok(statistics)
