@@ -158,7 +158,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     if options.method != Method::Full {
         adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1)?;
     }
-    let registry = prepare::registry()?;
+    let registry = prepare::registry(&[])?;
     let optimizer = prepare::optimizer(&recipe, &registry)?;
     let footprint = Footprint::new(&config, &recipe, None, optimizer.as_ref())?;
     let objective = registry.objective("cross-entropy", &serde_json::Map::new())?;

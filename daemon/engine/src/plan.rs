@@ -9,6 +9,7 @@ use std::time::Instant;
 use finetuned_data::{Examples, Prepared, Row};
 use finetuned_formats::{Architecture, ModelConfig, ModelFiles, PeftAdapter, read_peft};
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
+use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::Ops;
 use serde::{Deserialize, Serialize};
 
@@ -74,13 +75,15 @@ pub fn plan(request: &TrainRequest) -> Result<Plan, EngineError> {
     let opened = prepare::open_model(&request.model)?;
     let prepared = prepare::read_data(request, &opened)?;
     let ops = prepare::device(&request.device, request.threads)?;
+    let registry = prepare::registry(&request.plugins)?;
     let order = Order::of(&prepared.train, &request.recipe.train);
     let steps = request.recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(request.recipe.train.epochs));
-    of_run(request, &opened.files, &prepared, steps, ops.as_ref())
+    of_run(request, &registry, &opened.files, &prepared, steps, ops.as_ref())
 }
 
 pub(crate) fn of_run(
     request: &TrainRequest,
+    registry: &Registry,
     files: &ModelFiles,
     prepared: &Prepared,
     steps: usize,
@@ -88,9 +91,8 @@ pub(crate) fn of_run(
 ) -> Result<Plan, EngineError> {
     let recipe = &request.recipe;
     let start = request.adapter.as_deref().map(read_peft).transpose()?;
-    let registry = prepare::registry()?;
     let objective = registry.objective(&recipe.loss.name, &recipe.loss.parameters)?;
-    let optimizer = prepare::optimizer(recipe, &registry)?;
+    let optimizer = prepare::optimizer(recipe, registry)?;
     let kl = objective.alignment_needs().is_some_and(|a| a.kl_completions);
     let mut order = Order::of(&prepared.train, &recipe.train);
     let info = ops.info();

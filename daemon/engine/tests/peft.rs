@@ -66,6 +66,8 @@ fn peft_computes_the_same_logits() {
             device: "cpu".into(),
             fresh: false,
             threads: Some(2),
+            plugins: Vec::new(),
+            accept_plugin_change: false,
         };
         train(&request, &mut Silent).expect("a finished run");
 

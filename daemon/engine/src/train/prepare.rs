@@ -11,7 +11,7 @@ use finetuned_plugin_api::registry::{Kind, Registry};
 use finetuned_shaders::Ops;
 use finetuned_shaders::cpu::Cpu;
 
-use crate::api::TrainRequest;
+use crate::api::{PluginLibrary, TrainRequest};
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
@@ -32,12 +32,22 @@ pub fn device(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>, Engin
     }
 }
 
-/// The built-in losses, optimizers and alignment methods.
+/// The built-in losses, optimizers and alignment methods, and those of these
+/// libraries, which are loaded into this process for good.
 ///
 /// # Errors
-/// Never with the plugins that ship; a name used twice would be one.
-pub fn registry() -> Result<Registry, EngineError> {
-    Ok(Registry::new(finetuned_standard::BUILT_IN)?)
+/// A library that cannot be loaded, in one line.
+pub fn registry(libraries: &[PluginLibrary]) -> Result<Registry, EngineError> {
+    let mut registry = Registry::new(finetuned_standard::BUILT_IN)?;
+    for library in libraries {
+        for entry in finetuned_plugin_api::abi::load(&library.path, &library.sha256)? {
+            // A library may hold more than the recipe asks for: a name of it that
+            // is taken stays with whoever had it first, as `finetune plugin list`
+            // says.
+            let _ = registry.add(entry);
+        }
+    }
+    Ok(registry)
 }
 
 /// The recipe's optimizer. Weight decay is off unless the recipe says

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use finetuned_data::{Examples, Prepared};
 use finetuned_formats::read_peft;
+use finetuned_plugin_api::abi::calls;
 use finetuned_plugin_api::program::Scalars;
+use finetuned_plugin_api::registry::Registry;
 
 use super::checkpoint::{self, Progress};
 use super::metrics::MetricsFile;
@@ -16,6 +18,7 @@ use super::schedule::{learning_rate, warmup_steps};
 use super::state::{Identity, RunFile};
 use super::step::{StepOptions, StepResult, Trainer};
 use super::units::Order;
+use super::used::{self, UsedPlugin};
 use super::{optimize::Rules, output};
 use crate::api::{Control, Observer, Outcome, TrainRequest};
 use crate::error::EngineError;
@@ -37,17 +40,31 @@ pub(crate) fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Resu
     let prepared = prepare::read_data(request, &opened)?;
     observer.event(&Event::Prepared { report: Box::new(prepared.report.clone()) });
     let identity = Identity::of(request, &opened.files, &prepared.report)?;
+    let registry = prepare::registry(&request.plugins)?;
+    let plugins = used::used(&request.recipe, &registry, &request.plugins)?;
     let found = RunFile::read(out)?;
     if let Some(run) = &found {
         if let Some(difference) = run.identity.difference(&identity) {
             return Err(EngineError::OtherRun { out: out.clone(), difference });
         }
+        if !request.accept_plugin_change {
+            used::refuse_change(&run.plugins, &plugins)?;
+        }
         if let Some(summary) = &run.summary {
             return Ok(Outcome::AlreadyFinished(Box::new(summary.clone())));
         }
     }
-    let run = Run::start(request, &opened, &prepared, identity, found, observer)?;
+    let begin = Begin { identity, plugins, found };
+    let run = Run::start(request, &registry, &opened, &prepared, begin, observer)?;
     run.train_and_save(request, &opened, &prepared, observer)
+}
+
+/// What is known of a run before its model is loaded.
+struct Begin {
+    identity: Identity,
+    plugins: Vec<UsedPlugin>,
+    /// What `out` holds of it.
+    found: Option<RunFile>,
 }
 
 /// A run whose model is loaded and, where there is a checkpoint, restored.
@@ -64,20 +81,20 @@ struct Run {
 impl Run {
     fn start(
         request: &TrainRequest,
+        registry: &Registry,
         opened: &Opened,
         prepared: &Prepared,
-        identity: Identity,
-        found: Option<RunFile>,
+        begin: Begin,
         observer: &mut dyn Observer,
     ) -> Result<Run, EngineError> {
+        let Begin { identity, plugins, found } = begin;
         let recipe = &request.recipe;
-        let registry = prepare::registry()?;
         let objective = registry.objective(&recipe.loss.name, &recipe.loss.parameters)?;
-        let optimizer = prepare::optimizer(recipe, &registry)?;
+        let optimizer = prepare::optimizer(recipe, registry)?;
         let ops = prepare::device(&request.device, request.threads)?;
         let order = Order::of(&prepared.train, &recipe.train);
         let total_steps = recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(recipe.train.epochs));
-        let planned = plan::of_run(request, &opened.files, prepared, total_steps, ops.as_ref())?;
+        let planned = plan::of_run(request, registry, &opened.files, prepared, total_steps, ops.as_ref())?;
         if !planned.fits {
             return Err(EngineError::TooLarge {
                 needed_bytes: planned.peak_bytes,
@@ -103,7 +120,7 @@ impl Run {
         let mut trainer = Trainer::new(ops, model, objective, optimizer.as_ref(), options, fresh)?;
         trainer.check_data(&prepared.train)?;
 
-        let file = RunFile { identity, micro_batch_size, summary: None };
+        let file = RunFile { identity, micro_batch_size, plugins, summary: None };
         file.write(&request.out)?;
         let (restored, notes) = if found.is_some() {
             checkpoint::resume(&request.out, &mut trainer)?
@@ -142,6 +159,8 @@ impl Run {
         }
         while self.progress.step < self.total_steps && !self.progress.stopped_early {
             let step = self.progress.step + 1;
+            // A plugin's failure is told with its step.
+            calls::set_step(step as u64);
             let started = Instant::now();
             let rate =
                 learning_rate(recipe.train.schedule, recipe.learning_rate(), self.warmup, step, self.total_steps);
@@ -191,7 +210,13 @@ impl Run {
             let every = recipe.checkpoint.every_steps;
             if control == Control::Stop || (!finished && every > 0 && step.is_multiple_of(every)) {
                 self.progress.loss_state = self.trainer.loss_state();
-                checkpoint::save(&request.out, &self.trainer, &self.progress, recipe.checkpoint.keep)?;
+                checkpoint::save(
+                    &request.out,
+                    &self.trainer,
+                    &self.progress,
+                    &self.file.plugins,
+                    recipe.checkpoint.keep,
+                )?;
                 observer.event(&Event::Checkpoint { step });
                 if control == Control::Stop && !finished {
                     return Ok(Outcome::Stopped { step });
