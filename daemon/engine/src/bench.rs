@@ -15,6 +15,7 @@ use crate::model::shape::ModelShape;
 use crate::model::{adapter, build};
 use crate::plan::{Footprint, matrix_rate};
 use crate::recipe::{Method, Recipe};
+use crate::train::heads::Heads;
 use crate::train::prepare;
 use crate::train::step::{StepOptions, Trainer};
 
@@ -160,7 +161,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     }
     let registry = prepare::registry(&[])?;
     let optimizer = prepare::optimizer(&recipe, &registry)?;
-    let footprint = Footprint::new(&config, &recipe, None, optimizer.as_ref())?;
+    let footprint = Footprint::new(&config, &recipe, None, Heads::LANGUAGE, optimizer.as_ref())?;
     let objective = registry.objective("cross-entropy", &serde_json::Map::new())?;
     let step_options = StepOptions {
         micro_batch_size: options.sequences,

@@ -1,6 +1,7 @@
 //! Training: order, steps, schedule, checkpoints, output.
 
 pub mod checkpoint;
+pub mod heads;
 pub mod metrics;
 pub mod optimize;
 pub mod output;

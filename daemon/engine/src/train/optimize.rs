@@ -164,5 +164,6 @@ fn kind(model: &Decoder, id: ParameterId, parameter: &Parameter) -> TensorKind {
         Role::Adapter if parameter.name.ends_with("lora_A.weight") => TensorKind::LoraA,
         Role::Adapter if parameter.name.ends_with("lora_B.weight") => TensorKind::LoraB,
         Role::Adapter => TensorKind::Magnitude,
+        Role::ValueHead => TensorKind::ValueHead,
     }
 }

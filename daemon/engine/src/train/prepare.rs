@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use finetuned_data::{ChatTokenizer, DataOptions, Examples, Prepared, TooLong, TrainOn};
-use finetuned_formats::{ModelFiles, PeftAdapter};
+use finetuned_formats::{ModelFiles, PeftAdapter, VALUE_HEAD};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::{Kind, Registry};
 use finetuned_shaders::Ops;
 use finetuned_shaders::cpu::Cpu;
 
+use super::heads::Heads;
 use crate::api::{PluginLibrary, TrainRequest};
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
 use crate::model::decoder::Decoder;
+use crate::model::value;
 use crate::recipe::{Method, Recipe};
 
 /// The device that a request names.
@@ -132,7 +134,8 @@ fn longest(examples: &Examples) -> usize {
     .unwrap_or(0)
 }
 
-/// The model as the method trains it, and whether its adapters are fresh.
+/// The model as the method trains it with the heads that the objective reads,
+/// and whether its adapters are fresh.
 ///
 /// # Errors
 /// A damaged checkpoint, an adapter that does not fit, no memory.
@@ -141,12 +144,19 @@ pub fn load_for_training(
     files: &ModelFiles,
     recipe: &Recipe,
     start: Option<&PeftAdapter>,
+    heads: Heads,
     context: usize,
 ) -> Result<(Decoder, bool), EngineError> {
     if recipe.method == Method::Full && start.is_some() {
         return Err(EngineError::Adapter(
             "method \"full\" trains the base model itself and cannot start from an adapter; use method \"lora\"".into(),
         ));
+    }
+    if start.is_some_and(|peft| peft.config.value_head) && !heads.value {
+        return Err(EngineError::Adapter(format!(
+            "it is a reward model's and carries a value head, which the loss {} would not train; use loss = \"reward-model\", or another adapter",
+            recipe.loss.name
+        )));
     }
     let options = LoadOptions {
         trainable: recipe.method == Method::Full,
@@ -165,6 +175,18 @@ pub fn load_for_training(
             true
         }
     };
+    if heads.value && model.value_head.is_none() {
+        let head = match value::stored(&files.config, files.tensors.as_ref())? {
+            Some(head) => head,
+            None => value::initial(&files.config, recipe.train.seed),
+        };
+        let name = if recipe.method == Method::Full { value::WEIGHT } else { VALUE_HEAD };
+        value::attach(ops, &mut model, name, &head)?;
+    }
+    if !heads.language && model.head != model.embedding {
+        // Nothing reads it, so there is nothing to learn, keep moments of or decay.
+        model.parameters.get_mut(model.head).trainable = false;
+    }
     Ok((model, fresh))
 }
 

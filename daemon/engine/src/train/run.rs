@@ -12,6 +12,7 @@ use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Registry;
 
 use super::checkpoint::{self, Progress};
+use super::heads::Heads;
 use super::metrics::MetricsFile;
 use super::prepare::{self, Opened};
 use super::schedule::{learning_rate, warmup_steps};
@@ -110,7 +111,9 @@ impl Run {
         phase(observer, "loading the weights");
         let start = request.adapter.as_deref().map(read_peft).transpose()?;
         let context = prepare::longest_document(prepared);
-        let (model, fresh) = prepare::load_for_training(ops.as_ref(), &opened.files, recipe, start.as_ref(), context)?;
+        let heads = Heads::of(&objective);
+        let (model, fresh) =
+            prepare::load_for_training(ops.as_ref(), &opened.files, recipe, start.as_ref(), heads, context)?;
         let options = StepOptions {
             micro_batch_size,
             gradient_checkpointing: recipe.train.gradient_checkpointing,

@@ -56,6 +56,8 @@ pub struct MicroBatch {
     /// the loss asked).
     pub completion: Vec<bool>,
     pub sequences: Vec<Sequence>,
+    /// Row of each document's last token, where a value head reads.
+    pub last: Vec<u32>,
 }
 
 impl MicroBatch {
@@ -71,11 +73,15 @@ impl MicroBatch {
             weight: Vec::new(),
             completion: Vec::new(),
             sequences: Vec::with_capacity(documents.len()),
+            last: Vec::with_capacity(documents.len()),
         };
         for document in documents {
             let offset = tokens.len();
             tokens.extend(document.parts.iter().copied().flatten());
             lengths.push(document.len());
+            if !document.is_empty() {
+                micro.last.push((tokens.len() - 1) as u32);
+            }
             let first = micro.targets.len();
             for i in 1..document.len() {
                 let target = document.is_target(i);
