@@ -230,6 +230,11 @@ impl Trainer {
         Ok(self.objective.loss_mut().restore(state)?)
     }
 
+    /// The last step's gradients, clipped where the step clipped them.
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
     /// Frees gradients, so that a saved model can be read back beside this one.
     pub fn into_model(self) -> (Arc<dyn Ops>, Decoder) {
         (self.ops, self.model)
