@@ -273,6 +273,7 @@ fn loss_dpo_and_a_preference_dataset_are_all_it_takes() {
     let summary = job.summary.unwrap();
     // Where the run starts, policy and reference are one: the loss is ln 2.
     assert!((summary.validation_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-6);
+    assert!((summary.first_loss.unwrap() - std::f64::consts::LN_2).abs() < 1e-6);
     assert!(summary.validation_after < summary.validation_before);
 }
 
