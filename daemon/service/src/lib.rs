@@ -15,6 +15,7 @@ pub mod installation;
 pub mod lock;
 pub mod logging;
 pub mod models;
+pub mod plugins;
 pub mod recipes;
 pub mod report;
 pub mod run;

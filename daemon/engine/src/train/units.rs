@@ -17,8 +17,6 @@ pub struct Document<'a> {
     pub role: Role,
     pub pair: Option<u32>,
     pub label: Option<bool>,
-    /// Index of its example in the dataset.
-    pub example: usize,
 }
 
 impl Document<'_> {
@@ -123,9 +121,8 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
     let mut out = Vec::new();
     match examples {
         Examples::Supervised(list) => {
-            for (index, example) in row.examples.iter().filter_map(|i| list.get(*i).map(|e| (*i, e))) {
+            for example in row.examples.iter().filter_map(|i| list.get(*i)) {
                 out.push(Document {
-                    example: index,
                     parts: [&example.tokens, &[]],
                     trained: Some(&example.trained),
                     role: Role::Plain,
@@ -135,11 +132,10 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
             }
         }
         Examples::Pairs(list) => {
-            for (index, pair) in row.examples.iter().filter_map(|i| list.get(*i).map(|e| (*i, e))) {
+            for pair in row.examples.iter().filter_map(|i| list.get(*i)) {
                 for (completion, role) in [(&pair.chosen, Role::Chosen), (&pair.rejected, Role::Rejected)] {
                     out.push(Document {
-                        example: index,
-                        parts: [&pair.prompt, completion],
+                            parts: [&pair.prompt, completion],
                         trained: None,
                         role,
                         pair: Some(at as u32),
@@ -149,9 +145,8 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
             }
         }
         Examples::Labelled(list) => {
-            for (index, row_example) in row.examples.iter().filter_map(|i| list.get(*i).map(|e| (*i, e))) {
+            for row_example in row.examples.iter().filter_map(|i| list.get(*i)) {
                 out.push(Document {
-                    example: index,
                     parts: [&row_example.prompt, &row_example.completion],
                     trained: None,
                     role: Role::Completion,
@@ -165,8 +160,7 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
                 let mismatched = row_example.kl_completion.as_ref().or(next.map(|n| &n.completion));
                 if let Some(completion) = mismatched {
                     out.push(Document {
-                        example: index,
-                        parts: [&row_example.prompt, completion],
+                            parts: [&row_example.prompt, completion],
                         trained: None,
                         role: Role::KlCompletion,
                         pair: None,

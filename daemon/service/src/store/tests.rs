@@ -16,6 +16,7 @@ fn new_job(key: &str) -> NewJob {
         data_sha256: "00".into(),
         recipe: Recipe::default(),
         adapter: None,
+        plugins: Vec::new(),
         outputs: "/out".into(),
     }
 }
