@@ -20,6 +20,11 @@ use finetuned_engine::train::heads::Heads;
 use finetuned_engine::train::step::{StepOptions, Trainer};
 use finetuned_engine::train::{metrics, output, prepare};
 use finetuned_formats::{ModelFiles, VALUE_HEAD, read_peft};
+use finetuned_plugin_api::PluginError;
+use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
+use finetuned_plugin_api::loss::Needs;
+use finetuned_plugin_api::registry::Objective;
+use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
 use finetuned_shaders::{Ops, Weight};
 use serde_json::{Map, Value, json};
 
@@ -82,6 +87,11 @@ fn trainer(ops: &Arc<dyn Ops>, model: Decoder, parameters: Value, micro_batch_si
     let registry = prepare::registry(&[]).expect("registry");
     let parameters: Map<String, Value> = parameters.as_object().expect("object").clone();
     let objective = registry.objective("reward-model", &parameters).expect("objective");
+    trainer_of(ops, model, objective, micro_batch_size)
+}
+
+fn trainer_of(ops: &Arc<dyn Ops>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
+    let registry = prepare::registry(&[]).expect("registry");
     let optimizer = prepare::optimizer(&Recipe::default(), &registry).expect("optimizer");
     let options = StepOptions { micro_batch_size, gradient_checkpointing: false, max_grad_norm: 0.0, seed: 3 };
     Trainer::new(ops.clone(), model, objective, optimizer.as_ref(), options, false).expect("trainer")
@@ -125,12 +135,9 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     assert!((alone.expect("values").expect("a head")[0] - values[2]).abs() < 1e-6);
 }
 
-#[test]
-fn gradients_are_those_of_finite_differences() {
-    let ops = cpu();
-    let examples = pairs(4);
-    let mut trainer = trainer(&ops, reward_model(ops.as_ref(), wave), json!({"centering": 0.05}), 2);
-    step(&mut trainer, &examples, 4);
+/// Along the gradient of each of these parameters the loss rises by its norm.
+fn compare_with_finite_differences(ops: &dyn Ops, trainer: &mut Trainer, examples: &Examples, n: usize) {
+    step(trainer, examples, n);
     let layer = "base_model.model.model.layers.0";
     for name in [
         VALUE_HEAD.to_string(),
@@ -141,18 +148,60 @@ fn gradients_are_those_of_finite_differences() {
         let gradient = ops.read(trainer.gradients().get(id).expect("gradient")).expect("read");
         let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         assert!(norm > 1e-4, "{name}: a gradient of {norm} shows nothing");
-        // Along the gradient the loss rises by its norm.
         let direction: Vec<f32> = gradient.iter().map(|g| (f64::from(*g) / norm) as f32).collect();
         let epsilon = 1e-2;
         let mut at = |by: f32| {
-            move_by(ops.as_ref(), &mut trainer.model, id, &direction, by);
-            let loss = trainer.evaluate(&examples, &rows(4)).expect("loss").loss;
-            move_by(ops.as_ref(), &mut trainer.model, id, &direction, -by);
+            move_by(ops, &mut trainer.model, id, &direction, by);
+            let loss = trainer.evaluate(examples, &rows(n)).expect("loss").loss;
+            move_by(ops, &mut trainer.model, id, &direction, -by);
             loss
         };
         let slope = (at(epsilon) - at(-epsilon)) / (2.0 * f64::from(epsilon));
         assert!((slope - norm).abs() < 5e-3 * norm, "{name}: slope {slope}, gradient {norm}");
     }
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let ops = cpu();
+    let mut trainer = trainer(&ops, reward_model(ops.as_ref(), wave), json!({"centering": 0.05}), 2);
+    compare_with_finite_differences(ops.as_ref(), &mut trainer, &pairs(4), 4);
+}
+
+/// Reads both heads: the values of a pair, and the chosen answer's tokens.
+struct Both {
+    /// Asks for a token statistic, as one that reads log-probabilities must.
+    statistic: bool,
+}
+
+impl Formula for Both {
+    fn needs(&self) -> Needs {
+        Needs { value: true, lse: self.statistic, ..Needs::default() }
+    }
+
+    fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
+        let mut losses = Vec::new();
+        for (chosen, rejected) in batch.pairs()? {
+            losses.push(-(chosen.value()? - rejected.value()?).log_sigmoid() - chosen.mean_logp() * 0.3);
+        }
+        Ok(batch.sum(losses) / batch.totals().pairs as f64)
+    }
+}
+
+fn with_both(ops: &Arc<dyn Ops>, statistic: bool) -> Trainer {
+    let needs = AlignmentNeeds { value_head: true, ..AlignmentNeeds::only(DataKind::Pairs) };
+    let objective = Objective::Alignment(Box::new(Declared { needs, objective: Both { statistic } }));
+    trainer_of(ops, reward_model(ops.as_ref(), wave), objective, 2)
+}
+
+#[test]
+fn a_loss_may_read_both_heads() {
+    let ops = cpu();
+    compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, true), &pairs(4), 4);
+    // Without asking it would learn from log-probabilities that nobody computed.
+    let mut wrong = with_both(&ops, false);
+    let error = wrong.step(&pairs(4), &rows(4), 1, 0.0, &mut |_, _| true).expect_err("refused").to_string();
+    assert!(error.contains("log-probabilities") && error.contains("lse"), "{error}");
 }
 
 #[test]
@@ -286,7 +335,9 @@ fn ten_steps_tell_the_pairs_apart() {
 #[test]
 fn an_interrupted_run_ends_with_the_same_bytes() {
     let folder = tempfile::tempdir().expect("folder");
-    for settings in [&["lora.dropout=0.1"][..], &["optimizer.name=adamw-8bit", "train.gradient_checkpointing=true"]] {
+    for settings in
+        [&["lora.dropout=0.1"][..], &["method=qlora", "optimizer.name=adamw-8bit", "train.gradient_checkpointing=true"]]
+    {
         let whole = request(folder.path(), "whole", settings);
         finish(&whole);
         let cut = request(folder.path(), "cut", settings);
@@ -357,6 +408,8 @@ fn a_full_model_holds_its_head() {
         let (model, _) = prepare::load_for_training(ops.as_ref(), &written, &recipe, None, VALUES, 32).expect("model");
         let weight = model.value_head.expect("a head").weight;
         assert_eq!(ops.read(model.parameters.tensor(weight).expect("dense")).expect("read"), head);
+        let planned = plan(&request).expect("plan");
+        assert_eq!((planned.parameters, planned.trainable_parameters), model.parameters.counts());
     }
 }
 

@@ -246,7 +246,13 @@ fn hostile_plugins_fail_their_job_by_name_and_the_daemon_lives() {
     assert!(!lab.daemon_has_loaded_a_plugin());
 
     // The eighth claims to be built for another version of the door.
-    let old = lab.command(env!("CARGO_BIN_EXE_finetune")).env("HOSTILE_VERSION", "9").args(["plugin", "check"]).arg(built().join(library("hostile"))).output().unwrap();
+    let old = lab
+        .command(env!("CARGO_BIN_EXE_finetune"))
+        .env("HOSTILE_VERSION", "9")
+        .args(["plugin", "check"])
+        .arg(built().join(library("hostile")))
+        .output()
+        .unwrap();
     assert_eq!(old.status.code(), Some(1));
     let words = String::from_utf8_lossy(&old.stderr).into_owned();
     assert_eq!(words.trim().lines().count(), 1, "{words}");

@@ -124,7 +124,7 @@ impl Trainer {
         };
         let remedy = match examples {
             Examples::Supervised(_) => "",
-            Examples::Pairs(_) => "; for such data set loss = \"dpo\" (or orpo, simpo, cpo)",
+            Examples::Pairs(_) => "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
             Examples::Labelled(_) => "; for such data set loss = \"kto\"",
         };
         Err(EngineError::Other(format!("the dataset holds {found}, the loss learns from {asks}{remedy}")))
