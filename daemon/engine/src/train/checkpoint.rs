@@ -35,6 +35,14 @@ pub struct Progress {
     pub last_validation: Option<f64>,
     /// Step and loss of the best validation so far.
     pub best: Option<(usize, f64)>,
+    /// The objective's own numbers at those three validations (preference
+    /// accuracy, margin, …).
+    #[serde(default)]
+    pub metrics_before: Vec<(String, f64)>,
+    #[serde(default)]
+    pub last_metrics: Vec<(String, f64)>,
+    #[serde(default)]
+    pub best_metrics: Vec<(String, f64)>,
     /// Validations since the best.
     pub without_gain: usize,
     pub stopped_early: bool,

@@ -12,7 +12,7 @@ use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Registry;
 
 use super::checkpoint::{self, Progress};
-use super::metrics::MetricsFile;
+use super::metrics::{self, MetricsFile};
 use super::prepare::{self, Opened};
 use super::schedule::{learning_rate, warmup_steps};
 use super::state::{Identity, RunFile};
@@ -154,7 +154,8 @@ impl Run {
             let result = self.trainer.evaluate(validation.examples, &validation.rows)?;
             self.progress.validation_before = Some(result.loss);
             self.progress.last_validation = Some(result.loss);
-            self.metrics.start(result.loss)?;
+            self.metrics.start(result.loss, &result.metrics)?;
+            self.progress.metrics_before = result.metrics;
             observer.event(&Event::Validation { step: 0, loss: result.loss, tokens: result.trained_tokens });
         }
         while self.progress.step < self.total_steps && !self.progress.stopped_early {
@@ -187,6 +188,7 @@ impl Run {
             if let Some(validation) = validation.as_ref().filter(|_| due || last) {
                 measured = Some(self.validate(request, validation, step, rate, observer)?);
             }
+            let held_out = measured.map(|_| self.progress.last_metrics.as_slice()).unwrap_or_default();
             let line = StepMetrics {
                 step,
                 loss: result.loss,
@@ -197,7 +199,7 @@ impl Run {
                 seconds,
                 tokens_per_second: result.tokens as f64 / seconds.max(1e-9),
                 validation_loss: measured,
-                extra: result.metrics.iter().map(|(k, v)| (k.clone(), (*v).into())).collect(),
+                extra: numbers(&result.metrics).chain(metrics::held_out(held_out)).collect(),
             };
             self.metrics.step(&line)?;
             observer.event(&Event::Step(line));
@@ -252,8 +254,10 @@ impl Run {
         let result = self.trainer.evaluate(validation.examples, &validation.rows)?;
         observer.event(&Event::Validation { step, loss: result.loss, tokens: result.trained_tokens });
         self.progress.last_validation = Some(result.loss);
+        self.progress.last_metrics = result.metrics;
         if self.progress.best.is_none_or(|(_, best)| result.loss < best) {
             self.progress.best = Some((step, result.loss));
+            self.progress.best_metrics.clone_from(&self.progress.last_metrics);
             self.progress.without_gain = 0;
             if request.recipe.train.keep_best {
                 checkpoint::save_best(&request.out, ops.as_ref(), &self.trainer.model)?;
@@ -285,6 +289,7 @@ impl Run {
         let keep_best = request.recipe.train.keep_best;
         let mut kept_step = progress.step;
         let mut validation_after = progress.last_validation.filter(|_| progress.best.is_some());
+        let mut metrics_after = &progress.last_metrics;
         let rate = learning_rate(
             request.recipe.train.schedule,
             request.recipe.learning_rate(),
@@ -298,6 +303,7 @@ impl Run {
                 if checkpoint::load_best(&request.out, ops.as_ref(), &mut self.trainer.model)? {
                     kept_step = step;
                     validation_after = Some(loss);
+                    metrics_after = &progress.best_metrics;
                     let message = format!("the weights of step {step} are kept: their held-out loss is the best");
                     observer.event(&Event::Note { message });
                 }
@@ -326,7 +332,7 @@ impl Run {
             peak_bytes,
             output: request.out.display().to_string(),
             reload_difference,
-            extra: serde_json::Map::new(),
+            extra: held_out_numbers(&progress.metrics_before, metrics_after),
         };
         self.file.summary = Some(summary.clone());
         self.file.write(&request.out)?;
@@ -334,6 +340,20 @@ impl Run {
         observer.event(&Event::Finished(Box::new(summary.clone())));
         Ok(Outcome::Finished(Box::new(summary)))
     }
+}
+
+fn numbers(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
+    metrics.iter().map(|(name, value)| (name.clone(), (*value).into()))
+}
+
+/// The objective's own held-out numbers for the summary: `held_out_before` and
+/// `held_out_after`, where there are any.
+fn held_out_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
+    [("held_out_before", before), ("held_out_after", after)]
+        .into_iter()
+        .filter(|(_, metrics)| !metrics.is_empty())
+        .map(|(key, metrics)| (key.to_string(), serde_json::Value::Object(numbers(metrics).collect())))
+        .collect()
 }
 
 /// The held-out examples, each a row of its own.
