@@ -16,6 +16,7 @@ pub mod lock;
 pub mod logging;
 pub mod models;
 pub mod plugins;
+pub mod preferences;
 pub mod recipes;
 pub mod report;
 pub mod run;
