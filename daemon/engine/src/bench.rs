@@ -161,7 +161,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     }
     let registry = prepare::registry(&[])?;
     let optimizer = prepare::optimizer(&recipe, &registry)?;
-    let footprint = Footprint::new(&config, &recipe, None, Heads::LANGUAGE, optimizer.as_ref())?;
+    let footprint = Footprint::new(ops.as_ref(), &config, &recipe, None, Heads::LANGUAGE, optimizer.as_ref())?;
     let objective = registry.objective("cross-entropy", &serde_json::Map::new())?;
     let step_options = StepOptions {
         micro_batch_size: options.sequences,
@@ -169,7 +169,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         max_grad_norm: 1.0,
         seed: 1,
     };
-    let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer.as_ref(), step_options, true)?;
+    let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer, step_options, true)?;
 
     let random = Key::new(7, 0, 0);
     let example = |i: usize| Example {

@@ -18,7 +18,7 @@ use crate::error::EngineError;
 use crate::model::shape::{LinearShape, ModelShape};
 use crate::recipe::{Method, Recipe};
 use crate::train::heads::Heads;
-use crate::train::optimize::Rules;
+use crate::train::optimize::{OptimizerBytes, Rules};
 use crate::train::prepare;
 use crate::train::units::{Document, Order, documents};
 
@@ -100,7 +100,7 @@ pub(crate) fn of_run(
     let available = if info.memory_bytes == 0 { host_memory() } else { info.memory_bytes };
 
     let heads = Heads::of(&objective);
-    let footprint = Footprint::new(&files.config, recipe, start.as_ref(), heads, optimizer.as_ref())?;
+    let footprint = Footprint::new(ops, &files.config, recipe, start.as_ref(), heads, optimizer.as_ref())?;
     let dataset = 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64;
     let batch = recipe.train.batch_size;
     let peak_at = |order: &mut Order, micro: usize| {
@@ -274,13 +274,14 @@ pub(crate) struct Footprint {
     heads: Heads,
     weights: u64,
     adapter: u64,
-    moments: u64,
+    optimizer: OptimizerBytes,
     trainable: u64,
     parameters: u64,
 }
 
 impl Footprint {
     pub(crate) fn new(
+        ops: &dyn Ops,
         config: &ModelConfig,
         recipe: &Recipe,
         start: Option<&PeftAdapter>,
@@ -327,7 +328,7 @@ impl Footprint {
             let idle = if heads.language || config.tied_embeddings { 0 } else { shape.vocab * shape.hidden };
             trained.push(tensor("other", &[1, shape.other_parameters as usize - idle], TensorKind::Embedding));
         }
-        let moments = Rules::state_bytes(optimizer, &trained)?;
+        let optimizer = Rules::bytes(ops, optimizer, &trained)?;
         let trainable = trained.iter().map(|t| t.elements() as u64).sum();
         Ok(Footprint {
             shape,
@@ -338,7 +339,7 @@ impl Footprint {
             heads,
             weights,
             adapter: 4 * adapter_numbers,
-            moments,
+            optimizer,
             trainable,
             parameters,
         })
@@ -350,7 +351,10 @@ impl Footprint {
             parts.push(part(if self.full { "value head" } else { "adapter" }, self.adapter));
         }
         parts.push(part("gradients", 4 * self.trainable));
-        parts.push(part("moments", self.moments));
+        parts.push(part("moments", self.optimizer.states));
+        if self.optimizer.scratch > 0 {
+            parts.push(part("optimizer step", self.optimizer.scratch));
+        }
         parts.push(part("process", PROCESS_BYTES));
         parts
     }

@@ -189,7 +189,7 @@ fn run_curve(architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f6
         seed: 1,
     };
     let model = model(ops.as_ref(), architecture, kind);
-    let mut trainer = Trainer::new(ops, model, objective, optimizer.as_ref(), options, false).expect("trainer");
+    let mut trainer = Trainer::new(ops, model, objective, optimizer, options, false).expect("trainer");
     let mut losses = Vec::new();
     let mut norms = Vec::new();
     for step in 1..=10 {

@@ -405,6 +405,12 @@ pub trait Ops: Send + Sync {
     /// A state's memory, for a checkpoint; and back.
     fn read_state(&self, state: &ProgramState) -> Result<StateBuffer>;
     fn write_state(&self, buffer: StateBuffer) -> Result<ProgramState>;
+    /// Bytes of temporaries that steps of these programs keep, all of which share
+    /// them; 0 where the device keeps none.
+    fn program_scratch_bytes(&self, programs: &[Program]) -> u64 {
+        let _ = programs;
+        0
+    }
     /// Runs an optimizer's program over one parameter tensor.
     fn optimizer_step(
         &self,

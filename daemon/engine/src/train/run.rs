@@ -120,7 +120,15 @@ impl Run {
             max_grad_norm: recipe.train.max_grad_norm,
             seed: recipe.train.seed,
         };
-        let mut trainer = Trainer::new(ops, model, objective, optimizer.as_ref(), options, fresh)?;
+        let mut trainer = Trainer::new(ops, model, objective, optimizer, options, fresh)?;
+        if let Some(bytes) = trainer.rules.copied_bytes() {
+            let message = format!(
+                "the optimizer '{}' steps on host memory, in one thread: every step copies {:.1} MB there and back; an update rule given as a program would not",
+                recipe.optimizer.name,
+                bytes as f64 / 1e6
+            );
+            observer.event(&Event::Note { message });
+        }
         trainer.check_data(&prepared.train)?;
 
         let file = RunFile { identity, micro_batch_size, plugins, summary: None };

@@ -67,7 +67,7 @@ impl Trainer {
         ops: Arc<dyn Ops>,
         model: Decoder,
         objective: Objective,
-        optimizer: &dyn Optimizer,
+        optimizer: Box<dyn Optimizer>,
         options: StepOptions,
         fresh_adapter: bool,
     ) -> Result<Trainer, EngineError> {
