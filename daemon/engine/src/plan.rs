@@ -20,6 +20,7 @@ use crate::recipe::{Method, Recipe};
 use crate::train::heads::Heads;
 use crate::train::optimize::{OptimizerBytes, Rules};
 use crate::train::prepare;
+use crate::train::step::only_logp;
 use crate::train::units::{Document, Order, documents};
 
 /// Bytes of one kind of thing at the step's peak.
@@ -138,7 +139,10 @@ pub(crate) fn of_run(
     let rate = matrix_rate(ops)?;
     let longest = prepare::longest_document(prepared);
     let mean_context = mean_document(&prepared.train);
-    let work = footprint.work_per_token(mean_context, objective.loss().separable(&Default::default()).is_some());
+    let loss = objective.loss();
+    let fused =
+        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && only_logp(&loss.needs()));
+    let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest));
     Ok(Plan {

@@ -94,7 +94,7 @@ fn trainer_of(ops: &Arc<dyn Ops>, model: Decoder, objective: Objective, micro_ba
     let registry = prepare::registry(&[]).expect("registry");
     let optimizer = prepare::optimizer(&Recipe::default(), &registry).expect("optimizer");
     let options = StepOptions { micro_batch_size, gradient_checkpointing: false, max_grad_norm: 0.0, seed: 3 };
-    Trainer::new(ops.clone(), model, objective, optimizer.as_ref(), options, false).expect("trainer")
+    Trainer::new(ops.clone(), model, objective, optimizer, options, false).expect("trainer")
 }
 
 /// Loss and gradients of one step, whose update is too small to be one.
@@ -170,13 +170,14 @@ fn gradients_are_those_of_finite_differences() {
 
 /// Reads both heads: the values of a pair, and the chosen answer's tokens.
 struct Both {
-    /// Asks for a token statistic, as one that reads log-probabilities must.
-    statistic: bool,
+    /// What it asks for beside values: something of the tokens, as a loss that
+    /// reads log-probabilities must.
+    needs: Needs,
 }
 
 impl Formula for Both {
     fn needs(&self) -> Needs {
-        Needs { value: true, lse: self.statistic, ..Needs::default() }
+        Needs { value: true, ..self.needs }
     }
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
@@ -188,18 +189,21 @@ impl Formula for Both {
     }
 }
 
-fn with_both(ops: &Arc<dyn Ops>, statistic: bool) -> Trainer {
+fn with_both(ops: &Arc<dyn Ops>, needs: Needs) -> Trainer {
+    let objective = Both { needs };
     let needs = AlignmentNeeds { value_head: true, ..AlignmentNeeds::only(DataKind::Pairs) };
-    let objective = Objective::Alignment(Box::new(Declared { needs, objective: Both { statistic } }));
+    let objective = Objective::Alignment(Box::new(Declared { needs, objective }));
     trainer_of(ops, reward_model(ops.as_ref(), wave), objective, 2)
 }
 
 #[test]
 fn a_loss_may_read_both_heads() {
     let ops = cpu();
-    compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, true), &pairs(4), 4);
+    for needs in [Needs { lse: true, ..Needs::default() }, Needs { prompt_logp: true, ..Needs::default() }] {
+        compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, needs), &pairs(4), 4);
+    }
     // Without asking it would learn from log-probabilities that nobody computed.
-    let mut wrong = with_both(&ops, false);
+    let mut wrong = with_both(&ops, Needs::default());
     let error = wrong.step(&pairs(4), &rows(4), 1, 0.0, &mut |_, _| true).expect_err("refused").to_string();
     assert!(error.contains("log-probabilities") && error.contains("lse"), "{error}");
 }

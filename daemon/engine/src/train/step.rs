@@ -285,6 +285,19 @@ impl Trainer {
                 self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), plan)?;
                 Some(dh)
             }
+            // Through a frozen head only its input's gradient is wanted, which is
+            // linear in each token's derivative: one pass with derivatives of 1 now,
+            // scaled by the loss's own once they are known.
+            (Some(h), None) if only_logp(&self.needs) && self.gradients.get(self.model.head).is_none() => {
+                let units = TokenCoefficients { logp: vec![1.0; micro.targets.len()], ..TokenCoefficients::default() };
+                let lm_head = self.model.lm_head();
+                let (statistics, mut dh) =
+                    ops.token_logp_fused(h, &lm_head, &micro.targets, self.wanted(), &units, None)?;
+                self.check_statistics(&statistics, step)?;
+                self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), plan)?;
+                ops.scale_rows(&mut dh, &self.out.dlogp)?;
+                Some(dh)
+            }
             (Some(h), None) => {
                 let lm_head = self.model.lm_head();
                 let statistics = ops.token_logp(h, &lm_head, &micro.targets, self.wanted())?;
@@ -482,6 +495,11 @@ fn not_finite(step: usize, what: &str) -> EngineError {
 /// zeros for their log-probabilities, which nobody computed.
 fn no_statistics(micro: &MicroBatch) -> TokenStatistics {
     TokenStatistics { logp: vec![0.0; micro.targets.len()], ..TokenStatistics::default() }
+}
+
+/// Whether a loss has derivatives by `logp` alone.
+pub(crate) fn only_logp(needs: &Needs) -> bool {
+    !(needs.entropy || needs.lse || needs.mean_logp)
 }
 
 fn separable_coefficients(rule: &TokenRule, weight: &[f32]) -> TokenCoefficients {

@@ -97,13 +97,13 @@ impl RunArgs {
             accept_plugin_change: false,
         }
     }
+}
 
-    /// The plugins that the recipe names, copied and ready to be loaded by this
-    /// process, which is the run's own.
-    fn plugins(&self, recipe: &Recipe, config: &Config) -> anyhow::Result<Vec<PluginLibrary>> {
-        // Quarantine is the daemon's: here the author of a plugin looks at it.
-        Ok(plugins::libraries_of(&Finder::of(config).resolve(recipe, &Crashes::new())?))
-    }
+/// The plugins that a recipe names, copied and ready to be loaded by this
+/// process, which is the run's own.
+pub fn plugins_of(recipe: &Recipe, config: &Config) -> anyhow::Result<Vec<PluginLibrary>> {
+    // Quarantine is the daemon's: here the author of a plugin looks at it.
+    Ok(plugins::libraries_of(&Finder::of(config).resolve(recipe, &Crashes::new())?))
 }
 
 #[derive(Args)]
@@ -135,7 +135,7 @@ pub struct TrainArgs {
 pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let config = global.load()?;
     let recipe = args.run.recipe()?;
-    let plugins = args.run.plugins(&recipe, &config)?;
+    let plugins = plugins_of(&recipe, &config)?;
     let mut train = args.run.request(recipe, plugins, args.out.clone(), args.fresh);
     train.accept_plugin_change = args.accept_plugin_change;
     let request = RunRequest {
@@ -197,7 +197,7 @@ pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let recipe = args.run.recipe()?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out"));
     let config = global.load()?;
-    let plugins = args.run.plugins(&recipe, &config)?;
+    let plugins = plugins_of(&recipe, &config)?;
     let mut request = args.run.request(recipe, plugins, out, args.fresh);
     request.model = models::find_or_pull(&request.recipe.base, &config.models_dir, &mut |words| eprintln!("{words}"))?;
     let plan = plan::plan(&request)?;
