@@ -14,8 +14,8 @@ use finetuned_engine::event::Event;
 use finetuned_plugin_api::abi::calls;
 
 use crate::filesystem::Lock;
-use crate::{plugins, run};
 use crate::supervisor::protocol::{LOCK_FILE, REQUEST_FILE, RunRequest, WorkerLine};
+use crate::{plugins, run};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 

@@ -246,7 +246,13 @@ fn hostile_plugins_fail_their_job_by_name_and_the_daemon_lives() {
     assert!(!lab.daemon_has_loaded_a_plugin());
 
     // The eighth claims to be built for another version of the door.
-    let old = lab.command(env!("CARGO_BIN_EXE_finetune")).env("HOSTILE_VERSION", "9").args(["plugin", "check"]).arg(built().join(library("hostile"))).output().unwrap();
+    let old = lab
+        .command(env!("CARGO_BIN_EXE_finetune"))
+        .env("HOSTILE_VERSION", "9")
+        .args(["plugin", "check"])
+        .arg(built().join(library("hostile")))
+        .output()
+        .unwrap();
     assert_eq!(old.status.code(), Some(1));
     let words = String::from_utf8_lossy(&old.stderr).into_owned();
     assert_eq!(words.trim().lines().count(), 1, "{words}");
@@ -276,7 +282,10 @@ fn loss_dpo_and_a_preference_dataset_are_all_it_takes() {
     assert!((summary.first_loss.unwrap() - std::f64::consts::LN_2).abs() < 1e-6);
     assert!(summary.validation_after < summary.validation_before);
     let receipt = house.receipt("taste", "DONE");
-    assert!(receipt.contains("accuracy  100% after (before: none") && receipt.contains("margin    0.000 before"), "{receipt}");
+    assert!(
+        receipt.contains("accuracy  100% after (before: none") && receipt.contains("margin    0.000 before"),
+        "{receipt}"
+    );
     let report = String::from_utf8(read(&job.out.join("report.html"))).unwrap();
     assert!(report.contains("accuracy: share of the held-out pairs") && report.contains("Preference accuracy"));
 }

@@ -129,7 +129,7 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
             for pair in row.examples.iter().filter_map(|i| list.get(*i)) {
                 for (completion, role) in [(&pair.chosen, Role::Chosen), (&pair.rejected, Role::Rejected)] {
                     out.push(Document {
-                            parts: [&pair.prompt, completion],
+                        parts: [&pair.prompt, completion],
                         trained: None,
                         role,
                         pair: Some(at as u32),
@@ -154,7 +154,7 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
                 let mismatched = row_example.kl_completion.as_ref().or(next.map(|n| &n.completion));
                 if let Some(completion) = mismatched {
                     out.push(Document {
-                            parts: [&row_example.prompt, completion],
+                        parts: [&row_example.prompt, completion],
                         trained: None,
                         role: Role::KlCompletion,
                         pair: None,

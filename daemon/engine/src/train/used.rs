@@ -54,11 +54,7 @@ impl UsedPlugin {
 ///
 /// # Errors
 /// A name that no plugin has.
-pub fn used(
-    recipe: &Recipe,
-    registry: &Registry,
-    libraries: &[PluginLibrary],
-) -> Result<Vec<UsedPlugin>, EngineError> {
+pub fn used(recipe: &Recipe, registry: &Registry, libraries: &[PluginLibrary]) -> Result<Vec<UsedPlugin>, EngineError> {
     let objective = registry.find_objective(&recipe.loss.name)?;
     let optimizer = registry.find(Kind::Optimizer, &recipe.optimizer.name)?;
     Ok([objective, optimizer].map(|entry| UsedPlugin::of(entry, libraries)).to_vec())

@@ -227,7 +227,8 @@ fn show(known: &Known, name: &str, json: bool) -> anyhow::Result<()> {
 fn unknown(known: &Known, name: &str) -> anyhow::Error {
     let near = did_you_mean(name, known.plugins.iter().map(|row| row.descriptor.name.as_str()));
     let hint = if near.is_empty() { "; `finetune plugin list` shows them".to_string() } else { near };
-    let refused: String = known.refused.iter().filter_map(|l| l.refused.as_ref()).map(|why| format!("; {why}")).collect();
+    let refused: String =
+        known.refused.iter().filter_map(|l| l.refused.as_ref()).map(|why| format!("; {why}")).collect();
     anyhow::anyhow!("there is no plugin named '{name}'{hint}{refused}")
 }
 

@@ -199,8 +199,7 @@ pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let config = global.load()?;
     let plugins = plugins_of(&recipe, &config)?;
     let mut request = args.run.request(recipe, plugins, out, args.fresh);
-    request.model =
-        models::find_or_pull(&request.recipe.base, &config.models_dir, &mut |words| eprintln!("{words}"))?;
+    request.model = models::find_or_pull(&request.recipe.base, &config.models_dir, &mut |words| eprintln!("{words}"))?;
     let plan = plan::plan(&request)?;
     if args.json { print_json(&plan) } else { print(&plan_lines(&plan)) }
 }

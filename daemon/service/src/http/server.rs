@@ -163,7 +163,8 @@ async fn retry(State(control): Shared, UrlPath(id): UrlPath<i64>, body: Bytes) -
         fresh: wish.fresh,
         accept_plugin_change: wish.accept_plugin_change,
         answer,
-    }).await
+    })
+    .await
 }
 
 async fn reload(State(control): Shared) -> Result<Response, Failure> {

@@ -89,7 +89,13 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
     for plugin in &job.plugins {
         let hash = &plugin.library.sha256;
         let hash = hash.get(..12).unwrap_or(hash);
-        let _ = writeln!(text, "plugin    {} {} ({hash}, {})", plugin.name, plugin.version, display(&plugin.library.origin));
+        let _ = writeln!(
+            text,
+            "plugin    {} {} ({hash}, {})",
+            plugin.name,
+            plugin.version,
+            display(&plugin.library.origin)
+        );
     }
     let _ = writeln!(text, "sha256    {}\nclaimed   {}", job.data_sha256, timestamp(job.created_ms));
     if let Some(report) = &job.report {

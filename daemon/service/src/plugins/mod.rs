@@ -12,10 +12,10 @@ use std::time::Duration;
 use anyhow::Context;
 use finetuned_engine::api::PluginLibrary;
 use finetuned_engine::recipe::{Chosen, Recipe};
+use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::abi::discover;
 use finetuned_plugin_api::error::did_you_mean;
 use finetuned_plugin_api::registry::{Descriptor, Kind, Registry};
-use finetuned_plugin_api::PluginError;
 use serde::{Deserialize, Serialize};
 
 pub use describe::{Describer, hash_of, own_program};
@@ -87,10 +87,7 @@ impl Finder {
         Finder {
             folders: discover::folders(),
             copies: config.plugin_copies(),
-            describer: Describer {
-                timeout: config.plugins.load_timeout,
-                memory_bytes: config.plugins.call_memory,
-            },
+            describer: Describer { timeout: config.plugins.load_timeout, memory_bytes: config.plugins.call_memory },
         }
     }
 
@@ -278,12 +275,7 @@ fn pin(
 }
 
 /// A refused file may well be the one that has the name.
-fn unknown<'a>(
-    section: &str,
-    name: &str,
-    names: impl IntoIterator<Item = &'a str>,
-    libraries: &[Library],
-) -> Problem {
+fn unknown<'a>(section: &str, name: &str, names: impl IntoIterator<Item = &'a str>, libraries: &[Library]) -> Problem {
     let near = did_you_mean(name, names);
     let mut message = match near.is_empty() {
         true => format!("there is no {section} named '{name}'; `finetune plugin list` shows them"),
@@ -329,7 +321,10 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_told_with_the_nearest_or_the_way_to_see_all() {
-        assert_eq!(resolve("loss = \"dop\"").unwrap_err().message, "there is no loss named 'dop' (did you mean 'dpo'?)");
+        assert_eq!(
+            resolve("loss = \"dop\"").unwrap_err().message,
+            "there is no loss named 'dop' (did you mean 'dpo'?)"
+        );
         let problem = resolve("optimizer = \"zebra\"").unwrap_err();
         assert_eq!(problem.key, "optimizer.name");
         assert!(problem.message.ends_with("`finetune plugin list` shows them"), "{}", problem.message);

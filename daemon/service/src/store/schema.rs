@@ -5,7 +5,8 @@ use rusqlite::Connection;
 
 /// Each entry brings the database from version `index` to `index + 1`. Entries
 /// are never changed, only appended.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE jobs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         -- sha256 of the data, and of the effective recipe: one job a key.
@@ -61,7 +62,8 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (inbox, path)
     ) STRICT;
     CREATE INDEX files_by_job ON files(job);
-", "
+",
+    "
     -- The builds of the plugins that the job trains with, as JSON.
     ALTER TABLE jobs ADD COLUMN plugins TEXT NOT NULL DEFAULT '[]';
     -- Go on although a plugin is another build than the one it began with.
@@ -77,7 +79,8 @@ const MIGRATIONS: &[&str] = &["
         what TEXT NOT NULL
     ) STRICT;
     CREATE INDEX plugin_crashes_by_hash ON plugin_crashes(sha256);
-"];
+",
+];
 
 /// The version that brought plugins.
 pub const PLUGINS: i64 = 2;
@@ -108,4 +111,14 @@ pub fn migrate(connection: &mut Connection) -> anyhow::Result<()> {
         transaction.commit()?;
     }
     Ok(())
+}
+
+/// A database as an earlier version left it.
+#[cfg(test)]
+pub fn create_version(path: &std::path::Path, version: usize) {
+    let connection = Connection::open(path).unwrap();
+    for migration in &MIGRATIONS[..version] {
+        connection.execute_batch(migration).unwrap();
+    }
+    connection.pragma_update(None, "user_version", version as i64).unwrap();
 }

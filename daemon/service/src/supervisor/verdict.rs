@@ -53,7 +53,9 @@ fn death_in_call(exit: &Exit, words: &str, call: &str) -> String {
     }
     let mut text = match (&exit.killed_because, exit.signal, exit.code) {
         (Some(why), ..) => format!("{call}: the worker was killed: {why}"),
-        (None, Some(signal), _) => format!("{call}: the worker died of signal {signal} ({})", crate::words::signal(signal)),
+        (None, Some(signal), _) => {
+            format!("{call}: the worker died of signal {signal} ({})", crate::words::signal(signal))
+        }
         (None, None, Some(code)) => format!("{call}: it ended the worker with exit status {code}"),
         (None, None, None) => format!("{call}: the worker ended in an unknown way"),
     };
@@ -102,7 +104,10 @@ mod tests {
     fn a_death_inside_a_plugin_names_plugin_step_and_cause() {
         let call = Some("plugin mine 0.1.0, step 3, in evaluate");
         let why = |exit: Exit, call| verdict(None, &exit, None, "", call).1;
-        assert_eq!(why(died(11), call), "plugin mine 0.1.0, step 3, in evaluate: the worker died of signal 11 (segmentation fault)");
+        assert_eq!(
+            why(died(11), call),
+            "plugin mine 0.1.0, step 3, in evaluate: the worker died of signal 11 (segmentation fault)"
+        );
         let left = Exit { code: Some(0), ..Exit::default() };
         assert_eq!(why(left, call), "plugin mine 0.1.0, step 3, in evaluate: it ended the worker with exit status 0");
         let late = Exit { code: Some(calls::EXIT_DEADLINE), ..Exit::default() };
