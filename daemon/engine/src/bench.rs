@@ -276,7 +276,13 @@ struct LossBench<'a> {
 impl LossBench<'_> {
     /// Steps with the cross-entropy and with the loss in turn, so that what else
     /// the machine does meets both.
-    fn compare(&self, name: &str, trainer: Trainer, examples: &Examples, rows: &[Row]) -> Result<LossReport, EngineError> {
+    fn compare(
+        &self,
+        name: &str,
+        trainer: Trainer,
+        examples: &Examples,
+        rows: &[Row],
+    ) -> Result<LossReport, EngineError> {
         let mut recipe = self.recipe.clone();
         recipe.loss.name = name.to_string();
         let used = used(&recipe, self.registry, &self.options.plugins)?;

@@ -136,7 +136,8 @@ fn a_plan_counts_what_an_optimizer_keeps() {
     // Orthogonalising a matrix takes several of its size.
     let muon = request(folder.path(), "out", &["optimizer=muon"]);
     assert!(part(&muon, "optimizer step").expect("temporaries") > 0);
-    let host = TrainRequest { plugins: vec![host_momentum()], ..request(folder.path(), "out", &["optimizer=host-momentum"]) };
+    let host =
+        TrainRequest { plugins: vec![host_momentum()], ..request(folder.path(), "out", &["optimizer=host-momentum"]) };
     assert_eq!(part(&host, "moments"), Some(moments / 2), "one state in place of two");
     assert!(part(&host, "optimizer step").expect("copies") > 0);
 }

@@ -59,7 +59,9 @@ impl Preferences {
     /// What accuracy means.
     pub fn accuracy_help(&self) -> &'static str {
         match self.began_even() {
-            true => "share of the held-out pairs in which training has raised the preferred answer above the other; 50% is chance",
+            true => {
+                "share of the held-out pairs in which training has raised the preferred answer above the other; 50% is chance"
+            }
             false => "share of the held-out pairs in which the preferred answer has the higher reward; 50% is chance",
         }
     }

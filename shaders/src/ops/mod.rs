@@ -236,7 +236,11 @@ pub trait Ops: Send + Sync {
     /// factor a row.
     fn scale_rows(&self, y: &mut Tensor, factors: &[f32]) -> Result<()> {
         if y.rows() != factors.len() {
-            return Err(crate::error::shape_error("scale_rows", format!("{} factors", y.rows()), factors.len().to_string()));
+            return Err(crate::error::shape_error(
+                "scale_rows",
+                format!("{} factors", y.rows()),
+                factors.len().to_string(),
+            ));
         }
         let mut values = self.read(y)?;
         let columns = (values.len() / factors.len().max(1)).max(1);

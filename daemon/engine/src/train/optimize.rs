@@ -1,8 +1,8 @@
 //! The optimizer's side of a step: for each trained tensor one program and its
 //! states, or the states of an optimizer that steps by a callback on the host.
 
-use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_plugin_api::PluginError;
+use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_plugin_api::program::{Initial, Program, Scalars, State, StateBuffer, StateType};
 use finetuned_shaders::ops::ProgramState;
 use finetuned_shaders::{Ops, Weight};

@@ -163,6 +163,9 @@ fn one_job(view: &JobView) -> String {
         timestamp(job.created_ms),
         job.attempts
     );
+    for plugin in &job.plugins {
+        text += &format!("\n  plugin     {} {} ({})", plugin.name, plugin.version, display(&plugin.library.origin));
+    }
     let progress = &job.progress;
     if let Some(phase) = progress.phase.as_ref().filter(|_| job.state.is_active()) {
         text += &format!("\n  phase      {phase}");

@@ -108,11 +108,7 @@ fn headline(html: &mut String, page: &Page) {
         }
         let margin = preferences.margin;
         let before = if preferences.began_even() { 0.0 } else { margin.before };
-        tile(
-            html,
-            &format!("{before:.3} → {:.3}", margin.after),
-            &format!("margin: {}", preferences.margin_help()),
-        );
+        tile(html, &format!("{before:.3} → {:.3}", margin.after), &format!("margin: {}", preferences.margin_help()));
     }
     if let Some(last) = summary.last_loss {
         tile(html, &format!("{last:.3}"), "training loss at the last step");

@@ -112,3 +112,13 @@ pub fn migrate(connection: &mut Connection) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// A database as an earlier version left it.
+#[cfg(test)]
+pub fn create_version(path: &std::path::Path, version: usize) {
+    let connection = Connection::open(path).unwrap();
+    for migration in &MIGRATIONS[..version] {
+        connection.execute_batch(migration).unwrap();
+    }
+    connection.pragma_update(None, "user_version", version as i64).unwrap();
+}
