@@ -96,6 +96,9 @@ typedef struct {
     ft_metric_sink metrics;
 } ft_gradients_v1;
 
+/* A loss that asks for `value` alone gets nothing of the language-model head:
+   `logp` is zeros, and a derivative by it is an error. One that reads both asks
+   for another statistic as well. */
 typedef struct {
     uint32_t entropy, lse, mean_logp, reference_logp, prompt_logp, value;
     uint32_t before_step;       /* 0 nothing, 1 KL completions, 2 everything */

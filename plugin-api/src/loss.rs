@@ -38,6 +38,11 @@ pub struct Needs {
     /// `completion` false. Without it a prompt's tokens are not in the batch.
     pub prompt_logp: bool,
     /// One number for each sequence, from the value head at its last token.
+    ///
+    /// A loss that asks for values, and for no other statistic or pass, gets
+    /// nothing of the language-model head: no logits are computed, `logp` is
+    /// zeros, and a derivative by it is an error. One that reads both asks for
+    /// another statistic as well.
     pub value: bool,
     /// Which sequences [`Loss::prepare`] wants to see before the step.
     pub before_step: BeforeStep,

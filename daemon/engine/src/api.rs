@@ -6,6 +6,18 @@ use crate::error::EngineError;
 use crate::event::{Event, Summary};
 use crate::recipe::Recipe;
 
+/// A library that plugins are loaded from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PluginLibrary {
+    /// What is loaded: a copy that nobody else writes to.
+    pub path: PathBuf,
+    /// Of its bytes, in hexadecimal.
+    pub sha256: String,
+    /// The file that the copy was made of: what messages and records name.
+    #[serde(default)]
+    pub origin: PathBuf,
+}
+
 /// A training run: paths and the recipe.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainRequest {
@@ -24,6 +36,13 @@ pub struct TrainRequest {
     pub fresh: bool,
     /// Threads; None: all cores.
     pub threads: Option<usize>,
+    /// Libraries whose plugins the recipe may name beside the built-in ones.
+    #[serde(default)]
+    pub plugins: Vec<PluginLibrary>,
+    /// Go on with what `out` holds although a plugin is another build than the
+    /// one that it was trained with.
+    #[serde(default)]
+    pub accept_plugin_change: bool,
 }
 
 /// What the caller wants of a running job; asked at every step's end.

@@ -7,16 +7,20 @@ use std::time::Instant;
 
 use finetuned_data::{Example, Examples, Row};
 use finetuned_formats::{FormatError, ModelConfig, StoredType, TensorInfo, TensorSource};
+use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
 
+use crate::api::PluginLibrary;
 use crate::error::EngineError;
 use crate::model::shape::ModelShape;
 use crate::model::{adapter, build};
 use crate::plan::{Footprint, matrix_rate};
 use crate::recipe::{Method, Recipe};
+use crate::train::heads::Heads;
 use crate::train::prepare;
 use crate::train::step::{StepOptions, Trainer};
+use crate::train::used::used;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BenchOptions {
@@ -35,6 +39,11 @@ pub struct BenchOptions {
     pub threads: Option<usize>,
     /// Steps that are timed, after one that is not.
     pub steps: usize,
+    /// A loss to compare with the built-in cross-entropy, step by step in turn.
+    pub loss: Option<String>,
+    /// Libraries that the loss may come from.
+    #[serde(default)]
+    pub plugins: Vec<PluginLibrary>,
 }
 
 impl Default for BenchOptions {
@@ -50,6 +59,8 @@ impl Default for BenchOptions {
             device: "auto".into(),
             threads: None,
             steps: 5,
+            loss: None,
+            plugins: Vec::new(),
         }
     }
 }
@@ -73,6 +84,23 @@ pub struct BenchReport {
     /// Tensors alone.
     pub peak_bytes: u64,
     pub loss: f64,
+    /// Where another loss was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<LossReport>,
+}
+
+/// A loss against the built-in cross-entropy: steps of the two in turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LossReport {
+    pub name: String,
+    /// `built in`, or the file that it comes from.
+    pub origin: String,
+    /// Medians over the steps in turn.
+    pub seconds_per_step: f64,
+    pub cross_entropy_seconds_per_step: f64,
+    /// Median over the turns of one step's time to the other's.
+    pub ratio: f64,
+    pub turns: usize,
 }
 
 impl fmt::Display for BenchReport {
@@ -90,7 +118,20 @@ impl fmt::Display for BenchReport {
             self.peak_gflops,
             100.0 * self.ratio
         )?;
-        write!(f, "  {:.2} GB of tensors at the peak", self.peak_bytes as f64 / 1e9)
+        write!(f, "  {:.2} GB of tensors at the peak", self.peak_bytes as f64 / 1e9)?;
+        if let Some(loss) = &self.compared {
+            write!(
+                f,
+                "\n  {} ({}): {:.3} s a step, cross-entropy {:.3} s, {} turns of both: {:+.1}%",
+                loss.name,
+                loss.origin,
+                loss.seconds_per_step,
+                loss.cross_entropy_seconds_per_step,
+                loss.turns,
+                100.0 * (loss.ratio - 1.0)
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -158,9 +199,9 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     if options.method != Method::Full {
         adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1)?;
     }
-    let registry = prepare::registry()?;
+    let registry = prepare::registry(&options.plugins)?;
     let optimizer = prepare::optimizer(&recipe, &registry)?;
-    let footprint = Footprint::new(&config, &recipe, None, optimizer.as_ref())?;
+    let footprint = Footprint::new(ops.as_ref(), &config, &recipe, None, Heads::LANGUAGE, optimizer.as_ref())?;
     let objective = registry.objective("cross-entropy", &serde_json::Map::new())?;
     let step_options = StepOptions {
         micro_batch_size: options.sequences,
@@ -168,7 +209,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         max_grad_norm: 1.0,
         seed: 1,
     };
-    let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer.as_ref(), step_options, true)?;
+    let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer, step_options, true)?;
 
     let random = Key::new(7, 0, 0);
     let example = |i: usize| Example {
@@ -194,8 +235,15 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         }
     }
     peak = peak.max(matrix_peak(ops.as_ref())?);
-    times.sort_by(f64::total_cmp);
-    let seconds = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let peak_bytes = ops.allocated_bytes().1;
+    let compared = match &options.loss {
+        Some(name) => {
+            let bench = LossBench { registry: &registry, recipe: &recipe, step_options, options };
+            Some(bench.compare(name, trainer, &examples, &rows)?)
+        }
+        None => None,
+    };
+    let seconds = median(times);
     let tokens = options.tokens * options.sequences;
     let work = footprint.work_per_token(options.tokens as f64, true);
     let rate = work * tokens as f64 / seconds;
@@ -212,9 +260,64 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         gflops: rate / 1e9,
         peak_gflops: peak / 1e9,
         ratio: rate / peak,
-        peak_bytes: ops.allocated_bytes().1,
+        peak_bytes,
         loss,
+        compared,
     })
+}
+
+struct LossBench<'a> {
+    registry: &'a Registry,
+    recipe: &'a Recipe,
+    step_options: StepOptions,
+    options: &'a BenchOptions,
+}
+
+impl LossBench<'_> {
+    /// Steps with the cross-entropy and with the loss in turn, so that what else
+    /// the machine does meets both.
+    fn compare(
+        &self,
+        name: &str,
+        trainer: Trainer,
+        examples: &Examples,
+        rows: &[Row],
+    ) -> Result<LossReport, EngineError> {
+        let mut recipe = self.recipe.clone();
+        recipe.loss.name = name.to_string();
+        let used = used(&recipe, self.registry, &self.options.plugins)?;
+        let (mut ops, mut model) = trainer.into_model();
+        let mut times: [Vec<f64>; 2] = Default::default();
+        for _ in 0..self.options.steps.max(1) {
+            for (name, times) in ["cross-entropy", name].into_iter().zip(&mut times) {
+                let objective = self.registry.objective(name, &serde_json::Map::new())?;
+                let optimizer = prepare::optimizer(self.recipe, self.registry)?;
+                let mut trainer = Trainer::new(ops, model, objective, optimizer, self.step_options, true)?;
+                trainer.check_data(examples)?;
+                // The first step of a trainer makes what later ones reuse.
+                trainer.step(examples, rows, 1, 1e-5, &mut |_, _| true)?;
+                let started = Instant::now();
+                trainer.step(examples, rows, 2, 1e-5, &mut |_, _| true)?;
+                times.push(started.elapsed().as_secs_f64());
+                (ops, model) = trainer.into_model();
+            }
+        }
+        let [cross_entropy, loss] = times;
+        let ratios = loss.iter().zip(&cross_entropy).map(|(loss, cross_entropy)| loss / cross_entropy).collect();
+        Ok(LossReport {
+            name: name.to_string(),
+            origin: used.first().map_or_else(String::new, |plugin| plugin.origin.clone()),
+            turns: loss.len(),
+            ratio: median(ratios),
+            seconds_per_step: median(loss),
+            cross_entropy_seconds_per_step: median(cross_entropy),
+        })
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The best of several measurements of a large product.

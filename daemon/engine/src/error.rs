@@ -25,6 +25,11 @@ pub enum EngineError {
     /// The folder holds another run.
     #[error("{out} holds a run with other settings ({difference}); give another --out, or --fresh to start over")]
     OtherRun { out: PathBuf, difference: String },
+    /// The folder's run was trained with another build of a plugin.
+    #[error(
+        "the run began with {began} of the plugin '{name}', and this is {now}; start over (--fresh), put the earlier file back, or go on with the other build (--accept-plugin-change)"
+    )]
+    PluginChanged { name: String, began: String, now: String },
     #[error("device `{asked}`: {reason}")]
     Device { asked: String, reason: String },
     #[error("needs {needed_bytes} bytes of memory, {available_bytes} are there: {remedy}")]

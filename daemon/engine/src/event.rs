@@ -93,6 +93,8 @@ pub struct Summary {
     /// Largest difference of logits between the trained weights and the files
     /// read back.
     pub reload_difference: f64,
+    /// `held_out_before` and `held_out_after`: the objective's own numbers over
+    /// the held-out rows, by name (`rewards/accuracies`, `rewards/margins`).
     #[serde(default)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use finetuned_data::{Examples, Prepared, Row};
 use finetuned_formats::{Architecture, ModelConfig, ModelFiles, PeftAdapter, read_peft};
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
+use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::Ops;
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +17,11 @@ use crate::api::TrainRequest;
 use crate::error::EngineError;
 use crate::model::shape::{LinearShape, ModelShape};
 use crate::recipe::{Method, Recipe};
-use crate::train::optimize::Rules;
+use crate::train::heads::Heads;
+use crate::train::optimize::{OptimizerBytes, Rules};
 use crate::train::prepare;
-use crate::train::units::{Order, documents};
+use crate::train::step::only_logp;
+use crate::train::units::{Document, Order, documents};
 
 /// Bytes of one kind of thing at the step's peak.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,13 +77,15 @@ pub fn plan(request: &TrainRequest) -> Result<Plan, EngineError> {
     let opened = prepare::open_model(&request.model)?;
     let prepared = prepare::read_data(request, &opened)?;
     let ops = prepare::device(&request.device, request.threads)?;
+    let registry = prepare::registry(&request.plugins)?;
     let order = Order::of(&prepared.train, &request.recipe.train);
     let steps = request.recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(request.recipe.train.epochs));
-    of_run(request, &opened.files, &prepared, steps, ops.as_ref())
+    of_run(request, &registry, &opened.files, &prepared, steps, ops.as_ref())
 }
 
 pub(crate) fn of_run(
     request: &TrainRequest,
+    registry: &Registry,
     files: &ModelFiles,
     prepared: &Prepared,
     steps: usize,
@@ -88,19 +93,19 @@ pub(crate) fn of_run(
 ) -> Result<Plan, EngineError> {
     let recipe = &request.recipe;
     let start = request.adapter.as_deref().map(read_peft).transpose()?;
-    let registry = prepare::registry()?;
     let objective = registry.objective(&recipe.loss.name, &recipe.loss.parameters)?;
-    let optimizer = prepare::optimizer(recipe, &registry)?;
+    let optimizer = prepare::optimizer(recipe, registry)?;
     let kl = objective.alignment_needs().is_some_and(|a| a.kl_completions);
     let mut order = Order::of(&prepared.train, &recipe.train);
     let info = ops.info();
     let available = if info.memory_bytes == 0 { host_memory() } else { info.memory_bytes };
 
-    let footprint = Footprint::new(&files.config, recipe, start.as_ref(), optimizer.as_ref())?;
+    let heads = Heads::of(&objective);
+    let footprint = Footprint::new(ops, &files.config, recipe, start.as_ref(), heads, optimizer.as_ref())?;
     let dataset = 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64;
     let batch = recipe.train.batch_size;
     let peak_at = |order: &mut Order, micro: usize| {
-        let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl);
+        let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl, heads);
         (footprint.fixed() + footprint.step(tokens, trained) + dataset, tokens, trained)
     };
     let fits = |bytes: u64| available == 0 || bytes <= available;
@@ -134,7 +139,10 @@ pub(crate) fn of_run(
     let rate = matrix_rate(ops)?;
     let longest = prepare::longest_document(prepared);
     let mean_context = mean_document(&prepared.train);
-    let work = footprint.work_per_token(mean_context, objective.loss().separable(&Default::default()).is_some());
+    let loss = objective.loss();
+    let fused =
+        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && only_logp(&loss.needs()));
+    let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest));
     Ok(Plan {
@@ -195,8 +203,16 @@ fn remedy(recipe: &Recipe, longest: usize) -> String {
     format!("try {}", ideas.join(", or "))
 }
 
-/// The most tokens, and counted tokens, that a micro-batch of the run holds.
-fn largest_micro_batch(order: &mut Order, examples: &Examples, micro: usize, steps: usize, kl: bool) -> (usize, usize) {
+/// The most tokens, and rows of the heads, that a micro-batch of the run holds.
+fn largest_micro_batch(
+    order: &mut Order,
+    examples: &Examples,
+    micro: usize,
+    steps: usize,
+    kl: bool,
+    heads: Heads,
+) -> (usize, usize) {
+    let read = |d: &Document| if heads.language { d.targets() } else { 0 } + usize::from(heads.value);
     let mut most = (0, 0);
     // Every epoch shuffles anew; a few show what the rest can bring.
     let looked_at = steps.min(4 * order.steps_of_epochs(1.0).max(1));
@@ -207,7 +223,7 @@ fn largest_micro_batch(order: &mut Order, examples: &Examples, micro: usize, ste
             .map(|at| {
                 documents(examples, &batch, at, kl)
                     .iter()
-                    .map(|d| (d.len(), d.targets()))
+                    .map(|d| (d.len(), read(d)))
                     .fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1))
             })
             .collect();
@@ -259,18 +275,21 @@ pub(crate) struct Footprint {
     dora: bool,
     full: bool,
     checkpointing: bool,
+    heads: Heads,
     weights: u64,
     adapter: u64,
-    moments: u64,
+    optimizer: OptimizerBytes,
     trainable: u64,
     parameters: u64,
 }
 
 impl Footprint {
     pub(crate) fn new(
+        ops: &dyn Ops,
         config: &ModelConfig,
         recipe: &Recipe,
         start: Option<&PeftAdapter>,
+        heads: Heads,
         optimizer: &dyn Optimizer,
     ) -> Result<Footprint, EngineError> {
         let shape = ModelShape::of(config);
@@ -298,15 +317,22 @@ impl Footprint {
                 trained.push(tensor(&linear.module, &[linear.outputs], TensorKind::Magnitude));
             }
         }
+        // Counted with the adapters, beside which it is saved; with a full model
+        // that part is the head alone.
+        if heads.value {
+            trained.push(tensor("score", &[1, shape.hidden], TensorKind::ValueHead));
+        }
         let adapter_numbers: u64 = trained.iter().map(|t| t.elements() as u64).sum();
         let parameters = linear + shape.other_parameters + adapter_numbers;
         if full {
             for linear in &shape.linears {
                 trained.push(tensor(&linear.module, &[linear.outputs, linear.inputs], TensorKind::Matrix));
             }
-            trained.push(tensor("other", &[1, shape.other_parameters as usize], TensorKind::Embedding));
+            // An untied language-model head that no loss reads stays as it is.
+            let idle = if heads.language || config.tied_embeddings { 0 } else { shape.vocab * shape.hidden };
+            trained.push(tensor("other", &[1, shape.other_parameters as usize - idle], TensorKind::Embedding));
         }
-        let moments = Rules::state_bytes(optimizer, &trained)?;
+        let optimizer = Rules::bytes(ops, optimizer, &trained)?;
         let trainable = trained.iter().map(|t| t.elements() as u64).sum();
         Ok(Footprint {
             shape,
@@ -314,9 +340,10 @@ impl Footprint {
             dora,
             full,
             checkpointing: recipe.train.gradient_checkpointing,
+            heads,
             weights,
             adapter: 4 * adapter_numbers,
-            moments,
+            optimizer,
             trainable,
             parameters,
         })
@@ -325,10 +352,13 @@ impl Footprint {
     fn fixed_parts(&self) -> Vec<PlanPart> {
         let mut parts = vec![part("weights", self.weights)];
         if self.adapter > 0 {
-            parts.push(part("adapter", self.adapter));
+            parts.push(part(if self.full { "value head" } else { "adapter" }, self.adapter));
         }
         parts.push(part("gradients", 4 * self.trainable));
-        parts.push(part("moments", self.moments));
+        parts.push(part("moments", self.optimizer.states));
+        if self.optimizer.scratch > 0 {
+            parts.push(part("optimizer step", self.optimizer.scratch));
+        }
         parts.push(part("process", PROCESS_BYTES));
         parts
     }
@@ -347,8 +377,13 @@ impl Footprint {
         // At its peak the backward pass of a layer holds the stream's gradient and
         // the MLP's four; the head, its input thrice and a chunk of logits.
         let backward = n * (3 * s.intermediate as u64 + 4 * c);
-        let head = 3 * m * c + HEAD_CHUNK_ROWS.min(m) * s.vocab as u64;
-        vec![part("activations", 4 * (n * kept + backward)), part("LM head", 4 * head)]
+        let (name, head) = match (self.heads.language, self.heads.value) {
+            (true, false) => ("LM head", 3 * m * c + HEAD_CHUNK_ROWS.min(m) * s.vocab as u64),
+            // Each of the two reads, and gives back, a copy of its rows.
+            (true, true) => ("heads", 5 * m * c + HEAD_CHUNK_ROWS.min(m) * s.vocab as u64),
+            (false, _) => ("value head's rows", 3 * m * c),
+        };
+        vec![part("activations", 4 * (n * kept + backward)), part(name, 4 * head)]
     }
 
     fn step(&self, tokens: usize, trained: usize) -> u64 {
@@ -387,6 +422,8 @@ impl Footprint {
         // Half of the square, twice (scores, mixture); the backward pass does 2.5 times as much.
         let attention = 2.0 * context * s.query as f64 * s.layers as f64;
         let forward = 2.0 * linear + 2.0 * low + attention;
+        // The value head's one row is nothing beside the vocabulary.
+        let head = if self.heads.language { head } else { 0.0 };
         let weight_gradients = if self.full { 2.0 * (linear + head) } else { 0.0 };
         let backward = 2.0 * linear + 4.0 * low + 2.5 * attention + weight_gradients;
         let again = if self.checkpointing { forward } else { 0.0 };

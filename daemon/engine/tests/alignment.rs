@@ -58,6 +58,8 @@ fn follow(file: &str, settings: &[&str]) {
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),
+        plugins: Vec::new(),
+        accept_plugin_change: false,
     };
     train(&request, &mut Silent).expect("a finished run");
     let metrics = finetuned_engine::train::metrics::read(&request.out).expect("metrics");

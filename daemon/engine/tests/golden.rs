@@ -175,7 +175,7 @@ fn run_curve(architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f6
     let curve = &curves(architecture)[kind];
     let path = format!("{architecture}/batches.safetensors");
     let examples = examples(&ids(&path, "input_ids"), &ids(&path, "labels"));
-    let registry = prepare::registry().expect("registry");
+    let registry = prepare::registry(&[]).expect("registry");
     let objective = registry.objective("cross-entropy", &Map::new()).expect("loss");
     let parameters = json!({
         "beta1": curve["betas"][0], "beta2": curve["betas"][1], "epsilon": curve["eps"],
@@ -189,7 +189,7 @@ fn run_curve(architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f6
         seed: 1,
     };
     let model = model(ops.as_ref(), architecture, kind);
-    let mut trainer = Trainer::new(ops, model, objective, optimizer.as_ref(), options, false).expect("trainer");
+    let mut trainer = Trainer::new(ops, model, objective, optimizer, options, false).expect("trainer");
     let mut losses = Vec::new();
     let mut norms = Vec::new();
     for step in 1..=10 {

@@ -130,7 +130,7 @@ fn crates_depend_downward_only() {
         ("daemon/formats", &[][..]),
         ("daemon/data", &["formats"][..]),
         ("daemon/engine", &["plugin-api", "shaders", "formats", "data", "standard"][..]),
-        ("daemon/service", &["plugin-api", "formats", "data", "engine", "standard"][..]),
+        ("daemon/service", &["plugin-api", "formats", "data", "engine", "standard", "template"][..]),
         ("plugins/standard", &["plugin-api"][..]),
     ]);
     for (folder, allowed) in allowed {

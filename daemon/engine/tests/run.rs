@@ -73,6 +73,8 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),
+        plugins: Vec::new(),
+        accept_plugin_change: false,
     }
 }
 

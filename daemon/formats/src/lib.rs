@@ -28,7 +28,8 @@ pub use error::{FormatError, SUPPORTED_MODEL_TYPES};
 pub use folder::{write_model_folder, write_sharded};
 pub use model::{ModelFiles, ModelKind};
 pub use peft::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, LayerPattern, PeftAdapter, PeftConfig, TargetModules, read_peft, write_peft,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, LayerPattern, PeftAdapter, PeftConfig, TargetModules, VALUE_HEAD, read_peft,
+    write_peft,
 };
 pub use safetensors::{
     ElementType, NamedTensors, SafetensorsFile, TensorSink, TensorSpec, Values, open_safetensors, read_safetensors_f32,

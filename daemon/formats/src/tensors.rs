@@ -81,7 +81,8 @@ impl TensorInfo {
 /// `model.norm.weight`, `lm_head.weight`; for gpt2 `transformer.wte.weight`,
 /// `transformer.h.0.attn.c_attn.weight`, `transformer.ln_f.weight`. A file
 /// whose names lack or add a prefix is read under the canonical ones.
-/// `lm_head.weight` is not listed where the config ties it to the embedding.
+/// `lm_head.weight` is not listed where the config ties it to the embedding; a
+/// reward model's value head is `score.weight`.
 ///
 /// A source never holds more than the tensor being read.
 pub trait TensorSource: Send + Sync {
@@ -110,7 +111,7 @@ pub(crate) fn canonical_name(architecture: Architecture, stored: &str) -> Option
         if bare.ends_with(".attn.bias") || bare.ends_with(".attn.masked_bias") {
             return None;
         }
-        if bare.starts_with("lm_head.") {
+        if bare.starts_with("lm_head.") || bare.starts_with("score.") {
             return Some(bare.to_string());
         }
         return Some(format!("transformer.{bare}"));
@@ -128,7 +129,7 @@ pub(crate) fn canonical_name(architecture: Architecture, stored: &str) -> Option
     {
         return None;
     }
-    if bare.starts_with("lm_head.") {
+    if bare.starts_with("lm_head.") || bare.starts_with("score.") {
         return Some(bare.to_string());
     }
     Some(format!("model.{bare}"))

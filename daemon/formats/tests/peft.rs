@@ -6,8 +6,8 @@ mod common;
 use common::{assert_error, golden, golden_json, ramp};
 use finetuned_formats::durable::DirectoryWriter;
 use finetuned_formats::{
-    ElementType, FormatError, PeftAdapter, PeftConfig, TargetModules, read_peft, read_safetensors_f32, write_peft,
-    write_safetensors,
+    ElementType, FormatError, PeftAdapter, PeftConfig, TargetModules, VALUE_HEAD, read_peft, read_safetensors_f32,
+    write_peft, write_safetensors,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -126,6 +126,8 @@ fn targets_are_matched_as_peft_does() {
 fn what_changes_the_maths_is_refused_by_name() {
     for (key, value) in [
         ("modules_to_save", json!(["lm_head"])),
+        ("modules_to_save", json!(["score", "lm_head"])),
+        ("modules_to_save", json!("score")),
         ("use_qalora", json!(true)),
         ("lora_bias", json!(true)),
         ("target_parameters", json!(["mlp.experts.gate_up_proj"])),
@@ -208,6 +210,36 @@ fn tensors_that_do_not_fit_the_settings_are_errors() {
     short.tensors.insert(a, (vec![4, 64], ramp(3)));
     let folder = tempfile::tempdir().unwrap();
     assert_error(write_peft(folder.path(), &short), &["3 elements"]);
+}
+
+#[test]
+fn a_reward_models_value_head_lies_beside_the_adapters() {
+    // What PEFT makes of it for SEQ_CLS, once trained anew and once loaded again.
+    for written in [json!(["classifier", "score"]), json!(["score", "classifier", "score"]), json!(["score"])] {
+        assert!(parse(json!({"modules_to_save": written, "task_type": "SEQ_CLS"})).unwrap().value_head);
+    }
+    let mut adapter = read_peft(&golden("peft/lora")).unwrap();
+    assert!(!adapter.config.value_head);
+    adapter.config.value_head = true;
+    adapter.config.task_type = Some("SEQ_CLS".into());
+    let folder = tempfile::tempdir().unwrap();
+    assert_error(write_peft(folder.path(), &adapter), &["value head", VALUE_HEAD]);
+    adapter.tensors.insert(VALUE_HEAD.into(), (vec![1, 64], ramp(64)));
+    write_peft(folder.path(), &adapter).unwrap();
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["modules_to_save"], &config["task_type"]), (&json!(["score"]), &json!("SEQ_CLS")));
+    let again = read_peft(folder.path()).unwrap();
+    assert_eq!(again, adapter);
+    assert_eq!(again.modules().len(), 14);
+
+    adapter.tensors.insert(VALUE_HEAD.into(), (vec![3, 64], ramp(192)));
+    assert_error(write_peft(folder.path(), &adapter), &["3 labels", "one output"]);
+    adapter.tensors.insert(VALUE_HEAD.into(), (vec![64], ramp(64)));
+    assert_error(write_peft(folder.path(), &adapter), &["[64]", "[1, hidden]"]);
+    adapter.tensors.insert(VALUE_HEAD.into(), (vec![1, 64], ramp(64)));
+    adapter.config.value_head = false;
+    assert_error(write_peft(folder.path(), &adapter), &[VALUE_HEAD, "modules_to_save"]);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::inbox::watch::Watch;
 use crate::inbox::{Claims, Inbox, InboxStatus, receipt, recipe as inbox_recipe, snapshot};
 use crate::lock::lock;
 use crate::logging::{self, Level};
+use crate::plugins::{Finder, own_program};
 use crate::service_manager::ServiceManager;
 use crate::store::{EventRow, Job, NewJob, Store};
 use crate::supervisor::{Command, Supervisor};
@@ -105,7 +106,7 @@ async fn serve(sources: Sources, config: Arc<Config>, mut store: Store, level: L
     let ended = Box::new(move || {
         let _ = wake_inbox.send(InboxMessage::Wake);
     });
-    let supervisor = Supervisor::new(config.clone(), store, news, worker_program()?, ended);
+    let supervisor = Supervisor::new(config.clone(), store, news, own_program()?, ended);
     let mut supervisor = tokio::spawn(supervisor.run(command_receiver));
     let listener = server::bind(&config.socket)?;
     let server = tokio::spawn(axum::serve(listener, server::router(control.clone())).into_future());
@@ -154,15 +155,6 @@ async fn serve(sources: Sources, config: Arc<Config>, mut store: Store, level: L
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// This very program, even where an update has replaced its file meanwhile.
-fn worker_program() -> anyhow::Result<PathBuf> {
-    let own = PathBuf::from("/proc/self/exe");
-    if own.exists() {
-        return Ok(own);
-    }
-    std::env::current_exe().context("the program's own path is unknown")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -375,6 +367,8 @@ impl Control {
             anyhow::ensure!(file.metadata()?.is_file(), "{} is not a regular file", path.display());
             snapshot::take(&mut file, path, &config.datasets_dir(), config.inbox.snapshot_limit)
         };
+        let crashes = lock(&self.store).plugin_crashes()?;
+        let plugins = Finder::of(&config).resolve(&recipe, &crashes)?;
         let data = take(&submission.data)?;
         let validation = submission.validation.as_ref().map(take).transpose()?;
         let stem = submission.data.file_stem().map(|stem| stem.to_string_lossy().into_owned());
@@ -384,6 +378,7 @@ impl Control {
                 validation.as_ref().map(|v| v.sha256.as_str()),
                 submission.adapter.as_deref(),
                 &recipe,
+                &plugins,
             ),
             name: submission.name.clone().or(stem).unwrap_or_else(|| "data".into()),
             data: data.path,
@@ -391,6 +386,7 @@ impl Control {
             data_sha256: data.sha256,
             recipe,
             adapter: submission.adapter.clone(),
+            plugins,
             outputs: config.adapters_dir(),
         };
         let claimed = lock(&self.store).claim(&new)?;

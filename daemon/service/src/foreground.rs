@@ -12,6 +12,7 @@ use finetuned_engine::event::{Event, Summary};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::filesystem::display;
+use crate::preferences::Preferences;
 use crate::{report, words};
 
 /// Plain lines come no more often, unless something is measured.
@@ -183,6 +184,9 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
             "\nheld-out loss  {before:.4} before, {after:.4} after ({:.0}% lower)",
             100.0 * (before - after) / before
         );
+    }
+    if let Some(preferences) = Preferences::of(summary) {
+        text += &format!("\n{}", preferences.lines(15).trim_end());
     }
     if let Some(last) = summary.last_loss {
         text += &format!("\ntraining loss  {last:.4} at the last step");

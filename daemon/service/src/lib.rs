@@ -15,6 +15,8 @@ pub mod installation;
 pub mod lock;
 pub mod logging;
 pub mod models;
+pub mod plugins;
+pub mod preferences;
 pub mod recipes;
 pub mod report;
 pub mod run;

@@ -1,15 +1,18 @@
 //! One run from its request to its report: the code that a worker and the
 //! foreground command share.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use finetuned_data::DatasetReport;
 use finetuned_engine::api::{self, Control, Observer, Outcome};
 use finetuned_engine::event::Event;
 use finetuned_engine::plan::Plan;
+use finetuned_plugin_api::abi::calls;
 
 use crate::inbox::snapshot;
 use crate::supervisor::protocol::RunRequest;
-use crate::{models, report, words};
+use crate::{models, plugins, report, words};
 
 /// Finds the base model (fetching it where it is in the catalogue and not
 /// here), trains, and writes the HTML report beside what was trained.
@@ -25,6 +28,15 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
         snapshot::verify(&run.train.data, sha256)?;
     }
     let mut request = run.train.clone();
+    if !request.plugins.is_empty() {
+        for library in &request.plugins {
+            plugins::verify(library)?;
+        }
+        if let Some(limits) = run.plugin_limits {
+            let memory_bytes = limits.memory_bytes.unwrap_or(u64::MAX);
+            calls::watch(calls::Limits { time: Duration::from_secs_f64(limits.seconds), memory_bytes })?;
+        }
+    }
     request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
         observer.event(&Event::Phase { name: words.to_string() });
     })?;
@@ -96,7 +108,7 @@ impl Observer for Seen<'_> {
 
 /// A limit of the kernel: an allocation beyond it fails in this process, and
 /// nothing else suffers.
-fn limit_memory(bytes: u64) -> anyhow::Result<()> {
+pub(crate) fn limit_memory(bytes: u64) -> anyhow::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let present = getrlimit(Resource::Data);
     let limit = Rlimit { current: Some(bytes), maximum: present.maximum };

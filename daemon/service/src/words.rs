@@ -16,6 +16,23 @@ pub fn bytes(bytes: u64) -> String {
     bytesize::ByteSize::b(bytes).display().iec().to_string()
 }
 
+/// A signal's name.
+pub fn signal(number: i32) -> &'static str {
+    match number {
+        1 => "hangup",
+        2 => "interrupt",
+        3 => "quit",
+        4 => "illegal instruction",
+        6 => "abort",
+        7 => "bus error",
+        8 => "arithmetic error",
+        9 => "kill",
+        11 => "segmentation fault",
+        15 => "terminated",
+        _ => "signal",
+    }
+}
+
 /// `1 234 567`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();

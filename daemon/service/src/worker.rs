@@ -11,10 +11,11 @@ use std::time::Duration;
 use anyhow::Context;
 use finetuned_engine::api::{Control, Observer, Outcome};
 use finetuned_engine::event::Event;
+use finetuned_plugin_api::abi::calls;
 
 use crate::filesystem::Lock;
-use crate::run;
 use crate::supervisor::protocol::{LOCK_FILE, REQUEST_FILE, RunRequest, WorkerLine};
+use crate::{plugins, run};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -45,6 +46,8 @@ fn work(job: &Path) -> anyhow::Result<WorkerLine> {
         .map_err(|held| anyhow::anyhow!("another worker has this job (process {})", held.by.unwrap_or_default()))?;
     say(&WorkerLine::Hello { pid: std::process::id() });
 
+    // Read by the daemon if this process ends without a word.
+    calls::note_calls_in(&job.join(plugins::CALL_FILE))?;
     let order = Arc::new(AtomicU8::new(CONTINUE));
     let progress = Arc::new(AtomicU64::new(0));
     listen(order.clone());

@@ -318,6 +318,10 @@ impl Ops for Cpu {
         Ok(ProgramState(StateStorage::Host(buffer)))
     }
 
+    fn program_scratch_bytes(&self, programs: &[Program]) -> u64 {
+        program::scratch_bytes(programs)
+    }
+
     fn optimizer_step(
         &self,
         program: &Program,

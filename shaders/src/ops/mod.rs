@@ -228,6 +228,27 @@ pub trait Ops: Send + Sync {
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor>;
     fn scale(&self, y: &mut Tensor, alpha: f32) -> Result<()>;
     fn fill_zero(&self, y: &mut Tensor) -> Result<()>;
+    /// Multiplies each row of an f32 matrix `[M, C]` by its factor. Through the
+    /// host where a device has nothing better.
+    ///
+    /// # Errors
+    /// [`TensorError::Shape`](crate::TensorError::Shape) where there is not one
+    /// factor a row.
+    fn scale_rows(&self, y: &mut Tensor, factors: &[f32]) -> Result<()> {
+        if y.rows() != factors.len() {
+            return Err(crate::error::shape_error(
+                "scale_rows",
+                format!("{} factors", y.rows()),
+                factors.len().to_string(),
+            ));
+        }
+        let mut values = self.read(y)?;
+        let columns = (values.len() / factors.len().max(1)).max(1);
+        for (row, factor) in values.chunks_mut(columns).zip(factors) {
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
+        self.write(y, &values)
+    }
     /// Adds `bias [C]` to each row.
     fn add_bias(&self, y: &mut Tensor, bias: &Tensor) -> Result<()>;
     /// dbias += column sums of dy.
@@ -405,6 +426,12 @@ pub trait Ops: Send + Sync {
     /// A state's memory, for a checkpoint; and back.
     fn read_state(&self, state: &ProgramState) -> Result<StateBuffer>;
     fn write_state(&self, buffer: StateBuffer) -> Result<ProgramState>;
+    /// Bytes of temporaries that steps of these programs keep, all of which share
+    /// them; 0 where the device keeps none.
+    fn program_scratch_bytes(&self, programs: &[Program]) -> u64 {
+        let _ = programs;
+        0
+    }
     /// Runs an optimizer's program over one parameter tensor.
     fn optimizer_step(
         &self,

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use finetuned_formats::{Architecture, PeftAdapter, PeftConfig, TargetModules};
+use finetuned_formats::{Architecture, PeftAdapter, PeftConfig, TargetModules, VALUE_HEAD};
 use finetuned_shaders::random::Key;
 use finetuned_shaders::{Ops, Weight};
 
 use super::decoder::Decoder;
 use super::linear::{Adapter, Linear};
 use super::parameters::{Parameter, Role};
+use super::value;
 use crate::error::EngineError;
 use crate::recipe::{LoraRecipe, Targets, Variant};
 
@@ -35,7 +36,7 @@ pub fn attach_fresh(ops: &dyn Ops, model: &mut Decoder, recipe: &LoraRecipe, see
     })
 }
 
-/// Adds the adapters of a PEFT folder.
+/// Adds the adapters of a PEFT folder, and its value head where it has one.
 ///
 /// # Errors
 /// A tensor that fits no layer, a target without its tensors, another shape.
@@ -65,6 +66,9 @@ pub fn attach_peft(ops: &dyn Ops, model: &mut Decoder, peft: &PeftAdapter) -> Re
             magnitude,
         })
     })?;
+    if let Some(score) = take(VALUE_HEAD.into(), &[1, model.config.hidden_size], &mut used)? {
+        value::attach(ops, model, VALUE_HEAD, &score)?;
+    }
     if let Some(stray) = peft.tensors.keys().find(|name| !used.contains(*name)) {
         // A tensor that nothing reads would make a silently inert adapter.
         return Err(EngineError::Adapter(format!("tensor {stray} fits no layer of this model")));
@@ -72,7 +76,8 @@ pub fn attach_peft(ops: &dyn Ops, model: &mut Decoder, peft: &PeftAdapter) -> Re
     Ok(())
 }
 
-/// Reads the adapters off the model as PEFT writes them.
+/// Reads the adapters, and the value head where there is one, off the model as
+/// PEFT writes them.
 ///
 /// # Errors
 /// The device failed.
@@ -94,6 +99,10 @@ pub fn extract(ops: &dyn Ops, model: &Decoder, base: &str) -> Result<PeftAdapter
             let parameter = model.parameters.get(id);
             tensors.insert(parameter.name.clone(), (parameter.shape.clone(), ops.read(model.parameters.tensor(id)?)?));
         }
+    }
+    if let Some(head) = model.value_head {
+        let shape = model.parameters.get(head.weight).shape.clone();
+        tensors.insert(VALUE_HEAD.to_string(), (shape, ops.read(model.parameters.tensor(head.weight)?)?));
     }
     // The commonest rank and alpha are the configuration's; the rest are patterns.
     let mut counts: BTreeMap<(usize, u64), usize> = BTreeMap::new();
@@ -123,14 +132,18 @@ pub fn extract(ops: &dyn Ops, model: &Decoder, base: &str) -> Result<PeftAdapter
         rank_pattern,
         alpha_pattern,
         fan_in_fan_out: model.config.architecture == Architecture::Gpt2,
+        value_head: model.value_head.is_some(),
+        // PEFT then wraps a model for sequence classification, and loads the head.
+        task_type: Some(if model.value_head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),
         ..PeftConfig::default()
     };
     Ok(PeftAdapter { config, tensors })
 }
 
-/// Takes every adapter off: the model is its base again. The factors stay in
-/// the parameter list until the model is dropped.
+/// Takes every adapter and the value head off: the model is its base again.
+/// Their numbers stay in the parameter list until the model is dropped.
 pub fn detach(model: &mut Decoder) {
+    model.value_head = None;
     for block in &mut model.blocks {
         for linear in block.linears_mut() {
             linear.adapter = None;

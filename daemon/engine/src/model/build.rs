@@ -69,6 +69,7 @@ pub fn load(
         blocks,
         final_norm,
         head,
+        value_head: None,
         tables,
         context: reach,
     })

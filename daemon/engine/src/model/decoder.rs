@@ -8,6 +8,7 @@ use super::block::{Block, BlockSaved, LayerCache, Layout};
 use super::linear::{Linear, Pass};
 use super::norm::Norm;
 use super::parameters::{Gradients, ParameterId, Parameters};
+use super::value::ValueHead;
 
 type Result<T> = std::result::Result<T, TensorError>;
 
@@ -45,6 +46,8 @@ pub struct Decoder {
     pub final_norm: Norm,
     /// The embedding itself where the head is tied.
     pub head: ParameterId,
+    /// A reward model's, beside the language-model head.
+    pub value_head: Option<ValueHead>,
     pub tables: Vec<RotaryTable>,
     /// Positions that the rotary tables (or learned positions) reach.
     pub context: usize,
@@ -168,6 +171,16 @@ impl Decoder {
         let forward = self.forward(ops, batch, pass, false, false)?;
         let head = self.head_input(ops, &forward, rows)?;
         ops.logits(&head.h, &self.lm_head())
+    }
+
+    /// The value head's number for each document of the batch, read at its last
+    /// token; None where the model has no such head.
+    pub fn values(&self, ops: &dyn Ops, batch: &Batch, pass: &Pass) -> Result<Option<Vec<f32>>> {
+        let Some(value_head) = &self.value_head else { return Ok(None) };
+        let forward = self.forward(ops, batch, pass, false, false)?;
+        let last: Vec<u32> = batch.segments.ranges().map(|range| (range.end - 1) as u32).collect();
+        let head = self.head_input(ops, &forward, &last)?;
+        ops.read(&value_head.forward(ops, &self.parameters, &head.h)?).map(Some)
     }
 
     /// Empty caches for a sequence of at most `capacity` tokens.

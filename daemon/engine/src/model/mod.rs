@@ -8,3 +8,4 @@ pub mod linear;
 pub mod norm;
 pub mod parameters;
 pub mod shape;
+pub mod value;

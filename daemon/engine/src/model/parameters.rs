@@ -18,6 +18,8 @@ pub enum Role {
     Norm,
     /// A factor or magnitude of an adapter.
     Adapter,
+    /// The one row that makes a value of a hidden state.
+    ValueHead,
 }
 
 #[derive(Debug, Clone)]

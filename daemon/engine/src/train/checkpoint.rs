@@ -16,6 +16,7 @@ use finetuned_shaders::{Ops, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::step::Trainer;
+use super::used::UsedPlugin;
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
 
@@ -34,6 +35,14 @@ pub struct Progress {
     pub last_validation: Option<f64>,
     /// Step and loss of the best validation so far.
     pub best: Option<(usize, f64)>,
+    /// The objective's own numbers at those three validations (preference
+    /// accuracy, margin, …).
+    #[serde(default)]
+    pub metrics_before: Vec<(String, f64)>,
+    #[serde(default)]
+    pub last_metrics: Vec<(String, f64)>,
+    #[serde(default)]
+    pub best_metrics: Vec<(String, f64)>,
     /// Validations since the best.
     pub without_gain: usize,
     pub stopped_early: bool,
@@ -50,11 +59,18 @@ pub fn folder(out: &Path) -> PathBuf {
 const STEP_PREFIX: &str = "step-";
 const BEST: &str = "best";
 
-/// Writes a checkpoint and removes those beyond the newest `keep`.
+/// Writes a checkpoint and removes those beyond the newest `keep`. Its manifest
+/// names the plugins that made it.
 ///
 /// # Errors
 /// A full disk, among others; the earlier checkpoints stay.
-pub fn save(out: &Path, trainer: &Trainer, progress: &Progress, keep: usize) -> Result<(), EngineError> {
+pub fn save(
+    out: &Path,
+    trainer: &Trainer,
+    progress: &Progress,
+    plugins: &[UsedPlugin],
+    keep: usize,
+) -> Result<(), EngineError> {
     let name = format!("{STEP_PREFIX}{:08}", progress.step);
     let target = folder(out).join(name);
     let mut writer = DirectoryWriter::create(&target)?;
@@ -63,7 +79,8 @@ pub fn save(out: &Path, trainer: &Trainer, progress: &Progress, keep: usize) -> 
     let state = serde_json::to_vec_pretty(progress).map_err(|e| EngineError::Other(e.to_string()))?;
     writer.add("state.json", &state)?;
     // A damaged checkpoint of this step may lie there from before a resume.
-    writer.finish_replacing(Default::default())?;
+    let plugins = serde_json::to_value(plugins).map_err(|e| EngineError::Other(e.to_string()))?;
+    writer.finish_replacing(serde_json::Map::from_iter([("plugins".to_string(), plugins)]))?;
     for old in list(out).into_iter().rev().skip(keep) {
         remove(&old.1);
     }

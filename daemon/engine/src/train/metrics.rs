@@ -4,8 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
 use crate::error::EngineError;
 use crate::event::StepMetrics;
 
@@ -46,9 +44,13 @@ impl MetricsFile {
         Ok(MetricsFile { file, path })
     }
 
-    /// The line of step 0: the held-out loss before any update.
-    pub fn start(&mut self, validation_loss: f64) -> Result<(), EngineError> {
-        self.line(&json!({ "step": 0, "validation_loss": validation_loss }).to_string())
+    /// The line of step 0: the held-out loss, and the objective's own numbers
+    /// there, before any update.
+    pub fn start(&mut self, validation_loss: f64, metrics: &[(String, f64)]) -> Result<(), EngineError> {
+        let mut line = serde_json::Map::from_iter([("step".to_string(), 0.into())]);
+        line.insert("validation_loss".into(), validation_loss.into());
+        line.extend(held_out(metrics));
+        self.line(&serde_json::Value::Object(line).to_string())
     }
 
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<(), EngineError> {
@@ -64,6 +66,12 @@ impl MetricsFile {
     fn fail(&self, reason: &str) -> EngineError {
         EngineError::Io { path: self.path.clone(), reason: reason.to_string() }
     }
+}
+
+/// The objective's numbers over the held-out rows, as metrics.jsonl names them:
+/// `validation_rewards/accuracies`, ….
+pub fn held_out(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
+    metrics.iter().map(|(name, value)| (format!("validation_{name}"), (*value).into()))
 }
 
 /// The steps that a folder's metrics.jsonl holds, for reports.

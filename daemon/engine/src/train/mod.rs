@@ -1,6 +1,7 @@
 //! Training: order, steps, schedule, checkpoints, output.
 
 pub mod checkpoint;
+pub mod heads;
 pub mod metrics;
 pub mod optimize;
 pub mod output;
@@ -11,3 +12,4 @@ pub mod schedule;
 pub mod state;
 pub mod step;
 pub mod units;
+pub mod used;

@@ -1,8 +1,9 @@
-//! The optimizer's side of a step: one program and its states for each trained
-//! tensor.
+//! The optimizer's side of a step: for each trained tensor one program and its
+//! states, or the states of an optimizer that steps by a callback on the host.
 
+use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
-use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
+use finetuned_plugin_api::program::{Initial, Program, Scalars, State, StateBuffer, StateType};
 use finetuned_shaders::ops::ProgramState;
 use finetuned_shaders::{Ops, Weight};
 
@@ -12,14 +13,33 @@ use crate::model::parameters::{Gradients, Parameter, ParameterId, Role};
 
 struct Rule {
     id: ParameterId,
-    program: Program,
-    /// For optimizers that evaluate at another point than they train at.
-    evaluation: Option<Program>,
-    states: Vec<ProgramState>,
+    way: Way,
+}
+
+enum Way {
+    Program {
+        program: Program,
+        /// For optimizers that evaluate at another point than they train at.
+        evaluation: Option<Program>,
+        states: Vec<ProgramState>,
+    },
+    /// The optimizer's own callback; its states never leave the host.
+    Host { shape: TensorShape, descriptions: Vec<State>, states: Vec<Vec<f32>> },
 }
 
 pub struct Rules {
     rules: Vec<Rule>,
+    /// Called in each step where it steps on the host.
+    optimizer: Box<dyn Optimizer>,
+}
+
+/// What an optimizer needs beside parameters and gradients, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OptimizerBytes {
+    pub states: u64,
+    /// While a step runs: a program's temporaries, or the host's copies of the
+    /// largest tensor and its gradient.
+    pub scratch: u64,
 }
 
 impl Rules {
@@ -27,33 +47,75 @@ impl Rules {
     /// states.
     ///
     /// # Errors
-    /// An optimizer that only works by callback on host memory, a program that
-    /// does not fit, no memory.
-    pub fn new(ops: &dyn Ops, model: &Decoder, optimizer: &dyn Optimizer) -> Result<Rules, EngineError> {
-        if optimizer.host().is_some() {
-            return Err(EngineError::Other(
-                "this optimizer updates by callback on host memory; only optimizers that give a program can be run"
-                    .into(),
-            ));
-        }
+    /// A program or a state that does not fit, no memory.
+    pub fn new(ops: &dyn Ops, model: &Decoder, optimizer: Box<dyn Optimizer>) -> Result<Rules, EngineError> {
         let rules = model
             .parameters
             .trainable()
             .into_iter()
             .map(|id| {
                 let shape = tensor_shape(model, id);
+                if optimizer.host().is_some() {
+                    let descriptions = host_states(optimizer.as_ref(), &shape)?;
+                    let parameter = ops.read(model.parameters.tensor(id)?)?;
+                    let first = |state: &State| match StateBuffer::new(state, &parameter) {
+                        StateBuffer::F32(values) => values,
+                        StateBuffer::BlockwiseU8 { .. } => Vec::new(),
+                    };
+                    let states = descriptions.iter().map(first).collect();
+                    return Ok(Rule { id, way: Way::Host { shape, descriptions, states } });
+                }
                 let program = optimizer.rule(&shape)?;
                 let evaluation = optimizer.evaluation(&shape)?;
                 let states = ops.program_states(&program, model.parameters.tensor(id)?)?;
-                Ok(Rule { id, program, evaluation, states })
+                Ok(Rule { id, way: Way::Program { program, evaluation, states } })
             })
             .collect::<Result<_, EngineError>>()?;
-        Ok(Rules { rules })
+        Ok(Rules { rules, optimizer })
     }
 
-    /// Bytes that an optimizer's states will take, before there are any.
-    pub fn state_bytes(optimizer: &dyn Optimizer, shapes: &[TensorShape]) -> Result<u64, EngineError> {
-        shapes.iter().map(|shape| Ok(optimizer.rule(shape)?.state_bytes() as u64)).sum()
+    /// What an optimizer will take for tensors of these shapes, before there are
+    /// any.
+    ///
+    /// # Errors
+    /// A shape for which it has no rule.
+    pub fn bytes(
+        ops: &dyn Ops,
+        optimizer: &dyn Optimizer,
+        shapes: &[TensorShape],
+    ) -> Result<OptimizerBytes, EngineError> {
+        if optimizer.host().is_some() {
+            let of = |shape: &TensorShape| -> Result<u64, EngineError> {
+                Ok(host_states(optimizer, shape)?.iter().map(|state| state.bytes() as u64).sum())
+            };
+            let states = shapes.iter().map(of).sum::<Result<u64, EngineError>>()?;
+            let largest = shapes.iter().map(TensorShape::elements).max().unwrap_or(0);
+            return Ok(OptimizerBytes { states, scratch: 8 * largest as u64 });
+        }
+        let mut states = 0;
+        // Tensors of one shape share a program, and all programs their temporaries.
+        let mut programs: Vec<Program> = Vec::new();
+        for shape in shapes {
+            let program = optimizer.rule(shape)?;
+            states += program.state_bytes() as u64;
+            let size = |p: &Program| (p.rows(), p.columns());
+            if !programs.iter().any(|known| size(known) == size(&program) && *known == program) {
+                programs.push(program);
+            }
+        }
+        Ok(OptimizerBytes { states, scratch: ops.program_scratch_bytes(&programs) })
+    }
+
+    /// Bytes that a step copies to the host and back, where the optimizer steps
+    /// there.
+    pub fn copied_bytes(&self) -> Option<u64> {
+        self.optimizer.host()?;
+        let elements = self.rules.iter().map(|rule| match &rule.way {
+            Way::Host { shape, .. } => shape.elements() as u64,
+            Way::Program { .. } => 0,
+        });
+        // The tensor there and back, and its gradient there.
+        Some(12 * elements.sum::<u64>())
     }
 
     pub fn step(
@@ -65,8 +127,24 @@ impl Rules {
     ) -> Result<(), EngineError> {
         for rule in &mut self.rules {
             let Some(gradient) = gradients.get(rule.id) else { continue };
-            if let Weight::Dense(value) = &mut model.parameters.get_mut(rule.id).value {
-                ops.optimizer_step(&rule.program, value, gradient, &mut rule.states, scalars)?;
+            let Weight::Dense(value) = &mut model.parameters.get_mut(rule.id).value else { continue };
+            match &mut rule.way {
+                Way::Program { program, states, .. } => {
+                    ops.optimizer_step(program, value, gradient, states, scalars)?;
+                }
+                Way::Host { shape, states, .. } => {
+                    let host = self.optimizer.host().ok_or_else(no_host)?;
+                    let mut parameter = ops.read(value)?;
+                    host.step(shape, &mut parameter, &ops.read(gradient)?, states, scalars)?;
+                    if parameter.iter().chain(states.iter().flatten()).any(|x| !x.is_finite()) {
+                        return Err(EngineError::NotFinite {
+                            step: scalars.step as usize,
+                            what: format!("the optimizer's update of {}, or a state of it,", shape.name),
+                            remedy: "the last checkpoint is kept; lower train.learning_rate".into(),
+                        });
+                    }
+                    ops.write(value, &parameter)?;
+                }
             }
         }
         Ok(())
@@ -83,19 +161,21 @@ impl Rules {
     ) -> Result<Vec<(ParameterId, Weight)>, EngineError> {
         let mut kept = Vec::new();
         for rule in &mut self.rules {
-            let Some(program) = &rule.evaluation else { continue };
+            let Way::Program { program: trained, evaluation: Some(program), states: kept_states } = &rule.way else {
+                continue;
+            };
             let mut value = ops.copy(model.parameters.tensor(rule.id)?)?;
             let zero = ops.zeros(value.shape())?;
             // It names the training program's states that it reads, and writes none.
             let mut states = Vec::with_capacity(program.states().len());
             for wanted in program.states() {
-                let at = rule.program.states().iter().position(|s| s.name == wanted.name).ok_or_else(|| {
+                let at = trained.states().iter().position(|s| s.name == wanted.name).ok_or_else(|| {
                     EngineError::Other(format!(
                         "the optimizer's evaluation reads a state {} that it does not keep",
                         wanted.name
                     ))
                 })?;
-                states.push(ops.write_state(ops.read_state(&rule.states[at])?)?);
+                states.push(ops.write_state(ops.read_state(&kept_states[at])?)?);
             }
             ops.optimizer_step(program, &mut value, &zero, &mut states, scalars)?;
             let slot = &mut model.parameters.get_mut(rule.id).value;
@@ -115,8 +195,17 @@ impl Rules {
         let mut out = Vec::new();
         for rule in &self.rules {
             let name = &model.parameters.get(rule.id).name;
-            for (state, description) in rule.states.iter().zip(rule.program.states()) {
-                out.push((format!("{name}::{}", description.name), ops.read_state(state)?));
+            match &rule.way {
+                Way::Program { program, states, .. } => {
+                    for (state, description) in states.iter().zip(program.states()) {
+                        out.push((format!("{name}::{}", description.name), ops.read_state(state)?));
+                    }
+                }
+                Way::Host { descriptions, states, .. } => {
+                    for (state, description) in states.iter().zip(descriptions) {
+                        out.push((format!("{name}::{}", description.name), StateBuffer::F32(state.clone())));
+                    }
+                }
             }
         }
         Ok(out)
@@ -134,18 +223,51 @@ impl Rules {
     ) -> Result<(), EngineError> {
         for rule in &mut self.rules {
             let name = model.parameters.get(rule.id).name.clone();
-            for (state, description) in rule.states.iter_mut().zip(rule.program.states()) {
+            let mut buffer = |description: &State| {
                 let key = format!("{name}::{}", description.name);
-                let buffer = take(&key).filter(|buffer| buffer.clone().slice().fits(description)).ok_or_else(|| {
+                take(&key).filter(|buffer| buffer.clone().slice().fits(description)).ok_or_else(|| {
                     EngineError::Other(format!(
                         "the checkpoint lacks the optimizer state {key}, or has another size of it"
                     ))
-                })?;
-                *state = ops.write_state(buffer)?;
+                })
+            };
+            match &mut rule.way {
+                Way::Program { program, states, .. } => {
+                    for (state, description) in states.iter_mut().zip(program.states()) {
+                        *state = ops.write_state(buffer(description)?)?;
+                    }
+                }
+                Way::Host { descriptions, states, .. } => {
+                    for (state, description) in states.iter_mut().zip(descriptions.iter()) {
+                        if let StateBuffer::F32(values) = buffer(description)? {
+                            *state = values;
+                        }
+                    }
+                }
             }
         }
         Ok(())
     }
+}
+
+/// The states of an optimizer that steps on the host: f32, and as they are kept.
+fn host_states(optimizer: &dyn Optimizer, shape: &TensorShape) -> Result<Vec<State>, EngineError> {
+    let states = optimizer.host().ok_or_else(no_host)?.states(shape)?;
+    let (rows, columns) = shape.matrix();
+    for state in &states {
+        let whole = state.initial != Initial::Parameter || (state.rows, state.columns) == (rows, columns);
+        if state.kind != StateType::F32 || !whole {
+            return Err(EngineError::Plugin(PluginError::Failed(format!(
+                "the optimizer's state '{}' for a tensor of {:?}: on the host states are f32, and one that starts as the parameter has its shape",
+                state.name, shape.shape
+            ))));
+        }
+    }
+    Ok(states)
+}
+
+fn no_host() -> EngineError {
+    EngineError::Other("the optimizer no longer steps on the host".into())
 }
 
 /// A trained tensor as optimizers see it.
@@ -164,5 +286,6 @@ fn kind(model: &Decoder, id: ParameterId, parameter: &Parameter) -> TensorKind {
         Role::Adapter if parameter.name.ends_with("lora_A.weight") => TensorKind::LoraA,
         Role::Adapter if parameter.name.ends_with("lora_B.weight") => TensorKind::LoraB,
         Role::Adapter => TensorKind::Magnitude,
+        Role::ValueHead => TensorKind::ValueHead,
     }
 }

@@ -13,9 +13,11 @@ use crate::model::adapter;
 use crate::model::build::{LoadOptions, load, transposed};
 use crate::model::decoder::{Batch, Decoder};
 use crate::model::linear::Pass;
+use crate::model::value;
 
-/// Logits may differ by this much of their largest value between the weights
-/// in memory and the files read back; they are the same numbers in f32.
+/// Logits, and a reward model's value, may differ by this much of the largest
+/// between the weights in memory and the files read back; they are the same
+/// numbers in f32.
 const ALLOWED: f64 = 1e-5;
 
 /// Tokens on which the comparison runs.
@@ -67,6 +69,12 @@ pub fn save_model(
         map.remove("torch_dtype");
         map.remove("quantization_config");
         map.insert("dtype".into(), "float32".into());
+        if model.value_head.is_some() {
+            // One label: what transformers needs to know to load `score`.
+            map.insert("architectures".into(), [model.config.architecture.reward_class_name()].as_slice().into());
+            map.insert("id2label".into(), serde_json::json!({ "0": "LABEL_0" }));
+            map.insert("label2id".into(), serde_json::json!({ "LABEL_0": 0 }));
+        }
     }
     let mut failure = None;
     let specs: Vec<TensorSpec> = model
@@ -107,19 +115,25 @@ pub fn save_model(
     drop(model);
     let written = ModelFiles::open(&aside)?;
     let options = LoadOptions { trainable: false, nf4: None, context };
-    let again = load(ops, &written.config, written.tensors.as_ref(), &options)?;
+    let mut again = load(ops, &written.config, written.tensors.as_ref(), &options)?;
+    if let Some(head) = value::stored(&written.config, written.tensors.as_ref())? {
+        value::attach(ops, &mut again, value::WEIGHT, &head)?;
+    }
     let difference = compare(&before, &probe_logits(ops, &again, probe)?)?;
     drop((written, again));
     install(&aside, out)?;
     Ok(difference)
 }
 
+/// The probe's logits, and its value where there is a head for it.
 fn probe_logits(ops: &dyn Ops, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
     let tokens = &probe[..probe.len().min(PROBE_TOKENS)];
     let batch = Batch::from_documents([tokens]);
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();
     let logits: Tensor = model.logits(ops, &batch, &rows, &Pass::evaluation(true))?;
-    Ok(ops.read(&logits)?)
+    let mut numbers = ops.read(&logits)?;
+    numbers.extend(model.values(ops, &batch, &Pass::evaluation(true))?.into_iter().flatten());
+    Ok(numbers)
 }
 
 fn compare(a: &[f32], b: &[f32]) -> Result<f64, EngineError> {

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use finetuned_data::{ChatTokenizer, DataOptions, Examples, Prepared, TooLong, TrainOn};
-use finetuned_formats::{ModelFiles, PeftAdapter};
+use finetuned_formats::{ModelFiles, PeftAdapter, VALUE_HEAD};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::{Kind, Registry};
 use finetuned_shaders::Ops;
 use finetuned_shaders::cpu::Cpu;
 
-use crate::api::TrainRequest;
+use super::heads::Heads;
+use crate::api::{PluginLibrary, TrainRequest};
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
 use crate::model::decoder::Decoder;
+use crate::model::value;
 use crate::recipe::{Method, Recipe};
 
 /// The device that a request names.
@@ -32,12 +34,22 @@ pub fn device(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>, Engin
     }
 }
 
-/// The built-in losses, optimizers and alignment methods.
+/// The built-in losses, optimizers and alignment methods, and those of these
+/// libraries, which are loaded into this process for good.
 ///
 /// # Errors
-/// Never with the plugins that ship; a name used twice would be one.
-pub fn registry() -> Result<Registry, EngineError> {
-    Ok(Registry::new(finetuned_standard::BUILT_IN)?)
+/// A library that cannot be loaded, in one line.
+pub fn registry(libraries: &[PluginLibrary]) -> Result<Registry, EngineError> {
+    let mut registry = Registry::new(finetuned_standard::BUILT_IN)?;
+    for library in libraries {
+        for entry in finetuned_plugin_api::abi::load(&library.path, &library.sha256)? {
+            // A library may hold more than the recipe asks for: a name of it that
+            // is taken stays with whoever had it first, as `finetune plugin list`
+            // says.
+            let _ = registry.add(entry);
+        }
+    }
+    Ok(registry)
 }
 
 /// The recipe's optimizer. Weight decay is off unless the recipe says
@@ -122,7 +134,8 @@ fn longest(examples: &Examples) -> usize {
     .unwrap_or(0)
 }
 
-/// The model as the method trains it, and whether its adapters are fresh.
+/// The model as the method trains it with the heads that the objective reads,
+/// and whether its adapters are fresh.
 ///
 /// # Errors
 /// A damaged checkpoint, an adapter that does not fit, no memory.
@@ -131,12 +144,19 @@ pub fn load_for_training(
     files: &ModelFiles,
     recipe: &Recipe,
     start: Option<&PeftAdapter>,
+    heads: Heads,
     context: usize,
 ) -> Result<(Decoder, bool), EngineError> {
     if recipe.method == Method::Full && start.is_some() {
         return Err(EngineError::Adapter(
             "method \"full\" trains the base model itself and cannot start from an adapter; use method \"lora\"".into(),
         ));
+    }
+    if start.is_some_and(|peft| peft.config.value_head) && !heads.value {
+        return Err(EngineError::Adapter(format!(
+            "it is a reward model's and carries a value head, which the loss {} would not train; use loss = \"reward-model\", or another adapter",
+            recipe.loss.name
+        )));
     }
     let options = LoadOptions {
         trainable: recipe.method == Method::Full,
@@ -155,6 +175,18 @@ pub fn load_for_training(
             true
         }
     };
+    if heads.value && model.value_head.is_none() {
+        let head = match value::stored(&files.config, files.tensors.as_ref())? {
+            Some(head) => head,
+            None => value::initial(&files.config, recipe.train.seed),
+        };
+        let name = if recipe.method == Method::Full { value::WEIGHT } else { VALUE_HEAD };
+        value::attach(ops, &mut model, name, &head)?;
+    }
+    if !heads.language && model.head != model.embedding {
+        // Nothing reads it, so there is nothing to learn, keep moments of or decay.
+        model.parameters.get_mut(model.head).trainable = false;
+    }
     Ok((model, fresh))
 }
 

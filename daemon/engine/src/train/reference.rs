@@ -23,9 +23,10 @@ pub enum Policy {
 
 pub struct Reference {
     policy: Policy,
-    /// By example and role. Mismatched completions are not kept: with shuffled
-    /// rows they are new every time.
-    known: HashMap<(usize, Role), Vec<f32>>,
+    /// By the document's tokens and the rows that predict its counted ones, because
+    /// training and held-out examples are numbered alike. Mismatched completions are
+    /// not kept: with shuffled rows they are new every time.
+    known: HashMap<(Vec<u32>, Vec<u32>), Vec<f32>>,
 }
 
 impl Reference {
@@ -58,12 +59,12 @@ impl Reference {
     ) -> Result<Vec<f32>, TensorError> {
         let mut all = Vec::new();
         for document in documents {
-            let key = (document.example, document.role);
+            let micro = MicroBatch::new(std::slice::from_ref(document), needs);
+            let key = (micro.batch.tokens.clone(), micro.rows.clone());
             if let Some(known) = self.known.get(&key) {
                 all.extend_from_slice(known);
                 continue;
             }
-            let micro = MicroBatch::new(std::slice::from_ref(document), needs);
             let logp = self.compute(ops, model, &micro)?;
             all.extend_from_slice(&logp);
             if document.role != Role::KlCompletion {

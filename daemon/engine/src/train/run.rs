@@ -7,15 +7,19 @@ use std::time::Instant;
 
 use finetuned_data::{Examples, Prepared};
 use finetuned_formats::read_peft;
+use finetuned_plugin_api::abi::calls;
 use finetuned_plugin_api::program::Scalars;
+use finetuned_plugin_api::registry::Registry;
 
 use super::checkpoint::{self, Progress};
-use super::metrics::MetricsFile;
+use super::heads::Heads;
+use super::metrics::{self, MetricsFile};
 use super::prepare::{self, Opened};
 use super::schedule::{learning_rate, warmup_steps};
 use super::state::{Identity, RunFile};
 use super::step::{StepOptions, StepResult, Trainer};
 use super::units::Order;
+use super::used::{self, UsedPlugin};
 use super::{optimize::Rules, output};
 use crate::api::{Control, Observer, Outcome, TrainRequest};
 use crate::error::EngineError;
@@ -37,17 +41,31 @@ pub(crate) fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Resu
     let prepared = prepare::read_data(request, &opened)?;
     observer.event(&Event::Prepared { report: Box::new(prepared.report.clone()) });
     let identity = Identity::of(request, &opened.files, &prepared.report)?;
+    let registry = prepare::registry(&request.plugins)?;
+    let plugins = used::used(&request.recipe, &registry, &request.plugins)?;
     let found = RunFile::read(out)?;
     if let Some(run) = &found {
         if let Some(difference) = run.identity.difference(&identity) {
             return Err(EngineError::OtherRun { out: out.clone(), difference });
         }
+        if !request.accept_plugin_change {
+            used::refuse_change(&run.plugins, &plugins)?;
+        }
         if let Some(summary) = &run.summary {
             return Ok(Outcome::AlreadyFinished(Box::new(summary.clone())));
         }
     }
-    let run = Run::start(request, &opened, &prepared, identity, found, observer)?;
+    let begin = Begin { identity, plugins, found };
+    let run = Run::start(request, &registry, &opened, &prepared, begin, observer)?;
     run.train_and_save(request, &opened, &prepared, observer)
+}
+
+/// What is known of a run before its model is loaded.
+struct Begin {
+    identity: Identity,
+    plugins: Vec<UsedPlugin>,
+    /// What `out` holds of it.
+    found: Option<RunFile>,
 }
 
 /// A run whose model is loaded and, where there is a checkpoint, restored.
@@ -64,20 +82,20 @@ struct Run {
 impl Run {
     fn start(
         request: &TrainRequest,
+        registry: &Registry,
         opened: &Opened,
         prepared: &Prepared,
-        identity: Identity,
-        found: Option<RunFile>,
+        begin: Begin,
         observer: &mut dyn Observer,
     ) -> Result<Run, EngineError> {
+        let Begin { identity, plugins, found } = begin;
         let recipe = &request.recipe;
-        let registry = prepare::registry()?;
         let objective = registry.objective(&recipe.loss.name, &recipe.loss.parameters)?;
-        let optimizer = prepare::optimizer(recipe, &registry)?;
+        let optimizer = prepare::optimizer(recipe, registry)?;
         let ops = prepare::device(&request.device, request.threads)?;
         let order = Order::of(&prepared.train, &recipe.train);
         let total_steps = recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(recipe.train.epochs));
-        let planned = plan::of_run(request, &opened.files, prepared, total_steps, ops.as_ref())?;
+        let planned = plan::of_run(request, registry, &opened.files, prepared, total_steps, ops.as_ref())?;
         if !planned.fits {
             return Err(EngineError::TooLarge {
                 needed_bytes: planned.peak_bytes,
@@ -93,17 +111,27 @@ impl Run {
         phase(observer, "loading the weights");
         let start = request.adapter.as_deref().map(read_peft).transpose()?;
         let context = prepare::longest_document(prepared);
-        let (model, fresh) = prepare::load_for_training(ops.as_ref(), &opened.files, recipe, start.as_ref(), context)?;
+        let heads = Heads::of(&objective);
+        let (model, fresh) =
+            prepare::load_for_training(ops.as_ref(), &opened.files, recipe, start.as_ref(), heads, context)?;
         let options = StepOptions {
             micro_batch_size,
             gradient_checkpointing: recipe.train.gradient_checkpointing,
             max_grad_norm: recipe.train.max_grad_norm,
             seed: recipe.train.seed,
         };
-        let mut trainer = Trainer::new(ops, model, objective, optimizer.as_ref(), options, fresh)?;
+        let mut trainer = Trainer::new(ops, model, objective, optimizer, options, fresh)?;
+        if let Some(bytes) = trainer.rules.copied_bytes() {
+            let message = format!(
+                "the optimizer '{}' steps on host memory, in one thread: every step copies {:.1} MB there and back; an update rule given as a program would not",
+                recipe.optimizer.name,
+                bytes as f64 / 1e6
+            );
+            observer.event(&Event::Note { message });
+        }
         trainer.check_data(&prepared.train)?;
 
-        let file = RunFile { identity, micro_batch_size, summary: None };
+        let file = RunFile { identity, micro_batch_size, plugins, summary: None };
         file.write(&request.out)?;
         let (restored, notes) = if found.is_some() {
             checkpoint::resume(&request.out, &mut trainer)?
@@ -137,11 +165,14 @@ impl Run {
             let result = self.trainer.evaluate(validation.examples, &validation.rows)?;
             self.progress.validation_before = Some(result.loss);
             self.progress.last_validation = Some(result.loss);
-            self.metrics.start(result.loss)?;
+            self.metrics.start(result.loss, &result.metrics)?;
+            self.progress.metrics_before = result.metrics;
             observer.event(&Event::Validation { step: 0, loss: result.loss, tokens: result.trained_tokens });
         }
         while self.progress.step < self.total_steps && !self.progress.stopped_early {
             let step = self.progress.step + 1;
+            // A plugin's failure is told with its step.
+            calls::set_step(step as u64);
             let started = Instant::now();
             let rate =
                 learning_rate(recipe.train.schedule, recipe.learning_rate(), self.warmup, step, self.total_steps);
@@ -168,6 +199,7 @@ impl Run {
             if let Some(validation) = validation.as_ref().filter(|_| due || last) {
                 measured = Some(self.validate(request, validation, step, rate, observer)?);
             }
+            let held_out = measured.map(|_| self.progress.last_metrics.as_slice()).unwrap_or_default();
             let line = StepMetrics {
                 step,
                 loss: result.loss,
@@ -178,7 +210,7 @@ impl Run {
                 seconds,
                 tokens_per_second: result.tokens as f64 / seconds.max(1e-9),
                 validation_loss: measured,
-                extra: result.metrics.iter().map(|(k, v)| (k.clone(), (*v).into())).collect(),
+                extra: numbers(&result.metrics).chain(metrics::held_out(held_out)).collect(),
             };
             self.metrics.step(&line)?;
             observer.event(&Event::Step(line));
@@ -191,7 +223,13 @@ impl Run {
             let every = recipe.checkpoint.every_steps;
             if control == Control::Stop || (!finished && every > 0 && step.is_multiple_of(every)) {
                 self.progress.loss_state = self.trainer.loss_state();
-                checkpoint::save(&request.out, &self.trainer, &self.progress, recipe.checkpoint.keep)?;
+                checkpoint::save(
+                    &request.out,
+                    &self.trainer,
+                    &self.progress,
+                    &self.file.plugins,
+                    recipe.checkpoint.keep,
+                )?;
                 observer.event(&Event::Checkpoint { step });
                 if control == Control::Stop && !finished {
                     return Ok(Outcome::Stopped { step });
@@ -227,8 +265,10 @@ impl Run {
         let result = self.trainer.evaluate(validation.examples, &validation.rows)?;
         observer.event(&Event::Validation { step, loss: result.loss, tokens: result.trained_tokens });
         self.progress.last_validation = Some(result.loss);
+        self.progress.last_metrics = result.metrics;
         if self.progress.best.is_none_or(|(_, best)| result.loss < best) {
             self.progress.best = Some((step, result.loss));
+            self.progress.best_metrics.clone_from(&self.progress.last_metrics);
             self.progress.without_gain = 0;
             if request.recipe.train.keep_best {
                 checkpoint::save_best(&request.out, ops.as_ref(), &self.trainer.model)?;
@@ -260,6 +300,7 @@ impl Run {
         let keep_best = request.recipe.train.keep_best;
         let mut kept_step = progress.step;
         let mut validation_after = progress.last_validation.filter(|_| progress.best.is_some());
+        let mut metrics_after = &progress.last_metrics;
         let rate = learning_rate(
             request.recipe.train.schedule,
             request.recipe.learning_rate(),
@@ -273,6 +314,7 @@ impl Run {
                 if checkpoint::load_best(&request.out, ops.as_ref(), &mut self.trainer.model)? {
                     kept_step = step;
                     validation_after = Some(loss);
+                    metrics_after = &progress.best_metrics;
                     let message = format!("the weights of step {step} are kept: their held-out loss is the best");
                     observer.event(&Event::Note { message });
                 }
@@ -301,7 +343,7 @@ impl Run {
             peak_bytes,
             output: request.out.display().to_string(),
             reload_difference,
-            extra: serde_json::Map::new(),
+            extra: held_out_numbers(&progress.metrics_before, metrics_after),
         };
         self.file.summary = Some(summary.clone());
         self.file.write(&request.out)?;
@@ -309,6 +351,20 @@ impl Run {
         observer.event(&Event::Finished(Box::new(summary.clone())));
         Ok(Outcome::Finished(Box::new(summary)))
     }
+}
+
+fn numbers(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
+    metrics.iter().map(|(name, value)| (name.clone(), (*value).into()))
+}
+
+/// The objective's own held-out numbers for the summary: `held_out_before` and
+/// `held_out_after`, where there are any.
+fn held_out_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
+    [("held_out_before", before), ("held_out_after", after)]
+        .into_iter()
+        .filter(|(_, metrics)| !metrics.is_empty())
+        .map(|(key, metrics)| (key.to_string(), serde_json::Value::Object(numbers(metrics).collect())))
+        .collect()
 }
 
 /// The held-out examples, each a row of its own.

@@ -6,6 +6,7 @@ use finetuned_data::DatasetReport;
 use finetuned_formats::{ModelFiles, durable};
 use serde::{Deserialize, Serialize};
 
+use super::used::UsedPlugin;
 use crate::api::TrainRequest;
 use crate::error::EngineError;
 use crate::event::Summary;
@@ -81,6 +82,9 @@ fn differences(path: &str, old: &serde_json::Value, new: &serde_json::Value, fou
 pub struct RunFile {
     pub identity: Identity,
     pub micro_batch_size: usize,
+    /// The objective and the optimizer; empty in files of the first version.
+    #[serde(default)]
+    pub plugins: Vec<UsedPlugin>,
     /// Present once the run is finished.
     pub summary: Option<Summary>,
 }

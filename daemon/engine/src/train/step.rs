@@ -9,8 +9,9 @@ use finetuned_plugin_api::loss::{self, BeforeStep, Needs, Role, TokenRule, Total
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
-use finetuned_shaders::{Ops, StatisticSet, TokenCoefficients, TokenStatistics};
+use finetuned_shaders::{Ops, StatisticSet, Tensor, TokenCoefficients, TokenStatistics};
 
+use super::heads::{HeadInputs, Heads};
 use super::optimize::Rules;
 use super::reference::{Reference, token_logp};
 use super::units::{Document, MicroBatch, documents};
@@ -47,6 +48,7 @@ pub struct Trainer {
     pub rules: Rules,
     objective: Objective,
     needs: Needs,
+    heads: Heads,
     alignment: Option<AlignmentNeeds>,
     reference: Option<Reference>,
     gradients: Gradients,
@@ -65,16 +67,20 @@ impl Trainer {
         ops: Arc<dyn Ops>,
         model: Decoder,
         objective: Objective,
-        optimizer: &dyn Optimizer,
+        optimizer: Box<dyn Optimizer>,
         options: StepOptions,
         fresh_adapter: bool,
     ) -> Result<Trainer, EngineError> {
         let needs = objective.loss().needs();
         let alignment = objective.alignment_needs();
-        if needs.value || alignment.is_some_and(|a| a.value_head) {
+        let heads = Heads::of(&objective);
+        if heads.value && !needs.value {
             return Err(EngineError::Other(
-                "this objective trains a value head, which this version cannot; choose another loss".into(),
+                "the alignment method declares a value head, and its objective does not ask for values".into(),
             ));
+        }
+        if heads.value && model.value_head.is_none() {
+            return Err(EngineError::Other("the objective asks for values, and the model has no value head".into()));
         }
         let reference =
             if needs.reference_logp { Some(Reference::freeze(ops.as_ref(), &model, fresh_adapter)?) } else { None };
@@ -86,6 +92,7 @@ impl Trainer {
             rules,
             objective,
             needs,
+            heads,
             alignment,
             reference,
             gradients,
@@ -117,7 +124,7 @@ impl Trainer {
         };
         let remedy = match examples {
             Examples::Supervised(_) => "",
-            Examples::Pairs(_) => "; for such data set loss = \"dpo\" (or orpo, simpo, cpo)",
+            Examples::Pairs(_) => "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
             Examples::Labelled(_) => "; for such data set loss = \"kto\"",
         };
         Err(EngineError::Other(format!("the dataset holds {found}, the loss learns from {asks}{remedy}")))
@@ -191,15 +198,20 @@ impl Trainer {
         for documents in &plan.micro_batches {
             let micro = MicroBatch::new(documents, &self.needs);
             result.tokens += micro.batch.tokens.len();
-            if micro.targets.is_empty() {
+            if self.nothing_to_learn(&micro) {
                 continue;
             }
             let reference = self.reference_logp(documents)?;
             let forward = self.model.forward(ops, &micro.batch, &pass, false, false)?;
-            let head = self.model.head_input(ops, &forward, &micro.rows)?;
+            let head = self.model.head_input(ops, &forward, &self.heads.rows(&micro)?)?;
             drop(forward);
-            let statistics = ops.token_logp(&head.h, &self.model.lm_head(), &micro.targets, self.wanted())?;
-            self.call_loss(&micro, &statistics, reference.as_deref(), &plan)?;
+            let inputs = self.heads.cut(ops, &micro, &head.h)?;
+            let statistics = match &inputs.language {
+                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, self.wanted())?,
+                None => no_statistics(&micro),
+            };
+            let values = self.values(&inputs)?;
+            self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), &plan)?;
             result.loss += self.out.loss;
             add_metrics(&mut result.metrics, &self.out.metrics);
         }
@@ -216,6 +228,11 @@ impl Trainer {
 
     pub fn restore_loss(&mut self, state: &[u8]) -> Result<(), EngineError> {
         Ok(self.objective.loss_mut().restore(state)?)
+    }
+
+    /// The last step's gradients, clipped where the step clipped them.
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
     }
 
     /// Frees gradients, so that a saved model can be read back beside this one.
@@ -237,18 +254,27 @@ impl Trainer {
         let ops = ops.as_ref();
         let micro = MicroBatch::new(documents, &self.needs);
         result.tokens += micro.batch.tokens.len();
-        if micro.targets.is_empty() {
+        if self.nothing_to_learn(&micro) {
             return Ok(());
         }
         let reference = self.reference_logp(documents)?;
         let forward = self.model.forward(ops, &micro.batch, pass, true, self.options.gradient_checkpointing)?;
-        let head = self.model.head_input(ops, &forward, &micro.rows)?;
+        let head = self.model.head_input(ops, &forward, &self.heads.rows(&micro)?)?;
+        let inputs = self.heads.cut(ops, &micro, &head.h)?;
+        let values = self.values(&inputs)?;
+        if values.iter().flatten().any(|value| !value.is_finite()) {
+            return Err(not_finite(step, "a sequence's value"));
+        }
         let rule = self.objective.loss().separable(&plan.totals);
-        let dh = match rule {
-            Some(rule) => {
+        let dlanguage = match (&inputs.language, rule) {
+            (None, _) => {
+                self.call_loss(&micro, &no_statistics(&micro), reference.as_deref(), values.as_deref(), plan)?;
+                None
+            }
+            (Some(h), Some(rule)) => {
                 let coefficients = separable_coefficients(&rule, &micro.weight);
                 let (statistics, dh) = ops.token_logp_fused(
-                    &head.h,
+                    h,
                     &self.model.lm_head(),
                     &micro.targets,
                     self.wanted(),
@@ -256,29 +282,45 @@ impl Trainer {
                     self.gradients.get_mut(self.model.head),
                 )?;
                 self.check_statistics(&statistics, step)?;
-                self.call_loss(&micro, &statistics, reference.as_deref(), plan)?;
-                dh
+                self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), plan)?;
+                Some(dh)
             }
-            None => {
+            // Through a frozen head only its input's gradient is wanted, which is
+            // linear in each token's derivative: one pass with derivatives of 1 now,
+            // scaled by the loss's own once they are known.
+            (Some(h), None) if only_logp(&self.needs) && self.gradients.get(self.model.head).is_none() => {
+                let units = TokenCoefficients { logp: vec![1.0; micro.targets.len()], ..TokenCoefficients::default() };
                 let lm_head = self.model.lm_head();
-                let statistics = ops.token_logp(&head.h, &lm_head, &micro.targets, self.wanted())?;
+                let (statistics, mut dh) =
+                    ops.token_logp_fused(h, &lm_head, &micro.targets, self.wanted(), &units, None)?;
                 self.check_statistics(&statistics, step)?;
-                self.call_loss(&micro, &statistics, reference.as_deref(), plan)?;
+                self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), plan)?;
+                ops.scale_rows(&mut dh, &self.out.dlogp)?;
+                Some(dh)
+            }
+            (Some(h), None) => {
+                let lm_head = self.model.lm_head();
+                let statistics = ops.token_logp(h, &lm_head, &micro.targets, self.wanted())?;
+                self.check_statistics(&statistics, step)?;
+                self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), plan)?;
                 let coefficients = TokenCoefficients {
                     logp: self.out.dlogp.clone(),
                     lse: self.out.dlse.clone().unwrap_or_default(),
                     entropy: self.out.dentropy.clone().unwrap_or_default(),
                     mean_logp: self.out.dmean_logp.clone().unwrap_or_default(),
                 };
-                ops.token_logp_backward(
-                    &head.h,
+                Some(ops.token_logp_backward(
+                    h,
                     &self.model.lm_head(),
                     &micro.targets,
                     &coefficients,
                     self.gradients.get_mut(self.model.head),
-                )?
+                )?)
             }
         };
+        let dvalue = self.value_backward(&inputs)?;
+        drop(inputs);
+        let dh = HeadInputs { language: dlanguage, value: dvalue }.join(ops)?;
         result.loss += self.out.loss;
         add_metrics(&mut result.metrics, &self.out.metrics);
         self.model.backward(ops, &micro.batch, forward, head, &dh, &mut self.gradients, pass)?;
@@ -350,12 +392,35 @@ impl Trainer {
         Ok(Some(reference.logp(self.ops.as_ref(), &mut self.model, documents, &self.needs)?))
     }
 
+    /// A micro-batch that gives no head a row.
+    fn nothing_to_learn(&self, micro: &MicroBatch) -> bool {
+        micro.targets.is_empty() && (!self.heads.value || micro.sequences.is_empty())
+    }
+
+    /// The value head's number for each sequence, where the objective asks.
+    fn values(&self, inputs: &HeadInputs) -> Result<Option<Vec<f32>>, EngineError> {
+        let (Some(h), Some(head)) = (&inputs.value, &self.model.value_head) else { return Ok(None) };
+        let values = head.forward(self.ops.as_ref(), &self.model.parameters, h)?;
+        Ok(Some(self.ops.read(&values)?))
+    }
+
+    /// From the loss's derivatives by the values to the head's own gradient and
+    /// that of its input.
+    fn value_backward(&mut self, inputs: &HeadInputs) -> Result<Option<Tensor>, EngineError> {
+        let (Some(h), Some(head), Some(dvalue)) = (&inputs.value, &self.model.value_head, &self.out.dvalue) else {
+            return Ok(None);
+        };
+        let dvalue = self.ops.upload(&[dvalue.len(), 1], dvalue)?;
+        Ok(Some(head.backward(self.ops.as_ref(), &self.model.parameters, &mut self.gradients, &dvalue, h)?))
+    }
+
     /// Evaluates the loss into `self.out` and checks what came back.
     fn call_loss(
         &mut self,
         micro: &MicroBatch,
         statistics: &TokenStatistics,
         reference: Option<&[f32]>,
+        values: Option<&[f32]>,
         plan: &StepPlan,
     ) -> Result<(), EngineError> {
         let batch = loss::Batch {
@@ -364,7 +429,7 @@ impl Trainer {
             lse: self.needs.lse.then_some(&statistics.lse),
             mean_logp: self.needs.mean_logp.then_some(&statistics.mean_logp),
             reference_logp: reference,
-            values: None,
+            values,
             weight: &micro.weight,
             completion: &micro.completion,
             token: &micro.targets,
@@ -374,6 +439,13 @@ impl Trainer {
         };
         self.objective.loss().evaluate(&batch, &mut self.out)?;
         self.out.check(&self.needs, &batch)?;
+        if !self.heads.language && self.out.dlogp.iter().any(|d| *d != 0.0) {
+            return Err(EngineError::Other(
+                "the loss derives by log-probabilities, which a loss that asks for values alone is not given; \
+                 let it ask for another token statistic (lse) too"
+                    .into(),
+            ));
+        }
         Ok(())
     }
 
@@ -417,6 +489,17 @@ fn not_finite(step: usize, what: &str) -> EngineError {
         what: what.to_string(),
         remedy: "the last checkpoint is kept; lower train.learning_rate or train.max_grad_norm, or add warm-up".into(),
     }
+}
+
+/// What a loss sees that reads the value head alone: the counted tokens, with
+/// zeros for their log-probabilities, which nobody computed.
+fn no_statistics(micro: &MicroBatch) -> TokenStatistics {
+    TokenStatistics { logp: vec![0.0; micro.targets.len()], ..TokenStatistics::default() }
+}
+
+/// Whether a loss has derivatives by `logp` alone.
+pub(crate) fn only_logp(needs: &Needs) -> bool {
+    !(needs.entropy || needs.lse || needs.mean_logp)
 }
 
 fn separable_coefficients(rule: &TokenRule, weight: &[f32]) -> TokenCoefficients {

@@ -17,8 +17,6 @@ pub struct Document<'a> {
     pub role: Role,
     pub pair: Option<u32>,
     pub label: Option<bool>,
-    /// Index of its example in the dataset.
-    pub example: usize,
 }
 
 impl Document<'_> {
@@ -56,6 +54,8 @@ pub struct MicroBatch {
     /// the loss asked).
     pub completion: Vec<bool>,
     pub sequences: Vec<Sequence>,
+    /// Row of each document's last token, where a value head reads.
+    pub last: Vec<u32>,
 }
 
 impl MicroBatch {
@@ -71,11 +71,15 @@ impl MicroBatch {
             weight: Vec::new(),
             completion: Vec::new(),
             sequences: Vec::with_capacity(documents.len()),
+            last: Vec::with_capacity(documents.len()),
         };
         for document in documents {
             let offset = tokens.len();
             tokens.extend(document.parts.iter().copied().flatten());
             lengths.push(document.len());
+            if !document.is_empty() {
+                micro.last.push((tokens.len() - 1) as u32);
+            }
             let first = micro.targets.len();
             for i in 1..document.len() {
                 let target = document.is_target(i);
@@ -117,9 +121,8 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
     let mut out = Vec::new();
     match examples {
         Examples::Supervised(list) => {
-            for (index, example) in row.examples.iter().filter_map(|i| list.get(*i).map(|e| (*i, e))) {
+            for example in row.examples.iter().filter_map(|i| list.get(*i)) {
                 out.push(Document {
-                    example: index,
                     parts: [&example.tokens, &[]],
                     trained: Some(&example.trained),
                     role: Role::Plain,
@@ -129,10 +132,9 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
             }
         }
         Examples::Pairs(list) => {
-            for (index, pair) in row.examples.iter().filter_map(|i| list.get(*i).map(|e| (*i, e))) {
+            for pair in row.examples.iter().filter_map(|i| list.get(*i)) {
                 for (completion, role) in [(&pair.chosen, Role::Chosen), (&pair.rejected, Role::Rejected)] {
                     out.push(Document {
-                        example: index,
                         parts: [&pair.prompt, completion],
                         trained: None,
                         role,
@@ -143,9 +145,8 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
             }
         }
         Examples::Labelled(list) => {
-            for (index, row_example) in row.examples.iter().filter_map(|i| list.get(*i).map(|e| (*i, e))) {
+            for row_example in row.examples.iter().filter_map(|i| list.get(*i)) {
                 out.push(Document {
-                    example: index,
                     parts: [&row_example.prompt, &row_example.completion],
                     trained: None,
                     role: Role::Completion,
@@ -159,7 +160,6 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
                 let mismatched = row_example.kl_completion.as_ref().or(next.map(|n| &n.completion));
                 if let Some(completion) = mismatched {
                     out.push(Document {
-                        example: index,
                         parts: [&row_example.prompt, completion],
                         trained: None,
                         role: Role::KlCompletion,

@@ -64,6 +64,22 @@ impl Architecture {
         }
     }
 
+    /// The class that puts a `score` layer on the decoder in the language-model
+    /// head's place: what a reward model is.
+    pub fn reward_class_name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "LlamaForSequenceClassification",
+            Architecture::Mistral => "MistralForSequenceClassification",
+            Architecture::Qwen2 => "Qwen2ForSequenceClassification",
+            Architecture::Qwen3 => "Qwen3ForSequenceClassification",
+            Architecture::Gemma2 => "Gemma2ForSequenceClassification",
+            Architecture::Gemma3 => "Gemma3TextForSequenceClassification",
+            Architecture::Phi3 => "Phi3ForSequenceClassification",
+            Architecture::SmolLm3 => "SmolLM3ForSequenceClassification",
+            Architecture::Gpt2 => "GPT2ForSequenceClassification",
+        }
+    }
+
     /// Reads a `model_type`. `gemma3` is the multimodal wrapper, of which the
     /// text half is used.
     pub fn from_model_type(model_type: &str) -> Option<Architecture> {

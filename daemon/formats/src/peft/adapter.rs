@@ -14,6 +14,14 @@ use std::path::Path;
 /// What PEFT puts before the base model's module paths.
 const PREFIX: &str = "base_model.model.";
 
+/// PEFT's key of a reward model's value head `[1, hidden]`, which has no bias.
+///
+/// # Source
+/// PEFT 0.21, `AuxiliaryTrainingWrapper.adapter_state_dict`: a module to save is
+/// stored under the name that it has in the base model; transformers 5,
+/// `GenericForSequenceClassification.score`.
+pub const VALUE_HEAD: &str = "base_model.model.score.weight";
+
 /// A LoRA adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftAdapter {
@@ -22,7 +30,8 @@ pub struct PeftAdapter {
     /// Shape and elements by PEFT's key:
     /// `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` is
     /// `[rank, in]`, `lora_B.weight` is `[out, rank]`, and DoRA's
-    /// `lora_magnitude_vector` is `[out]`.
+    /// `lora_magnitude_vector` is `[out]`. A value head lies under
+    /// [`VALUE_HEAD`].
     pub tensors: NamedTensors,
 }
 
@@ -58,6 +67,10 @@ impl PeftAdapter {
                     got: format!("{} elements", data.len()),
                 });
             }
+            if key == VALUE_HEAD {
+                check_value_head(shape, path)?;
+                continue;
+            }
             let module_and_part = key.strip_prefix(PREFIX).and_then(|rest| {
                 rest.strip_suffix(".lora_A.weight")
                     .map(|module| (module, 'a'))
@@ -77,6 +90,21 @@ impl PeftAdapter {
                 'b' => parts.b = Some(shape),
                 _ => parts.magnitude = Some(shape),
             }
+        }
+        match (self.config.value_head, self.tensors.contains_key(VALUE_HEAD)) {
+            (true, false) => {
+                return Err(FormatError::damaged(
+                    path,
+                    format!("modules_to_save names a value head, and {VALUE_HEAD:?} is not there"),
+                ));
+            }
+            (false, true) => {
+                return Err(FormatError::damaged(
+                    path,
+                    format!("it holds {VALUE_HEAD:?}, and modules_to_save does not name `score`"),
+                ));
+            }
+            _ => {}
         }
         if modules.is_empty() {
             return Err(FormatError::damaged(path, "it holds no adapter tensors"));
@@ -122,6 +150,19 @@ impl PeftAdapter {
             None => Ok(()),
         })?;
         file.close()
+    }
+}
+
+/// One reward, not several labels.
+fn check_value_head(shape: &[usize], path: &Path) -> Result<(), FormatError> {
+    match shape {
+        [1, width] if *width > 0 => Ok(()),
+        [labels, _] => Err(FormatError::unsupported(
+            path,
+            format!("a classifier of {labels} labels"),
+            "only a value head of one output, a reward model's, is read",
+        )),
+        _ => Err(FormatError::damaged(path, format!("{VALUE_HEAD:?} has shape {shape:?}, expected [1, hidden]"))),
     }
 }
 

@@ -9,6 +9,9 @@ use std::path::Path;
 /// The version of PEFT whose files these are.
 const PEFT_VERSION: &str = "0.21.2";
 
+/// transformers' name of the layer that makes a reward of a hidden state.
+pub(super) const SCORE: &str = "score";
+
 /// Which modules have an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetModules {
@@ -58,8 +61,11 @@ pub struct PeftConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas of modules by pattern; the first that matches counts.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// `CAUSAL_LM`, for a language model.
+    /// `CAUSAL_LM` for a language model, `SEQ_CLS` for a reward model.
     pub task_type: Option<String>,
+    /// The weights hold a trained `score` layer beside the adapters
+    /// (`modules_to_save`): the value head of a reward model.
+    pub value_head: bool,
     /// Saved for use rather than for further training.
     pub inference_mode: bool,
     /// How A and B were initialised: `true`, `false`, or a name that leaves
@@ -84,6 +90,7 @@ impl Default for PeftConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             task_type: Some("CAUSAL_LM".into()),
+            value_head: false,
             inference_mode: true,
             init: Value::Bool(true),
         }
@@ -100,7 +107,6 @@ const REFUSED: &[&str] = &[
     "layer_replication",
     "lora_bias",
     "megatron_config",
-    "modules_to_save",
     "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
@@ -128,6 +134,7 @@ const KNOWN: &[&str] = &[
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    "modules_to_save",
     "peft_type",
     "peft_version",
     "qalora_group_size",
@@ -239,6 +246,7 @@ impl PeftConfig {
             rank_pattern,
             alpha_pattern,
             task_type: reader.text("task_type")?.map(str::to_string),
+            value_head: has_value_head(object, path)?,
             inference_mode: reader.flag_or("inference_mode", true)?,
             init,
         })
@@ -293,7 +301,7 @@ impl PeftConfig {
             "lora_ga_config": null,
             "megatron_config": null,
             "megatron_core": "megatron.core",
-            "modules_to_save": null,
+            "modules_to_save": self.value_head.then_some([SCORE]),
             "monteclora_config": null,
             "peft_type": "LORA",
             "peft_version": PEFT_VERSION,
@@ -437,14 +445,34 @@ fn check_init(init: &Value, path: &Path) -> Result<(), FormatError> {
     ))
 }
 
-fn refuse_unsupported(object: &Map<String, Value>, path: &Path) -> Result<(), FormatError> {
-    let idle = |value: &Value| match value {
+/// Whether `modules_to_save` names the value head. For `SEQ_CLS` PEFT adds both
+/// names that transformers gives to classifiers, `classifier` and `score`; the
+/// decoders that are trained here have a `score` alone.
+fn has_value_head(object: &Map<String, Value>, path: &Path) -> Result<bool, FormatError> {
+    let Some(value) = object.get("modules_to_save").filter(|value| !idle(value)) else { return Ok(false) };
+    let names: Option<Vec<&str>> = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+    match names {
+        Some(names) if names.iter().all(|name| [SCORE, "classifier"].contains(name)) => Ok(names.contains(&SCORE)),
+        _ => Err(FormatError::unsupported(
+            path,
+            format!("modules_to_save = {value}"),
+            "only the value head `score` of a reward model is read beside the adapters",
+        )),
+    }
+}
+
+/// None, false or empty: as good as not there.
+fn idle(value: &Value) -> bool {
+    match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
         Value::String(text) => text.is_empty(),
         _ => false,
-    };
+    }
+}
+
+fn refuse_unsupported(object: &Map<String, Value>, path: &Path) -> Result<(), FormatError> {
     for (key, value) in object {
         if KNOWN.contains(&key.as_str()) || idle(value) {
             continue;

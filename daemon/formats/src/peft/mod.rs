@@ -7,7 +7,7 @@
 mod adapter;
 mod config;
 
-pub use adapter::{PeftAdapter, read_peft, write_peft};
+pub use adapter::{PeftAdapter, VALUE_HEAD, read_peft, write_peft};
 pub use config::{LayerPattern, PeftConfig, TargetModules};
 
 /// The two files of an adapter folder.

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use finetuned_engine::bench::{BenchOptions, bench};
+use finetuned_engine::recipe::Recipe;
 
 use super::train::MethodArg;
 use super::{Global, print, print_json};
@@ -10,6 +11,7 @@ use super::{Global, print, print_json};
 #[command(after_help = "\
 Examples:
   finetune bench --shape smollm2-135m
+  finetune bench --shape smollm2-135m --loss hard-tokens
   finetune bench --model ./model --method qlora --tokens 512 --sequences 2")]
 pub struct BenchArgs {
     /// A model: a path or a name of the catalogue
@@ -35,6 +37,9 @@ pub struct BenchArgs {
     /// Recompute activations
     #[arg(long)]
     gradient_checkpointing: bool,
+    /// Also time steps with this loss in turn with the built-in cross-entropy
+    #[arg(long, value_name = "NAME")]
+    loss: Option<String>,
     #[arg(long, default_value = "auto")]
     device: String,
     #[arg(long)]
@@ -50,6 +55,14 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let plugins = match &args.loss {
+        Some(name) => {
+            let mut recipe = Recipe::default();
+            recipe.loss.name.clone_from(name);
+            super::train::plugins_of(&recipe, &global.load()?)?
+        }
+        None => Vec::new(),
+    };
     let report = bench(&BenchOptions {
         model,
         shape: args.shape.clone(),
@@ -61,6 +74,8 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         device: args.device.clone(),
         threads: args.threads,
         steps: args.steps,
+        loss: args.loss.clone(),
+        plugins,
     })?;
     if args.json { print_json(&report) } else { print(&report.to_string()) }
 }

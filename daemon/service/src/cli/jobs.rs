@@ -163,6 +163,9 @@ fn one_job(view: &JobView) -> String {
         timestamp(job.created_ms),
         job.attempts
     );
+    for plugin in &job.plugins {
+        text += &format!("\n  plugin     {} {} ({})", plugin.name, plugin.version, display(&plugin.library.origin));
+    }
     let progress = &job.progress;
     if let Some(phase) = progress.phase.as_ref().filter(|_| job.state.is_active()) {
         text += &format!("\n  phase      {phase}");
@@ -315,12 +318,16 @@ pub struct RetryArgs {
     /// Start over instead of going on from the last checkpoint
     #[arg(long)]
     fresh: bool,
+    /// Go on from the last checkpoint although a plugin was rebuilt since
+    #[arg(long, conflicts_with = "fresh")]
+    accept_plugin_change: bool,
     #[arg(long)]
     json: bool,
 }
 
 pub fn retry(args: &RetryArgs, global: &Global) -> anyhow::Result<()> {
-    let view: JobView = global.client()?.post(&format!("/jobs/{}/retry", args.job), &Retry { fresh: args.fresh })?;
+    let wish = Retry { fresh: args.fresh, accept_plugin_change: args.accept_plugin_change };
+    let view: JobView = global.client()?.post(&format!("/jobs/{}/retry", args.job), &wish)?;
     if args.json {
         return print_json(&view);
     }

@@ -6,6 +6,7 @@ mod data;
 mod generate;
 mod jobs;
 mod models;
+mod plugin;
 mod service;
 mod train;
 
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, Sources};
 use crate::exit;
 use crate::http::client::Client;
+use crate::plugins::child::ChildArgs;
 
 /// Fine-tune language models: drop a dataset, get an adapter.
 #[derive(Parser)]
@@ -114,12 +116,18 @@ enum Command {
     Data(data::DataCommand),
     /// Measure a training step
     Bench(bench::BenchArgs),
+    /// Losses, optimizers and alignment methods: built in, and your own
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
     /// Install the daemon as a service of the system or of the user
     #[command(subcommand)]
     Service(service::ServiceCommand),
     /// A worker of the daemon
     #[command(hide = true)]
     Worker(WorkerArgs),
+    /// The process that loads a plugin to look at it
+    #[command(hide = true)]
+    PluginChild(ChildArgs),
     /// The daemon itself, as `finetuned`
     #[command(hide = true)]
     Daemon(DaemonArgs),
@@ -199,6 +207,8 @@ struct DaemonCli {
 enum DaemonCommand {
     #[command(hide = true)]
     Worker(WorkerArgs),
+    #[command(hide = true)]
+    PluginChild(ChildArgs),
 }
 
 /// The main function of `finetuned`.
@@ -209,6 +219,7 @@ pub fn daemon_main() -> ExitCode {
     };
     match cli.command {
         Some(DaemonCommand::Worker(args)) => crate::worker::main(&args.job),
+        Some(DaemonCommand::PluginChild(args)) => crate::plugins::child::main(&args),
         None => run_daemon(&cli.daemon, &cli.global),
     }
 }
@@ -230,6 +241,7 @@ pub fn main() -> ExitCode {
     let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let result = match cli.command {
         Command::Worker(args) => return crate::worker::main(&args.job),
+        Command::PluginChild(args) => return crate::plugins::child::main(&args),
         Command::Daemon(args) => return run_daemon(&args, global),
         Command::Demo(args) => done(crate::demo::run(&args)),
         Command::Train(args) => train::train(&args, global),
@@ -247,6 +259,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => done(generate::run(&args, global)),
         Command::Data(command) => done(data::run(&command, global)),
         Command::Bench(args) => done(bench::run(&args, global)),
+        Command::Plugin(command) => plugin::run(&command, global),
         Command::Service(command) => done(service::run(&command, global)),
     };
     result.unwrap_or_else(|error| exit::report("finetune", &error))
@@ -289,7 +302,7 @@ mod tests {
         let names: Vec<&str> = commands.get_subcommands().map(|c| c.get_name()).collect();
         for name in [
             "demo", "service", "submit", "status", "logs", "cancel", "pause", "resume", "retry", "reload", "config",
-            "models", "generate", "data", "plan", "bench", "train",
+            "models", "plugin", "generate", "data", "plan", "bench", "train",
         ] {
             assert!(names.contains(&name), "{name}");
         }
@@ -308,6 +321,12 @@ mod tests {
             "finetune config show --origin",
             "finetune service install --user",
             "finetune --socket s retry 7 --fresh",
+            "finetune retry 7 --accept-plugin-change",
+            "finetune plugin list --json",
+            "finetune plugin show dpo",
+            "finetune plugin check libmine.so",
+            "finetune plugin test libmine.so",
+            "finetune plugin new my-loss --kind loss",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use finetuned_engine::api::{Outcome, TrainRequest};
+use finetuned_engine::api::{Outcome, PluginLibrary, TrainRequest};
 use finetuned_engine::plan::{self, Plan};
 use finetuned_engine::recipe::{Method, Recipe};
 
+use crate::config::Config;
 use crate::filesystem::display;
 use crate::foreground::{Console, Style, summary_lines};
-use crate::supervisor::protocol::RunRequest;
+use crate::plugins::{self, Finder};
+use crate::store::Crashes;
+use crate::supervisor::protocol::{PluginLimits, RunRequest};
 use crate::{exit, models, recipes, run, words};
 
 use super::{Global, print, print_json};
@@ -79,7 +82,7 @@ impl RunArgs {
         Ok(Recipe::from_table(&table)?)
     }
 
-    fn request(&self, recipe: Recipe, out: PathBuf, fresh: bool) -> TrainRequest {
+    fn request(&self, recipe: Recipe, plugins: Vec<PluginLibrary>, out: PathBuf, fresh: bool) -> TrainRequest {
         TrainRequest {
             model: PathBuf::from(&recipe.base),
             data: self.data.clone(),
@@ -90,8 +93,17 @@ impl RunArgs {
             device: self.device.clone(),
             fresh,
             threads: self.threads,
+            plugins,
+            accept_plugin_change: false,
         }
     }
+}
+
+/// The plugins that a recipe names, copied and ready to be loaded by this
+/// process, which is the run's own.
+pub fn plugins_of(recipe: &Recipe, config: &Config) -> anyhow::Result<Vec<PluginLibrary>> {
+    // Quarantine is the daemon's: here the author of a plugin looks at it.
+    Ok(plugins::libraries_of(&Finder::of(config).resolve(recipe, &Crashes::new())?))
 }
 
 #[derive(Args)]
@@ -112,6 +124,9 @@ pub struct TrainArgs {
     /// Start over, whatever DIR holds
     #[arg(long)]
     fresh: bool,
+    /// Go on from a checkpoint although a plugin was rebuilt since
+    #[arg(long)]
+    accept_plugin_change: bool,
     /// Events as JSON lines on stdout, in place of the progress
     #[arg(long)]
     json: bool,
@@ -120,12 +135,16 @@ pub struct TrainArgs {
 pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let config = global.load()?;
     let recipe = args.run.recipe()?;
+    let plugins = plugins_of(&recipe, &config)?;
+    let mut train = args.run.request(recipe, plugins, args.out.clone(), args.fresh);
+    train.accept_plugin_change = args.accept_plugin_change;
     let request = RunRequest {
-        base: recipe.base.clone(),
+        base: train.recipe.base.clone(),
+        plugin_limits: Some(PluginLimits::of(&config.plugins)),
         models_dir: config.models_dir,
         verify_sha256: None,
         memory_bytes: None,
-        train: args.run.request(recipe, args.out.clone(), args.fresh),
+        train,
     };
     let mut console = Console::new(if args.json { Style::Json } else { Style::of_terminal() });
     let outcome = run::execute(&request, &mut console)?;
@@ -177,9 +196,10 @@ pub struct PlanArgs {
 pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let recipe = args.run.recipe()?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out"));
-    let mut request = args.run.request(recipe, out, args.fresh);
-    request.model =
-        models::find_or_pull(&request.recipe.base, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?;
+    let config = global.load()?;
+    let plugins = plugins_of(&recipe, &config)?;
+    let mut request = args.run.request(recipe, plugins, out, args.fresh);
+    request.model = models::find_or_pull(&request.recipe.base, &config.models_dir, &mut |words| eprintln!("{words}"))?;
     let plan = plan::plan(&request)?;
     if args.json { print_json(&plan) } else { print(&plan_lines(&plan)) }
 }

@@ -88,6 +88,24 @@ pub const KEYS: &[ConfigKey] = &[
         "how long a worker may take to finish its step and write a checkpoint when asked to stop",
     ),
     key(
+        "plugins.call_timeout",
+        Kind::Duration,
+        "\"60s\"",
+        "a plugin's call that takes longer ends its worker, and its job fails",
+    ),
+    key(
+        "plugins.call_memory",
+        Kind::Bytes,
+        "\"4GiB\"",
+        "a plugin's call by which its process grows more ends its worker, and its job fails; 0: no limit",
+    ),
+    key(
+        "plugins.load_timeout",
+        Kind::Duration,
+        "\"10s\"",
+        "how long a plugin library may take to load and to describe itself",
+    ),
+    key(
         "log.level",
         Kind::Word(&["error", "warn", "info", "debug", "trace"]),
         "\"info\"",

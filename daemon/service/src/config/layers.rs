@@ -93,7 +93,7 @@ pub struct Layers {
 }
 
 /// Variables that are no keys.
-const OTHER_VARIABLES: &[&str] = &["FINETUNED_CONFIG"];
+const OTHER_VARIABLES: &[&str] = &["FINETUNED_CONFIG", finetuned_plugin_api::abi::discover::PATH_VARIABLE];
 
 impl Layers {
     /// Merges all layers; what is wrong is collected, so that one check shows

@@ -46,6 +46,15 @@ pub struct WorkersConfig {
     pub stop_timeout: Duration,
 }
 
+/// Limits of plugin libraries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PluginsConfig {
+    pub call_timeout: Duration,
+    /// `None`: no limit.
+    pub call_memory: Option<u64>,
+    pub load_timeout: Duration,
+}
+
 /// The whole configuration; every field is one key of [`keys::KEYS`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -56,6 +65,7 @@ pub struct Config {
     pub models_dir: PathBuf,
     pub socket: PathBuf,
     pub workers: WorkersConfig,
+    pub plugins: PluginsConfig,
     pub log_level: String,
     /// The lowest layer of every job's recipe.
     pub recipe: toml::Table,
@@ -92,6 +102,11 @@ impl Config {
 
     pub fn adapters_dir(&self) -> PathBuf {
         self.state_dir.join("adapters")
+    }
+
+    /// Plugin libraries by hash, as workers load them.
+    pub fn plugin_copies(&self) -> PathBuf {
+        self.state_dir.join("plugin-copies")
     }
 
     pub fn datasets_dir(&self) -> PathBuf {
@@ -153,6 +168,11 @@ impl Typed<'_> {
                 heartbeat_timeout: self.duration("workers.heartbeat_timeout", Duration::from_secs(1)),
                 stall_timeout: self.duration("workers.stall_timeout", Duration::from_secs(1)),
                 stop_timeout: self.duration("workers.stop_timeout", Duration::from_millis(100)),
+            },
+            plugins: PluginsConfig {
+                call_timeout: self.duration("plugins.call_timeout", Duration::from_millis(100)),
+                call_memory: Some(self.bytes("plugins.call_memory")).filter(|&n| n > 0),
+                load_timeout: self.duration("plugins.load_timeout", Duration::from_millis(100)),
             },
             log_level: self.text("log.level"),
             recipe: self.recipe(),

@@ -75,6 +75,8 @@ pub struct Submitted {
 pub struct Retry {
     /// Throw away the checkpoints.
     pub fresh: bool,
+    /// Go on although a plugin is another build than the one it began with.
+    pub accept_plugin_change: bool,
 }
 
 /// `POST /reload`.

@@ -158,7 +158,13 @@ async fn resume(State(control): Shared, UrlPath(id): UrlPath<i64>) -> Result<Res
 async fn retry(State(control): Shared, UrlPath(id): UrlPath<i64>, body: Bytes) -> Result<Response, Failure> {
     let wish: Retry =
         if body.is_empty() { Retry::default() } else { serde_json::from_slice(&body).map_err(anyhow::Error::from)? };
-    ask(&control, |answer| Command::Retry { id, fresh: wish.fresh, answer }).await
+    ask(&control, |answer| Command::Retry {
+        id,
+        fresh: wish.fresh,
+        accept_plugin_change: wish.accept_plugin_change,
+        answer,
+    })
+    .await
 }
 
 async fn reload(State(control): Shared) -> Result<Response, Failure> {

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{After, Config, InboxConfig};
 use crate::filesystem::{needs_polling, open_beneath};
 use crate::lock::lock;
+use crate::plugins::{Finder, Pinned};
 use crate::store::{Decision, FileRow, NewJob, State, Store};
 
 use listing::{Candidate, Remark};
@@ -33,6 +34,7 @@ pub struct Claims {
     pub recipe: toml::Table,
     pub datasets: PathBuf,
     pub outputs: PathBuf,
+    pub plugins: Finder,
 }
 
 impl Claims {
@@ -42,6 +44,7 @@ impl Claims {
             recipe: config.recipe.clone(),
             datasets: config.datasets_dir(),
             outputs: config.adapters_dir(),
+            plugins: Finder::of(config),
         }
     }
 }
@@ -190,6 +193,11 @@ impl Inbox {
             Ok(effective) => effective,
             Err(why) => return self.refuse(row, why),
         };
+        let crashes = lock(&self.store).plugin_crashes()?;
+        let plugins = match self.claims.plugins.resolve(&effective.recipe, &crashes) {
+            Ok(plugins) => plugins,
+            Err(problem) => return self.refuse(row, effective.placed(&problem)),
+        };
         if let Some(missing) = first_missing(inbox, &effective)? {
             let limit = self.claims.inbox.incomplete_after;
             if quiet < limit {
@@ -199,7 +207,7 @@ impl Inbox {
             return self
                 .refuse(row, format!("{missing}, and it has not changed for {}", humantime::format_duration(limit)));
         }
-        let new = self.claims.claim(inbox, &effective, &candidate.name())?;
+        let new = self.claims.claim(inbox, &effective, plugins, &candidate.name())?;
         // What was copied is what was looked at, or it is looked at again.
         if current_looks(inbox, &candidate.path)?.as_deref() != Some(looks.as_str()) {
             return Ok(Outcome::Waits { why: "changed while it was read".into(), look_again: settle });
@@ -288,10 +296,17 @@ impl Claims {
     ///
     /// # Errors
     /// Reading the source, writing the copy.
-    pub fn claim(&self, inbox: &Path, effective: &recipe::Effective, name: &str) -> anyhow::Result<NewJob> {
+    pub fn claim(
+        &self,
+        inbox: &Path,
+        effective: &recipe::Effective,
+        plugins: Vec<Pinned>,
+        name: &str,
+    ) -> anyhow::Result<NewJob> {
         let data = self.snapshot(inbox, &effective.data)?;
         let validation = effective.validation.as_deref().map(|path| self.snapshot(inbox, path)).transpose()?;
-        let key = recipe::key(&data.sha256, validation.as_ref().map(|v| v.sha256.as_str()), None, &effective.recipe);
+        let held_out = validation.as_ref().map(|v| v.sha256.as_str());
+        let key = recipe::key(&data.sha256, held_out, None, &effective.recipe, &plugins);
         Ok(NewJob {
             key,
             name: name.to_string(),
@@ -300,6 +315,7 @@ impl Claims {
             data_sha256: data.sha256,
             recipe: effective.recipe.clone(),
             adapter: None,
+            plugins,
             outputs: self.outputs.clone(),
         })
     }
@@ -325,7 +341,11 @@ impl Claims {
                 continue;
             }
             let effective = recipe::effective(&row.inbox, &candidate, &self.recipe).map_err(anyhow::Error::msg)?;
-            let new = self.claim(&row.inbox, &effective, &candidate.name())?;
+            let plugins = self
+                .plugins
+                .resolve(&effective.recipe, &store.plugin_crashes()?)
+                .map_err(|problem| anyhow::anyhow!(effective.placed(&problem)))?;
+            let new = self.claim(&row.inbox, &effective, plugins, &candidate.name())?;
             let row = FileRow { companions: candidate.companions, sha256: Some(content_hash(&new)), ..row };
             if let Some((id, _)) = store.decide(&row, &Decision::Train(Box::new(new)))?
                 && id != job

@@ -7,6 +7,7 @@ use std::path::Path;
 use finetuned_data::DatasetReport;
 
 use crate::filesystem::{display, replace_file};
+use crate::preferences::Preferences;
 use crate::store::{FileRow, Job, State, Store, timestamp};
 
 /// The text of a receipt. `is_copy`: another file of the same content and recipe
@@ -85,6 +86,17 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
         recipe.method.name(),
         recipe.loss.name
     );
+    for plugin in &job.plugins {
+        let hash = &plugin.library.sha256;
+        let hash = hash.get(..12).unwrap_or(hash);
+        let _ = writeln!(
+            text,
+            "plugin    {} {} ({hash}, {})",
+            plugin.name,
+            plugin.version,
+            display(&plugin.library.origin)
+        );
+    }
     let _ = writeln!(text, "sha256    {}\nclaimed   {}", job.data_sha256, timestamp(job.created_ms));
     if let Some(report) = &job.report {
         of_dataset(text, report);
@@ -101,6 +113,9 @@ fn of_success(text: &mut String, job: &Job) {
     if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
         let fall = 100.0 * (before - after) / before;
         let _ = writeln!(text, "held-out  loss {before:.4} before, {after:.4} after ({fall:.0}% lower)");
+    }
+    if let Some(preferences) = Preferences::of(summary) {
+        text.push_str(&preferences.lines(10));
     }
     if let (Some(first), Some(last)) = (summary.first_loss, summary.last_loss) {
         let _ = writeln!(text, "training  loss {first:.4} first step, {last:.4} last step");

@@ -1,6 +1,7 @@
 //! The effective recipe of a dataset: finetuned.toml's `[recipe]`, the
 //! folder's recipe.toml, dataset.toml's `[recipe]`, the sidecar.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 use crate::config::{TomlFile, place_recipe_error};
 use crate::filesystem::{self, open_beneath};
+use crate::plugins::{Pinned, Problem};
 
 use super::listing::{Candidate, DATASET_FILE};
 use super::names;
@@ -24,6 +26,19 @@ pub struct Effective {
     pub data: PathBuf,
     pub validation: Option<PathBuf>,
     pub recipe: Recipe,
+    /// Where the keys of the plugins' tables were set: `loss.beta` to `a.toml:3`.
+    pub places: BTreeMap<String, String>,
+}
+
+impl Effective {
+    /// A problem of the recipe's plugins, with its place where a file of the inbox
+    /// set the key.
+    pub fn placed(&self, problem: &Problem) -> String {
+        match self.places.get(&problem.key) {
+            Some(place) => format!("{place}: {problem}"),
+            None => problem.to_string(),
+        }
+    }
 }
 
 /// dataset.toml without its recipe.
@@ -41,9 +56,11 @@ struct DatasetFile {
 /// `file:line: what is wrong`, for the receipt.
 pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) -> Result<Effective, String> {
     let mut merged = defaults.clone();
+    let mut places = BTreeMap::new();
     for path in &candidate.recipes {
         let layer = read_layer(inbox, path)?;
         add_layer(&mut merged, &layer.table, &layer, "")?;
+        note_places(&mut places, &layer.table, &layer, "");
         check_base(inbox, path, &layer.table, &layer, "")?;
     }
     let (data, validation) = if candidate.is_folder {
@@ -55,19 +72,30 @@ pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) ->
             .try_into()
             .map_err(|error: toml::de::Error| format!("{}: {}", file.name, error.message()))?;
         add_layer(&mut merged, &dataset.recipe, &file, "recipe.")?;
+        note_places(&mut places, &dataset.recipe, &file, "recipe.");
         check_base(inbox, &path, &dataset.recipe, &file, "recipe.")?;
         folder_files(inbox, candidate, &dataset, &file)?
     } else {
         (candidate.path.clone(), None)
     };
     let recipe = Recipe::from_table(&merged).map_err(|error| format!("the recipe as a whole: {error}"))?;
-    Ok(Effective { data, validation, recipe })
+    Ok(Effective { data, validation, recipe, places })
 }
 
-/// The key of a job: its data and everything about the run that is a choice.
-pub fn key(data_sha256: &str, validation_sha256: Option<&str>, adapter: Option<&Path>, recipe: &Recipe) -> String {
+/// The key of a job: its data and everything about the run that is a choice,
+/// the builds of its plugins included.
+pub fn key(
+    data_sha256: &str,
+    validation_sha256: Option<&str>,
+    adapter: Option<&Path>,
+    recipe: &Recipe,
+    plugins: &[Pinned],
+) -> String {
     let recipe = serde_json::to_value(recipe).unwrap_or_default();
-    let text = serde_json::json!([validation_sha256, adapter, sorted(&recipe)]).to_string();
+    let mut parts = vec![serde_json::json!(validation_sha256), serde_json::json!(adapter), sorted(&recipe)];
+    // Only where there are any, so that the keys of jobs without stay theirs.
+    parts.extend(plugins.iter().map(|plugin| plugin.library.sha256.clone().into()));
+    let text = serde_json::Value::Array(parts).to_string();
     format!("{data_sha256}:{}", filesystem::sha256_of_bytes(text.as_bytes()))
 }
 
@@ -101,6 +129,22 @@ fn add_layer(merged: &mut toml::Table, layer: &toml::Table, file: &TomlFile, pre
     Recipe::from_table(layer).map_err(|error| place_recipe_error(&error, file, prefix))?;
     recipe::merge(merged, layer);
     Ok(())
+}
+
+/// Remembers where the keys of a plugin's table stand; later layers win.
+fn note_places(places: &mut BTreeMap<String, String>, layer: &toml::Table, file: &TomlFile, prefix: &str) {
+    for section in ["loss", "optimizer"] {
+        let mut note = |key: &str, inside: &str| {
+            places.insert(format!("{section}.{key}"), file.place(&format!("{prefix}{inside}")));
+        };
+        match layer.get(section) {
+            Some(toml::Value::String(_)) => note("name", section),
+            Some(toml::Value::Table(table)) => {
+                table.keys().for_each(|key| note(key, &format!("{section}.{key}")));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// An inbox may be shared: whoever may write to it must not make the daemon
@@ -239,11 +283,11 @@ mod tests {
     #[test]
     fn the_key_is_of_the_choices_not_of_their_order() {
         let recipe = |text: &str| Recipe::from_table(&text.parse().unwrap()).unwrap();
-        let a = key("00", None, None, &recipe("[optimizer]\nname = \"adamw\"\nbeta1 = 0.8\nbeta2 = 0.9\n"));
-        let b = key("00", None, None, &recipe("[optimizer]\nbeta2 = 0.9\nbeta1 = 0.8\nname = \"adamw\"\n"));
+        let a = key("00", None, None, &recipe("[optimizer]\nname = \"adamw\"\nbeta1 = 0.8\nbeta2 = 0.9\n"), &[]);
+        let b = key("00", None, None, &recipe("[optimizer]\nbeta2 = 0.9\nbeta1 = 0.8\nname = \"adamw\"\n"), &[]);
         assert_eq!(a, b);
-        assert_ne!(a, key("01", None, None, &recipe("[optimizer]\nbeta1 = 0.8\nbeta2 = 0.9\n")));
-        assert_ne!(a, key("00", None, None, &recipe("")));
-        assert_ne!(key("00", None, None, &recipe("")), key("00", Some("1"), None, &recipe("")));
+        assert_ne!(a, key("01", None, None, &recipe("[optimizer]\nbeta1 = 0.8\nbeta2 = 0.9\n"), &[]));
+        assert_ne!(a, key("00", None, None, &recipe(""), &[]));
+        assert_ne!(key("00", None, None, &recipe(""), &[]), key("00", Some("1"), None, &recipe(""), &[]));
     }
 }

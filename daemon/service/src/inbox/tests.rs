@@ -31,6 +31,11 @@ impl House {
             recipe: toml::Table::new(),
             datasets: dir.path().join("datasets"),
             outputs: dir.path().join("adapters"),
+            plugins: Finder {
+                folders: Vec::new(),
+                copies: dir.path().join("copies"),
+                describer: crate::plugins::Describer { timeout: Duration::from_secs(5), memory_bytes: None },
+            },
         };
         House { inbox: Inbox::new(claims, store.clone()), store, dir, seconds }
     }

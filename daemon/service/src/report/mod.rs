@@ -12,6 +12,7 @@ use finetuned_engine::plan::Plan;
 use finetuned_engine::recipe::Recipe;
 
 use crate::filesystem::replace_file;
+use crate::preferences::Preferences;
 use crate::words;
 
 use chart::{Chart, Series};
@@ -96,6 +97,19 @@ fn headline(html: &mut String, page: &Page) {
             &format!("held-out loss ({:.0}% lower)", 100.0 * (before - after) / before),
         );
     }
+    if let Some(preferences) = Preferences::of(summary) {
+        if let Some(accuracy) = preferences.accuracy {
+            let after = format!("{:.0}%", 100.0 * accuracy.after);
+            let value = match preferences.began_even() {
+                true => after,
+                false => format!("{:.0}% → {after}", 100.0 * accuracy.before),
+            };
+            tile(html, &value, &format!("accuracy: {}", preferences.accuracy_help()));
+        }
+        let margin = preferences.margin;
+        let before = if preferences.began_even() { 0.0 } else { margin.before };
+        tile(html, &format!("{before:.3} → {:.3}", margin.after), &format!("margin: {}", preferences.margin_help()));
+    }
     if let Some(last) = summary.last_loss {
         tile(html, &format!("{last:.3}"), "training loss at the last step");
     }
@@ -137,13 +151,27 @@ fn curves(html: &mut String, metrics: &[StepMetrics], summary: &Summary) {
         series: vec![Series { name: title, class: "a", points, marked: false }],
         digits,
     };
-    html.push_str("<section class=\"charts\">\n");
-    for chart in [
-        loss,
+    let mut charts = vec![loss];
+    for (key, title, digits) in [("rewards/accuracies", "Preference accuracy", 2), ("rewards/margins", "Margin", 3)] {
+        let points = |key: &str| -> Vec<(f64, f64)> {
+            metrics.iter().filter_map(|m| Some((m.step as f64, m.extra.get(key)?.as_f64()?))).collect()
+        };
+        let (training, held_out) = (points(key), points(&format!("validation_{key}")));
+        if !training.is_empty() {
+            let series = vec![
+                Series { name: "training", class: "a", points: training, marked: false },
+                Series { name: "held-out", class: "b", points: held_out, marked: true },
+            ];
+            charts.push(Chart { title, series, digits });
+        }
+    }
+    charts.extend([
         single("Learning rate", line(|m| m.learning_rate), 6),
         single("Gradient norm before clipping", line(|m| m.grad_norm), 2),
         single("Tokens a second", line(|m| m.tokens_per_second), 0),
-    ] {
+    ]);
+    html.push_str("<section class=\"charts\">\n");
+    for chart in charts {
         html.push_str(&chart.svg());
     }
     html.push_str("</section>\n");

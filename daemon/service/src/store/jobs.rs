@@ -10,6 +10,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::{State, Store, path_text, to_path};
+use crate::plugins::Pinned;
 
 /// How far a job is; rewritten while it runs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -96,6 +97,11 @@ pub struct Job {
     /// Why it failed; the worker's last words where it died.
     pub error: Option<String>,
     pub fresh: bool,
+    /// The builds of the plugins that it trains with; built-in ones are not here.
+    #[serde(default)]
+    pub plugins: Vec<Pinned>,
+    #[serde(default)]
+    pub accept_plugin_change: bool,
 }
 
 /// What a claim brings.
@@ -108,6 +114,7 @@ pub struct NewJob {
     pub data_sha256: String,
     pub recipe: Recipe,
     pub adapter: Option<PathBuf>,
+    pub plugins: Vec<Pinned>,
     /// The parent of the output folder; its own name is made of the job's.
     pub outputs: PathBuf,
 }
@@ -124,7 +131,7 @@ pub struct EventRow {
 }
 
 const COLUMNS: &str = "id, key, name, state, data, validation, data_sha256, recipe, adapter, out, created_ms, \
-     started_ms, ended_ms, attempts, progress, report, summary, error, fresh";
+     started_ms, ended_ms, attempts, progress, report, summary, error, fresh, plugins, accept_plugin_change";
 
 impl Store {
     /// The job of this key, made if there is none; `true` if it is new.
@@ -255,6 +262,25 @@ impl Store {
         Ok(())
     }
 
+    /// The next attempt goes on with other builds of its plugins.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn set_accept_plugin_change(&mut self, id: i64, accept: bool) -> anyhow::Result<()> {
+        self.connection.execute("UPDATE jobs SET accept_plugin_change = ? WHERE id = ?", params![accept, id])?;
+        Ok(())
+    }
+
+    /// The builds that its next attempt trains with.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn set_plugins(&mut self, id: i64, plugins: &[Pinned]) -> anyhow::Result<()> {
+        self.connection
+            .execute("UPDATE jobs SET plugins = ? WHERE id = ?", params![serde_json::to_string(plugins)?, id])?;
+        Ok(())
+    }
+
     /// The next attempt starts over.
     ///
     /// # Errors
@@ -305,8 +331,8 @@ pub(super) fn insert_job(
         return Ok((id, false));
     }
     transaction.execute(
-        "INSERT INTO jobs (key, name, state, data, validation, data_sha256, recipe, adapter, out, created_ms)
-         VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, '', ?)",
+        "INSERT INTO jobs (key, name, state, data, validation, data_sha256, recipe, adapter, plugins, out, created_ms)
+         VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, '', ?)",
         params![
             new.key,
             new.name,
@@ -315,6 +341,7 @@ pub(super) fn insert_job(
             new.data_sha256,
             serde_json::to_string(&new.recipe)?,
             new.adapter.as_deref().map(path_text).transpose()?,
+            serde_json::to_string(&new.plugins)?,
             now as i64,
         ],
     )?;
@@ -373,6 +400,8 @@ fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
         summary: optional_json(row, 16)?,
         error: row.get(17)?,
         fresh: row.get(18)?,
+        plugins: json(row, 19)?,
+        accept_plugin_change: row.get(20)?,
     })
 }
 

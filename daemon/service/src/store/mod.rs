@@ -3,6 +3,7 @@
 
 mod files;
 mod jobs;
+mod plugins;
 mod schema;
 mod state;
 
@@ -14,6 +15,7 @@ use rusqlite::Connection;
 
 pub use files::{Decision, FileRow};
 pub use jobs::{EventRow, Job, NewJob, Progress};
+pub use plugins::{Crashed, Crashes, crashes_in};
 pub use state::State;
 
 /// A clock for what is stored; tests bring their own.

@@ -5,7 +5,8 @@ use rusqlite::Connection;
 
 /// Each entry brings the database from version `index` to `index + 1`. Entries
 /// are never changed, only appended.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE jobs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         -- sha256 of the data, and of the effective recipe: one job a key.
@@ -61,14 +62,43 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (inbox, path)
     ) STRICT;
     CREATE INDEX files_by_job ON files(job);
-"];
+",
+    "
+    -- The builds of the plugins that the job trains with, as JSON.
+    ALTER TABLE jobs ADD COLUMN plugins TEXT NOT NULL DEFAULT '[]';
+    -- Go on although a plugin is another build than the one it began with.
+    ALTER TABLE jobs ADD COLUMN accept_plugin_change INTEGER NOT NULL DEFAULT 0;
+
+    -- Workers that ended inside a plugin's call.
+    CREATE TABLE plugin_crashes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        sha256 TEXT NOT NULL,
+        job INTEGER NOT NULL REFERENCES jobs(id),
+        at_ms INTEGER NOT NULL,
+        -- Plugin, version, step and cause.
+        what TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX plugin_crashes_by_hash ON plugin_crashes(sha256);
+",
+];
+
+/// The version that brought plugins.
+pub const PLUGINS: i64 = 2;
+
+/// How many migrations a database has had.
+///
+/// # Errors
+/// The database.
+pub fn version(connection: &Connection) -> anyhow::Result<i64> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
 
 /// Applies what is missing.
 ///
 /// # Errors
 /// The database is of a later version than this program knows.
 pub fn migrate(connection: &mut Connection) -> anyhow::Result<()> {
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let version = version(connection)?;
     let known = MIGRATIONS.len() as i64;
     anyhow::ensure!(
         version <= known,
@@ -81,4 +111,14 @@ pub fn migrate(connection: &mut Connection) -> anyhow::Result<()> {
         transaction.commit()?;
     }
     Ok(())
+}
+
+/// A database as an earlier version left it.
+#[cfg(test)]
+pub fn create_version(path: &std::path::Path, version: usize) {
+    let connection = Connection::open(path).unwrap();
+    for migration in &MIGRATIONS[..version] {
+        connection.execute_batch(migration).unwrap();
+    }
+    connection.pragma_update(None, "user_version", version as i64).unwrap();
 }

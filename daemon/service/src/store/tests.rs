@@ -16,6 +16,7 @@ fn new_job(key: &str) -> NewJob {
         data_sha256: "00".into(),
         recipe: Recipe::default(),
         adapter: None,
+        plugins: Vec::new(),
         outputs: "/out".into(),
     }
 }
@@ -117,4 +118,40 @@ fn a_database_of_a_later_version_is_not_touched() {
     drop(store);
     let error = Store::open(&dir.path().join("t.db")).err().unwrap();
     assert!(format!("{error:#}").contains("version 99"), "{error:#}");
+}
+
+#[test]
+fn crashes_are_counted_by_build_and_read_beside_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.db");
+    assert!(crashes_in(&path).unwrap().is_empty(), "there is no database yet");
+    let mut store = Store::open(&path).unwrap();
+    let (job, _) = store.claim(&new_job("a")).unwrap();
+    assert_eq!(store.add_plugin_crash("abc", job.id, "step 1").unwrap(), 1);
+    assert_eq!(store.add_plugin_crash("def", job.id, "step 9").unwrap(), 1);
+    assert_eq!(store.add_plugin_crash("abc", job.id, "step 2").unwrap(), 2);
+    let crashes = crashes_in(&path).unwrap();
+    assert_eq!(crashes["abc"], Crashed { count: 2, last: "step 2".into() });
+    assert_eq!(crashes, store.plugin_crashes().unwrap());
+}
+
+#[test]
+fn a_database_from_before_plugins_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.db");
+    schema::create_version(&path, 1);
+    {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let recipe = serde_json::to_string(&Recipe::default()).unwrap();
+        connection
+            .execute(
+                "INSERT INTO jobs (key, name, state, data, data_sha256, recipe, out, created_ms)
+                 VALUES ('k', 'n', 'queued', 'd', 's', ?, 'o', 0)",
+                [recipe],
+            )
+            .unwrap();
+    }
+    assert!(crashes_in(&path).unwrap().is_empty());
+    let job = Store::open(&path).unwrap().job(1).unwrap().unwrap();
+    assert_eq!((job.plugins, job.accept_plugin_change), (Vec::new(), false));
 }

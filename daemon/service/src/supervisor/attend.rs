@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use finetuned_engine::api::TrainRequest;
 use finetuned_engine::event::Event;
+use finetuned_plugin_api::abi::calls;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
@@ -17,9 +18,10 @@ use crate::config::Config;
 use crate::filesystem::{Held, Lock};
 use crate::inbox::receipt;
 use crate::lock::lock;
+use crate::plugins::{self, Pinned};
 use crate::store::{Job, Progress, State, Store};
 
-use super::protocol::{self, Ask, LOCK_FILE, LOG_FILE, Line, REQUEST_FILE, RunRequest, WorkerLine};
+use super::protocol::{self, Ask, LOCK_FILE, LOG_FILE, Line, PluginLimits, REQUEST_FILE, RunRequest, WorkerLine};
 use super::verdict::{Exit, verdict};
 
 /// How long steps may wait before they are written down together.
@@ -52,6 +54,13 @@ pub async fn attend(setup: Setup, job: Job, mut asks: mpsc::Receiver<Ask>) -> (S
 }
 
 async fn start(setup: &Setup, job: &Job) -> anyhow::Result<Child> {
+    // Jobs that waited while another died of the same build.
+    let crashes = lock(&setup.store).plugin_crashes()?;
+    for plugin in &job.plugins {
+        if let Some(why) = plugins::quarantine(&crashes, &plugin.name, &plugin.library) {
+            anyhow::bail!(why);
+        }
+    }
     let folder = setup.config.jobs_dir().join(job.id.to_string());
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let request = request(&setup.config, job);
@@ -80,6 +89,7 @@ fn request(config: &Config, job: &Job) -> RunRequest {
         models_dir: config.models_dir.clone(),
         verify_sha256: in_place.then(|| job.data_sha256.clone()),
         memory_bytes: config.workers.memory,
+        plugin_limits: Some(PluginLimits::of(&config.plugins)),
         train: TrainRequest {
             model: PathBuf::from(&job.recipe.base),
             data: job.data.clone(),
@@ -90,6 +100,8 @@ fn request(config: &Config, job: &Job) -> RunRequest {
             device: config.workers.device.clone(),
             fresh: job.fresh,
             threads: config.workers.threads,
+            plugins: plugins::libraries_of(&job.plugins),
+            accept_plugin_change: job.accept_plugin_change,
         },
     }
 }
@@ -194,8 +206,46 @@ impl Attendant {
         self.flush();
         let exit = exit_of(status, self.killed_because.take());
         let words: Vec<String> = std::mem::take(&mut self.words).into_iter().collect();
-        let (state, why) = verdict(self.last.as_ref(), &exit, self.asked, &words.join("\n"));
+        let call = self.last_call();
+        let (state, mut why) = verdict(self.last.as_ref(), &exit, self.asked, &words.join("\n"), call.as_deref());
+        if state == State::Failed
+            && self.last.is_none()
+            && exit.killed_because.is_none()
+            && let Some(call) = &call
+        {
+            why += &self.plugin_crashed(call, &why);
+        }
         (state, self.in_the_users_names(why))
+    }
+
+    /// The call of a plugin that the worker ended in.
+    fn last_call(&self) -> Option<String> {
+        let path = self.setup.config.jobs_dir().join(self.job.id.to_string()).join(plugins::CALL_FILE);
+        calls::last_call(&path).unwrap_or_else(|error| {
+            tracing::error!(job = self.job.id, "{error}");
+            None
+        })
+    }
+
+    /// Counts the end of a worker against the build it ended in; says so where
+    /// that is one too many.
+    fn plugin_crashed(&self, call: &str, why: &str) -> String {
+        let named = |plugin: &&Pinned| call.starts_with(&format!("plugin {} {}", plugin.name, plugin.version));
+        let Some(plugin) = self.job.plugins.iter().find(named).or(self.job.plugins.first()) else {
+            return String::new();
+        };
+        let first_line = why.lines().next().unwrap_or_default();
+        match lock(&self.setup.store).add_plugin_crash(&plugin.library.sha256, self.job.id, first_line) {
+            Ok(count) if count >= plugins::QUARANTINE_AFTER => format!(
+                "\n{count} workers have died in this build of {}: it is in quarantine until its file changes",
+                crate::filesystem::display(&plugin.library.origin)
+            ),
+            Ok(_) => String::new(),
+            Err(error) => {
+                tracing::error!(job = self.job.id, "the crash could not be written: {error:#}");
+                String::new()
+            }
+        }
     }
 
     /// The engine read the snapshot; the user knows the file by its own name.
@@ -244,6 +294,7 @@ impl Attendant {
             Event::Started { .. } => {
                 self.written("the start", |store, id| {
                     store.set_fresh(id, false)?;
+                    store.set_accept_plugin_change(id, false)?;
                     store.transition(id, State::Running, "training").map(|_| ())
                 });
             }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::inbox::{Claims, receipt};
 use crate::lock::lock;
+use crate::plugins::Finder;
 use crate::store::{Job, State, Store};
 
 use attend::{Setup, attend};
@@ -34,6 +35,7 @@ pub enum Command {
     Retry {
         id: i64,
         fresh: bool,
+        accept_plugin_change: bool,
         answer: Answer,
     },
     /// Workers that start from now on use it.
@@ -173,8 +175,10 @@ impl Supervisor {
             Command::Resume(id, answer) => {
                 let _ = answer.send(self.resume(id));
             }
-            Command::Retry { id, fresh, answer } => {
-                let _ = answer.send(self.retry(id, fresh));
+            Command::Retry { id, fresh, accept_plugin_change, answer } => {
+                // Hashes files, and may wait for a child that loads a plugin.
+                let job = tokio::task::block_in_place(|| self.retry(id, fresh, accept_plugin_change));
+                let _ = answer.send(job);
             }
         }
     }
@@ -202,7 +206,7 @@ impl Supervisor {
         self.move_to(id, State::Queued, "resumed by the user")
     }
 
-    fn retry(&mut self, id: i64, fresh: bool) -> anyhow::Result<Job> {
+    fn retry(&mut self, id: i64, fresh: bool, accept_plugin_change: bool) -> anyhow::Result<Job> {
         let job = self.job(id)?;
         anyhow::ensure!(!self.running.contains_key(&id), "job {id} has a worker: cancel it first");
         let changed = Claims::of(&self.config).reclaim(&mut lock(&self.store), id)?;
@@ -217,8 +221,16 @@ impl Supervisor {
             "job {id} has succeeded, and neither its data nor its recipe has changed since; change the recipe, or drop other data"
         );
         anyhow::ensure!(job.state.may_become(State::Queued), "job {id} is {}: there is nothing to retry", job.state);
-        if fresh {
-            lock(&self.store).set_fresh(id, true)?;
+        // The plugins that are there now, not those of the failed attempt.
+        let crashes = lock(&self.store).plugin_crashes()?;
+        let plugins = Finder::of(&self.config).resolve(&job.recipe, &crashes)?;
+        {
+            let mut store = lock(&self.store);
+            store.set_plugins(id, &plugins)?;
+            store.set_accept_plugin_change(id, accept_plugin_change)?;
+            if fresh {
+                store.set_fresh(id, true)?;
+            }
         }
         self.move_to(id, State::Queued, if fresh { "retried from the start" } else { "retried" })
     }

@@ -7,6 +7,8 @@ use finetuned_engine::api::TrainRequest;
 use finetuned_engine::event::{Event, Summary};
 use serde::{Deserialize, Serialize};
 
+use crate::config::PluginsConfig;
+
 /// The file in a job's folder that tells a worker what to do.
 pub const REQUEST_FILE: &str = "request.json";
 /// Held by a worker as long as it lives.
@@ -25,7 +27,24 @@ pub struct RunRequest {
     pub verify_sha256: Option<String>,
     /// Most memory of the process, where it is limited.
     pub memory_bytes: Option<u64>,
+    /// Limits of a plugin's call, where the run loads plugins.
+    #[serde(default)]
+    pub plugin_limits: Option<PluginLimits>,
     pub train: TrainRequest,
+}
+
+/// Limits of a plugin's call.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PluginLimits {
+    pub seconds: f64,
+    /// By how many bytes the process may grow; none: as it likes.
+    pub memory_bytes: Option<u64>,
+}
+
+impl PluginLimits {
+    pub fn of(config: &PluginsConfig) -> PluginLimits {
+        PluginLimits { seconds: config.call_timeout.as_secs_f64(), memory_bytes: config.call_memory }
+    }
 }
 
 /// What a worker says of itself; the engine's events stand beside these.

@@ -1,5 +1,7 @@
 //! What an ended worker means for its job. Pure.
 
+use finetuned_plugin_api::abi::calls;
+
 use super::protocol::{Ask, WorkerLine};
 use crate::store::State;
 
@@ -13,8 +15,15 @@ pub struct Exit {
 }
 
 /// The state the job goes to, and why. `last` is the worker's last word, if it
-/// had one; `words` the end of its stderr.
-pub fn verdict(last: Option<&WorkerLine>, exit: &Exit, asked: Option<Ask>, words: &str) -> (State, String) {
+/// had one; `words` the end of its stderr; `call` the call of a plugin that it
+/// ended in.
+pub fn verdict(
+    last: Option<&WorkerLine>,
+    exit: &Exit,
+    asked: Option<Ask>,
+    words: &str,
+    call: Option<&str>,
+) -> (State, String) {
     match (last, asked) {
         (Some(WorkerLine::Done { .. }), _) => (State::Succeeded, "finished".into()),
         (_, Some(Ask::Cancel)) => (State::Cancelled, "cancelled by the user".into()),
@@ -32,19 +41,23 @@ pub fn verdict(last: Option<&WorkerLine>, exit: &Exit, asked: Option<Ask>, words
         (_, Some(Ask::Stop)) if exit.killed_because.is_some() => {
             (State::Queued, "goes on from its last checkpoint".into())
         }
-        _ => (State::Failed, death(exit, words)),
+        _ => (State::Failed, call.map_or_else(|| death(exit, words), |call| death_in_call(exit, words, call))),
     }
 }
 
-fn death(exit: &Exit, words: &str) -> String {
+/// The worker's process ended inside a plugin's call.
+fn death_in_call(exit: &Exit, words: &str, call: &str) -> String {
+    // The watching thread has noted the cause itself.
+    if matches!(exit.code, Some(calls::EXIT_DEADLINE | calls::EXIT_MEMORY)) && exit.killed_because.is_none() {
+        return call.to_string();
+    }
     let mut text = match (&exit.killed_because, exit.signal, exit.code) {
-        (Some(why), ..) => format!("the worker was killed: {why}"),
-        (None, Some(9), _) => "the worker was killed (signal 9). If you did not, the kernel did, for want of memory: \
-             lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\""
-            .into(),
-        (None, Some(signal), _) => format!("the worker died of signal {signal} ({})", signal_name(signal)),
-        (None, None, Some(code)) => format!("the worker ended with exit status {code} and without a word"),
-        (None, None, None) => "the worker ended in an unknown way".into(),
+        (Some(why), ..) => format!("{call}: the worker was killed: {why}"),
+        (None, Some(signal), _) => {
+            format!("{call}: the worker died of signal {signal} ({})", crate::words::signal(signal))
+        }
+        (None, None, Some(code)) => format!("{call}: it ended the worker with exit status {code}"),
+        (None, None, None) => format!("{call}: the worker ended in an unknown way"),
     };
     if !words.trim().is_empty() {
         text.push_str("\nlast words:\n");
@@ -53,19 +66,21 @@ fn death(exit: &Exit, words: &str) -> String {
     text
 }
 
-fn signal_name(signal: i32) -> &'static str {
-    match signal {
-        1 => "hangup",
-        2 => "interrupt",
-        3 => "quit",
-        4 => "illegal instruction",
-        6 => "abort",
-        7 => "bus error",
-        8 => "arithmetic error",
-        11 => "segmentation fault",
-        15 => "terminated",
-        _ => "signal",
+fn death(exit: &Exit, words: &str) -> String {
+    let mut text = match (&exit.killed_because, exit.signal, exit.code) {
+        (Some(why), ..) => format!("the worker was killed: {why}"),
+        (None, Some(9), _) => "the worker was killed (signal 9). If you did not, the kernel did, for want of memory: \
+             lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\""
+            .into(),
+        (None, Some(signal), _) => format!("the worker died of signal {signal} ({})", crate::words::signal(signal)),
+        (None, None, Some(code)) => format!("the worker ended with exit status {code} and without a word"),
+        (None, None, None) => "the worker ended in an unknown way".into(),
+    };
+    if !words.trim().is_empty() {
+        text.push_str("\nlast words:\n");
+        text.push_str(words.trim_end());
     }
+    text
 }
 
 #[cfg(test)]
@@ -78,39 +93,54 @@ mod tests {
 
     #[test]
     fn a_death_fails_with_the_last_words() {
-        let (state, why) = verdict(None, &died(11), None, "about to fall\n");
+        let (state, why) = verdict(None, &died(11), None, "about to fall\n", None);
         assert_eq!(state, State::Failed);
         assert!(why.contains("segmentation fault") && why.contains("about to fall"), "{why}");
-        assert!(verdict(None, &died(9), None, "").1.contains("memory"));
-        assert_eq!(verdict(None, &Exit { code: Some(0), ..Exit::default() }, None, "").0, State::Failed);
+        assert!(verdict(None, &died(9), None, "", None).1.contains("memory"));
+        assert_eq!(verdict(None, &Exit { code: Some(0), ..Exit::default() }, None, "", None).0, State::Failed);
+    }
+
+    #[test]
+    fn a_death_inside_a_plugin_names_plugin_step_and_cause() {
+        let call = Some("plugin mine 0.1.0, step 3, in evaluate");
+        let why = |exit: Exit, call| verdict(None, &exit, None, "", call).1;
+        assert_eq!(
+            why(died(11), call),
+            "plugin mine 0.1.0, step 3, in evaluate: the worker died of signal 11 (segmentation fault)"
+        );
+        let left = Exit { code: Some(0), ..Exit::default() };
+        assert_eq!(why(left, call), "plugin mine 0.1.0, step 3, in evaluate: it ended the worker with exit status 0");
+        let late = Exit { code: Some(calls::EXIT_DEADLINE), ..Exit::default() };
+        let note = "plugin mine 0.1.0, in evaluate: did not return within 1.0 s";
+        assert_eq!(why(late, Some(note)), note);
     }
 
     #[test]
     fn the_same_stop_is_a_pause_or_a_wait_as_was_asked() {
         let stopped = WorkerLine::Stopped { step: 3 };
         let exit = Exit { code: Some(0), ..Exit::default() };
-        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Pause), "").0, State::Paused);
-        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Stop), "").0, State::Queued);
-        assert_eq!(verdict(Some(&stopped), &exit, None, "").0, State::Queued);
+        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Pause), "", None).0, State::Paused);
+        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Stop), "", None).0, State::Queued);
+        assert_eq!(verdict(Some(&stopped), &exit, None, "", None).0, State::Queued);
     }
 
     #[test]
     fn slow_stops_lose_no_job() {
         let killed = Exit { signal: Some(9), killed_because: Some("slow".into()), ..Exit::default() };
-        assert_eq!(verdict(None, &killed, Some(Ask::Stop), "").0, State::Queued);
-        assert_eq!(verdict(None, &killed, Some(Ask::Pause), "").0, State::Paused);
-        assert_eq!(verdict(None, &killed, Some(Ask::Cancel), "").0, State::Cancelled);
-        let (state, why) = verdict(None, &killed, None, "");
+        assert_eq!(verdict(None, &killed, Some(Ask::Stop), "", None).0, State::Queued);
+        assert_eq!(verdict(None, &killed, Some(Ask::Pause), "", None).0, State::Paused);
+        assert_eq!(verdict(None, &killed, Some(Ask::Cancel), "", None).0, State::Cancelled);
+        let (state, why) = verdict(None, &killed, None, "", None);
         assert_eq!(state, State::Failed);
         assert!(why.contains("slow"));
         // A crash while stopping is a crash.
-        assert_eq!(verdict(None, &died(11), Some(Ask::Stop), "").0, State::Failed);
+        assert_eq!(verdict(None, &died(11), Some(Ask::Stop), "", None).0, State::Failed);
     }
 
     #[test]
     fn an_error_is_the_engines_own_words() {
         let failed = WorkerLine::Failed { message: "line 3: no answer".into() };
         let exit = Exit { code: Some(1), ..Exit::default() };
-        assert_eq!(verdict(Some(&failed), &exit, None, "noise"), (State::Failed, "line 3: no answer".into()));
+        assert_eq!(verdict(Some(&failed), &exit, None, "noise", None), (State::Failed, "line 3: no answer".into()));
     }
 }

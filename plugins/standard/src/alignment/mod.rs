@@ -23,14 +23,19 @@ fn chosen_nll<'t>(batch: &TapeBatch<'t>, pairs: &[(Seq<'_, 't>, Seq<'_, 't>)]) -
 fn report(batch: &TapeBatch, chosen: (f64, f64), rejected: (f64, f64)) {
     let pairs = positive(batch.totals().pairs as f64);
     let ((chosen_reward, chosen_logp), (rejected_reward, rejected_logp)) = (chosen, rejected);
-    let wins = f64::from(chosen_reward > rejected_reward);
+    report_rewards(batch, chosen_reward, rejected_reward);
+    batch.metric("logps/chosen", chosen_logp / pairs);
+    batch.metric("logps/rejected", rejected_logp / pairs);
+}
+
+/// The rewards of a pair alone.
+fn report_rewards(batch: &TapeBatch, chosen: f64, rejected: f64) {
+    let pairs = positive(batch.totals().pairs as f64);
     for (name, value) in [
-        ("rewards/chosen", chosen_reward),
-        ("rewards/rejected", rejected_reward),
-        ("rewards/margins", chosen_reward - rejected_reward),
-        ("rewards/accuracies", wins),
-        ("logps/chosen", chosen_logp),
-        ("logps/rejected", rejected_logp),
+        ("rewards/chosen", chosen),
+        ("rewards/rejected", rejected),
+        ("rewards/margins", chosen - rejected),
+        ("rewards/accuracies", f64::from(chosen > rejected)),
     ] {
         batch.metric(name, value / pairs);
     }

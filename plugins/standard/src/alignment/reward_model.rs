@@ -1,13 +1,25 @@
 //! A reward model by Bradley and Terry, from pairs.
 //!
-//! A linear value head on the last hidden state gives each answer a number v at
-//! its last token; the loss is the mean over pairs of
+//! A linear value head on the last hidden state, without a bias, gives each
+//! answer a number v at its last token, as transformers' classes for sequence
+//! classification do (`score`, of one label) and TRL's RewardTrainer trains; the
+//! loss is the mean over pairs of
 //!
 //! −log σ(v_chosen − v_rejected) + c (v_chosen + v_rejected)²
 //!
 //! with c `centering`, which holds rewards near 0 (Training a Helpful and
 //! Harmless Assistant, <https://arxiv.org/abs/2204.05862>; Helping or Herding?,
 //! <https://arxiv.org/abs/2312.09244> for the second term).
+//!
+//! Only values are asked for, so no logits are computed. The head begins as
+//! transformers draws it (normal, deviation `initializer_range`), or as the one
+//! that the starting adapter or model holds. It is saved beside an adapter as
+//! PEFT does for `SEQ_CLS` (`modules_to_save` names `score`, the tensor is
+//! `base_model.model.score.weight`), and in a full model as `score.weight`:
+//! `AutoModelForSequenceClassification` with one label loads both. That class
+//! reads at the last token that is no padding; where the padding token is also
+//! the one that ends a turn, give it another padding token, or it reads one
+//! token early.
 //!
 //! # Worked example
 //! A head of zeros gives v = 0: ln 2 = 0.6931. v = 1.5 and 0.5 give
@@ -55,7 +67,7 @@ impl Formula for RewardModel {
         let mut losses = Vec::new();
         for (chosen, rejected) in batch.pairs()? {
             let (win, lose) = (chosen.value()?, rejected.value()?);
-            super::report(batch, (win.value(), chosen.logp().value()), (lose.value(), rejected.logp().value()));
+            super::report_rewards(batch, win.value(), lose.value());
             losses.push(-(win - lose).log_sigmoid() + (win + lose).square() * self.centering);
         }
         Ok(batch.sum(losses) / positive(batch.totals().pairs as f64))

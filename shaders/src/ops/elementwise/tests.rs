@@ -78,3 +78,14 @@ fn live_and_peak_bytes_are_counted() {
     cpu.trim();
     assert_eq!(cpu.allocated_bytes().0, 0);
 }
+
+#[test]
+fn rows_are_scaled_by_one_factor_each() {
+    let cpu = Cpu::device(Some(1)).unwrap();
+    let mut y = upload(&cpu, &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    cpu.scale_rows(&mut y, &[2.0, 0.0, -1.0]).unwrap();
+    assert_eq!(read(&cpu, &y), [2.0, 4.0, 0.0, 0.0, -5.0, -6.0]);
+    assert!(matches!(cpu.scale_rows(&mut y, &[1.0]), Err(TensorError::Shape { .. })));
+    let mut none = upload(&cpu, &[0, 2], &[]);
+    cpu.scale_rows(&mut none, &[]).unwrap();
+}

@@ -56,6 +56,21 @@ struct Room {
 /// Plans beyond this number push out the oldest: a model has a few shapes.
 const MOST_PLANS: usize = 256;
 
+/// Bytes of the buffers that steps of these programs come to share: each is as
+/// large as the one that wants most of it.
+pub(crate) fn scratch_bytes(programs: &[Program]) -> u64 {
+    let mut sizes: Vec<usize> = Vec::new();
+    for program in programs {
+        for (index, size) in Plan::new(program).buffers.into_iter().enumerate() {
+            match sizes.get_mut(index) {
+                Some(largest) => *largest = size.max(*largest),
+                None => sizes.push(size),
+            }
+        }
+    }
+    4 * sizes.iter().sum::<usize>() as u64
+}
+
 /// Runs one step, changing `parameter` and `states`.
 ///
 /// # Errors

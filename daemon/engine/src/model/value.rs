@@ -1,0 +1,103 @@
+//! The value head of a reward model: one number for a hidden state.
+//!
+//! value = h · scoreᵀ, with h the final norm's output at a document's last
+//! token and `score [1, C]` without a bias: the layer that transformers' classes
+//! for sequence classification put in the language-model head's place, and that
+//! TRL's RewardTrainer trains.
+//!
+//! # Source
+//! transformers 5, `modeling_layers.GenericForSequenceClassification` (the layer,
+//! read at the last token that is no padding) and
+//! `PreTrainedModel._init_weights` (normal, deviation `initializer_range`); TRL,
+//! `RewardTrainer`. A transformers model whose padding token is also the token
+//! that ends a turn reads one token earlier than this: give it another padding
+//! token.
+
+use finetuned_formats::{ModelConfig, TensorSource};
+use finetuned_shaders::random::Key;
+use finetuned_shaders::{Ops, Tensor, TensorError, Weight};
+
+use super::decoder::Decoder;
+use super::parameters::{Gradients, Parameter, ParameterId, Parameters, Role};
+use crate::error::EngineError;
+
+/// The head's weight in a model folder.
+pub const WEIGHT: &str = "score.weight";
+
+/// Place of the initial values in the random streams: linear layers, which are
+/// numbered from 0, use step 0 for theirs.
+const PLACE: u32 = u32::MAX;
+
+/// transformers' `initializer_range` where a configuration does not say.
+const DEVIATION: f64 = 0.02;
+
+#[derive(Debug, Clone, Copy)]
+pub struct ValueHead {
+    /// `[1, C]`.
+    pub weight: ParameterId,
+}
+
+impl ValueHead {
+    /// One value `[D, 1]` for each row of h `[D, C]`.
+    pub fn forward(&self, ops: &dyn Ops, p: &Parameters, h: &Tensor) -> Result<Tensor, TensorError> {
+        ops.linear(h, p.weight(self.weight))
+    }
+
+    /// dh `[D, C]` from dvalue `[D, 1]`, and the head's own gradient where it is
+    /// wanted.
+    pub fn backward(
+        &self,
+        ops: &dyn Ops,
+        p: &Parameters,
+        g: &mut Gradients,
+        dvalue: &Tensor,
+        h: &Tensor,
+    ) -> Result<Tensor, TensorError> {
+        if let Some(dweight) = g.get_mut(self.weight) {
+            ops.linear_weight_backward(dvalue, h, dweight)?;
+        }
+        ops.linear_backward(dvalue, p.weight(self.weight), None)
+    }
+}
+
+/// Puts a trainable head of these values `[1, C]` on the model. `name` is what
+/// checkpoints and outputs call it: [`WEIGHT`], or PEFT's key beside adapters.
+///
+/// # Errors
+/// Another number of values than the model is wide; no memory.
+pub fn attach(ops: &dyn Ops, model: &mut Decoder, name: &str, values: &[f32]) -> Result<(), EngineError> {
+    let shape = [1, model.config.hidden_size];
+    let weight = model.parameters.push(Parameter {
+        name: name.to_string(),
+        role: Role::ValueHead,
+        value: Weight::Dense(ops.upload(&shape, values)?),
+        shape: shape.to_vec(),
+        trainable: true,
+        transposed_on_disk: false,
+    });
+    model.value_head = Some(ValueHead { weight });
+    Ok(())
+}
+
+/// The values that a new head begins with, as transformers draws them.
+pub fn initial(config: &ModelConfig, seed: u64) -> Vec<f32> {
+    let deviation = config.raw["initializer_range"].as_f64().unwrap_or(DEVIATION);
+    Key::new(seed, 0, PLACE).normal_vec(config.hidden_size, deviation as f32)
+}
+
+/// The head that a model folder holds, None where it holds none.
+///
+/// # Errors
+/// A head of several outputs, or of another width; values that are not finite.
+pub fn stored(config: &ModelConfig, source: &dyn TensorSource) -> Result<Option<Vec<f32>>, EngineError> {
+    let Some(info) = source.info(WEIGHT) else { return Ok(None) };
+    let wrong = |reason: String| EngineError::Checkpoint { tensor: WEIGHT.into(), reason };
+    if info.shape != [1, config.hidden_size] {
+        return Err(wrong(format!("has shape {:?}, a value head has [1, {}]", info.shape, config.hidden_size)));
+    }
+    let values = source.read_f32(WEIGHT)?;
+    if values.iter().any(|value| !value.is_finite()) {
+        return Err(wrong("holds numbers that are not finite".into()));
+    }
+    Ok(Some(values))
+}
