@@ -6,6 +6,7 @@
 
 pub mod conformance;
 pub mod cpu;
+pub mod device;
 pub mod error;
 pub mod gpu;
 pub mod ops;

@@ -17,13 +17,6 @@ use finetuned_formats::read_peft;
 use finetuned_shaders::{Ops, StatisticSet, TokenCoefficients};
 use serde_json::{Map, Value, json};
 
-/// Logits and log-probabilities.
-const FORWARD: f64 = 1e-4;
-/// ‖a − b‖ / ‖b‖ of each gradient.
-const GRADIENT: f64 = 1e-3;
-/// Losses and gradient norms of ten steps.
-const CURVE: f64 = 1e-3;
-
 fn batch(ids: &[Vec<i64>]) -> Batch {
     let documents: Vec<Vec<u32>> = ids.iter().map(|row| row.iter().map(|t| *t as u32).collect()).collect();
     Batch::from_documents(documents.iter().map(Vec::as_slice))
@@ -51,9 +44,8 @@ fn folder(architecture: &str, kind: &str) -> String {
 
 const KINDS: [&str; 5] = ["full", "lora", "qlora", "rslora", "dora"];
 
-#[test]
-fn logits_and_log_probabilities() {
-    let ops = cpu();
+fn logits_and_log_probabilities(device: &Device) {
+    let ops = device.ops.clone();
     for architecture in ARCHITECTURES {
         let ids = ids(&format!("{architecture}/forward.safetensors"), "input_ids");
         let batch = batch(&ids);
@@ -63,7 +55,7 @@ fn logits_and_log_probabilities() {
             let logits = model.logits(ops.as_ref(), &batch, &rows, &Pass::evaluation(true)).expect("logits");
             let expected = &tensors(&format!("{}/forward.safetensors", folder(architecture, kind)))["logits"].1;
             let difference = largest_difference(&ops.read(&logits).expect("read"), expected);
-            assert!(difference < FORWARD, "{architecture} {kind}: logits differ by {difference}");
+            assert!(difference < device.forward, "{architecture} {kind}: logits differ by {difference}");
         }
         let model = model(ops.as_ref(), architecture, "base");
         let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(false), false, false).expect("forward");
@@ -77,19 +69,18 @@ fn logits_and_log_probabilities() {
             .logp;
         let expected = &tensors(&format!("{architecture}/forward.safetensors"))["token_logp"].1;
         let difference = largest_difference(&logp, expected);
-        assert!(difference < FORWARD, "{architecture}: log-probabilities differ by {difference}");
+        assert!(difference < device.forward, "{architecture}: log-probabilities differ by {difference}");
     }
 }
 
-#[test]
-fn every_gradient() {
-    let ops = cpu();
+fn every_gradient(device: &Device, checkpointing: &[bool]) {
+    let ops = device.ops.clone();
     for architecture in ARCHITECTURES {
         let path = format!("{architecture}/forward.safetensors");
         let (ids, labels) = (ids(&path, "input_ids"), ids_of(&path, "labels"));
         let examples = examples(&ids, &labels);
         for kind in KINDS.into_iter().filter(|kind| has(architecture, kind)) {
-            for checkpointing in [false, true] {
+            for &checkpointing in checkpointing {
                 let model = model(ops.as_ref(), architecture, kind);
                 let gradients = gradients(&ops, &model, &ids, &examples, checkpointing);
                 let expected = tensors(&format!("{}/grads.safetensors", folder(architecture, kind)));
@@ -106,7 +97,7 @@ fn every_gradient() {
                     }
                     assert_eq!(shape.iter().product::<usize>(), values.len());
                     let error = relative(&values, expected);
-                    assert!(error < GRADIENT, "{architecture} {kind} {}: gradient off by {error}", parameter.name);
+                    assert!(error < device.gradient, "{architecture} {kind} {}: gradient off by {error}", parameter.name);
                     compared += 1;
                 }
                 assert_eq!(compared, expected.len(), "{architecture} {kind}: every golden gradient has its own");
@@ -170,8 +161,8 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
 }
 
-fn run_curve(architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f64>, Vec<f64>) {
-    let ops = cpu();
+fn run_curve(device: &Device, architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f64>, Vec<f64>) {
+    let ops = device.ops.clone();
     let curve = &curves(architecture)[kind];
     let path = format!("{architecture}/batches.safetensors");
     let examples = examples(&ids(&path, "input_ids"), &ids(&path, "labels"));
@@ -202,38 +193,77 @@ fn run_curve(architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f6
     (losses, norms)
 }
 
-fn assert_close(what: &str, got: &[f64], expected: &[f64]) {
+fn assert_close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-        assert!((g - e).abs() <= CURVE * e.abs().max(1.0), "{what}, step {}: {g} against {e}", i + 1);
+        assert!((g - e).abs() <= tolerance * e.abs().max(1.0), "{what}, step {}: {g} against {e}", i + 1);
+    }
+}
+
+fn ten_steps_follow_pytorch(device: &Device) {
+    for architecture in ARCHITECTURES {
+        let curves = curves(architecture);
+        for kind in KINDS.into_iter().filter(|kind| curves.get(kind).is_some()) {
+            let (losses, norms) = run_curve(device, architecture, kind, 2);
+            let what = format!("{} {architecture} {kind}", device.name);
+            assert_close(&format!("{what} loss"), &losses, &numbers(&curves[kind]["loss"]), device.curve);
+            assert_close(&format!("{what} norm"), &norms, &numbers(&curves[kind]["grad_norm"]), device.curve);
+        }
     }
 }
 
 #[test]
-fn ten_steps_follow_pytorch() {
-    for architecture in ARCHITECTURES {
-        let curves = curves(architecture);
-        for kind in KINDS.into_iter().filter(|kind| curves.get(kind).is_some()) {
-            let (losses, norms) = run_curve(architecture, kind, 2);
-            assert_close(&format!("{architecture} {kind} loss"), &losses, &numbers(&curves[kind]["loss"]));
-            assert_close(&format!("{architecture} {kind} norm"), &norms, &numbers(&curves[kind]["grad_norm"]));
-        }
-    }
+fn logits_and_log_probabilities_on_the_cpu() {
+    logits_and_log_probabilities(&on_cpu());
+}
+
+#[test]
+fn logits_and_log_probabilities_on_a_gpu() {
+    on_gpu().iter().for_each(logits_and_log_probabilities);
+}
+
+#[test]
+fn every_gradient_on_the_cpu() {
+    every_gradient(&on_cpu(), &[false, true]);
+}
+
+#[test]
+fn every_gradient_on_a_gpu() {
+    on_gpu().iter().for_each(|device| every_gradient(device, &[true]));
+}
+
+#[test]
+fn ten_steps_follow_pytorch_on_the_cpu() {
+    ten_steps_follow_pytorch(&on_cpu());
+}
+
+#[test]
+fn ten_steps_follow_pytorch_on_a_gpu() {
+    on_gpu().iter().for_each(ten_steps_follow_pytorch);
+}
+
+#[test]
+fn greedy_continuations_on_the_cpu() {
+    greedy_continuations(&on_cpu());
+}
+
+#[test]
+fn greedy_continuations_on_a_gpu() {
+    on_gpu().iter().for_each(greedy_continuations);
 }
 
 #[test]
 fn accumulation_changes_nothing_but_rounding() {
     // The two rows have different numbers of trained tokens: a mean of means
     // would show (peers: transformers#34191).
-    let (whole, whole_norms) = run_curve("llama", "lora", 2);
-    let (halves, half_norms) = run_curve("llama", "lora", 1);
+    let (whole, whole_norms) = run_curve(&on_cpu(), "llama", "lora", 2);
+    let (halves, half_norms) = run_curve(&on_cpu(), "llama", "lora", 1);
     for (a, b) in whole.iter().chain(&whole_norms).zip(halves.iter().chain(&half_norms)) {
         assert!((a - b).abs() < 1e-5 * a.abs(), "{a} against {b}");
     }
 }
 
-#[test]
-fn greedy_continuations() {
-    let ops = cpu();
+fn greedy_continuations(device: &Device) {
+    let ops = device.ops.clone();
     for architecture in ARCHITECTURES {
         let greedy = &curves(architecture)["greedy"];
         let list = |key: &str| numbers(&greedy[key]).iter().map(|n| *n as u32).collect::<Vec<_>>();

@@ -50,6 +50,10 @@ pub(super) fn columns(ops: &dyn Ops) -> Result<Pairs> {
         let (x, y, v) = (random(1, n * c), random(2, n * c), random(3, c));
         let (mut xt, yt, vt) = (ops.upload(&[n, c], &x)?, ops.upload(&[n, c], &y)?, ops.upload(&[c], &v)?);
         pairs.push((ops.read(&ops.scale_columns(&xt, &vt)?)?, columns_op::reference::scale_columns(&x, &v)));
+        let factors = random(5, n);
+        let mut scaled = ops.copy(&yt)?;
+        ops.scale_rows(&mut scaled, &factors)?;
+        pairs.push((ops.read(&scaled)?, y.iter().enumerate().map(|(i, y)| y * factors[i / c]).collect()));
         let mut sums = ops.upload(&[c], &v)?;
         ops.bias_backward(&xt, &mut sums)?;
         pairs.push((ops.read(&sums)?, plus(&v, &columns_op::reference::column_sums(&x, c))));

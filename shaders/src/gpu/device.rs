@@ -95,6 +95,10 @@ impl Ops for Gpu {
         columns::kernel::scale_columns(self, x, g)
     }
 
+    fn scale_rows(&self, y: &mut Tensor, factors: &[f32]) -> Result<()> {
+        columns::kernel::scale_rows(self, y, factors)
+    }
+
     fn column_dot(&self, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
         columns::kernel::column_dot(self, a, b, out)
     }

@@ -9,7 +9,6 @@ use finetuned_formats::{ModelFiles, PeftAdapter, VALUE_HEAD};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::{Kind, Registry};
 use finetuned_shaders::Ops;
-use finetuned_shaders::cpu::Cpu;
 
 use super::heads::Heads;
 use crate::api::{PluginLibrary, TrainRequest};
@@ -23,15 +22,10 @@ use crate::recipe::{Method, Recipe};
 /// The device that a request names.
 ///
 /// # Errors
-/// A device that this build has not.
+/// A device that is not there, or that this build has not.
 pub fn device(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>, EngineError> {
-    match asked {
-        "auto" | "cpu" => Ok(Cpu::new(threads)?),
-        _ => Err(EngineError::Device {
-            asked: asked.to_string(),
-            reason: "this version computes on the CPU alone; use --device cpu".into(),
-        }),
-    }
+    finetuned_shaders::device::open(asked, threads)
+        .map_err(|error| EngineError::Device { asked: asked.to_string(), reason: error.to_string() })
 }
 
 /// The built-in losses, optimizers and alignment methods, and those of these

@@ -189,6 +189,7 @@ impl Run {
                 return Ok(Outcome::Cancelled { step: step - 1 });
             };
             let seconds = started.elapsed().as_secs_f64();
+            self.keep_micro_batch(request, result.micro_batch_size, observer)?;
             self.count(step, &result, seconds);
             let last = step == self.total_steps;
             let due = match recipe.train.validation_every {
@@ -237,6 +238,27 @@ impl Run {
             }
         }
         self.finish(request, opened, prepared, observer)
+    }
+
+    /// Records that memory ran short, so that a resumed run begins with what
+    /// fits.
+    fn keep_micro_batch(
+        &mut self,
+        request: &TrainRequest,
+        now: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        let before = self.file.micro_batch_size;
+        if now == before {
+            return Ok(());
+        }
+        self.file.micro_batch_size = now;
+        self.file.write(&request.out)?;
+        let message = format!(
+            "memory ran short: micro-batches of {now} instead of {before} from here on; the batch stays the same"
+        );
+        observer.event(&Event::Note { message });
+        Ok(())
     }
 
     fn count(&mut self, step: usize, result: &StepResult, seconds: f64) {

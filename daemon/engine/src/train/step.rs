@@ -9,7 +9,7 @@ use finetuned_plugin_api::loss::{self, BeforeStep, Needs, Role, TokenRule, Total
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
-use finetuned_shaders::{Ops, StatisticSet, Tensor, TokenCoefficients, TokenStatistics};
+use finetuned_shaders::{Ops, StatisticSet, Tensor, TensorError, TokenCoefficients, TokenStatistics};
 
 use super::heads::{HeadInputs, Heads};
 use super::optimize::Rules;
@@ -40,6 +40,9 @@ pub struct StepResult {
     pub tokens: usize,
     pub trained_tokens: usize,
     pub metrics: Vec<(String, f64)>,
+    /// Units of a forward pass that the step ended with: fewer than asked for
+    /// where memory ran short.
+    pub micro_batch_size: usize,
 }
 
 pub struct Trainer {
@@ -145,23 +148,19 @@ impl Trainer {
     ) -> Result<Option<StepResult>, EngineError> {
         let ops = self.ops.clone();
         let ops = ops.as_ref();
-        let plan = self.plan(examples, rows)?;
-        self.gradients.clear(ops)?;
-        let mut result = StepResult { trained_tokens: plan.trained_tokens, ..StepResult::default() };
-        let count = plan.micro_batches.len();
-        for (number, documents) in plan.micro_batches.iter().enumerate() {
-            if !progress(number, count) {
-                return Ok(None);
+        let mut result = loop {
+            match self.accumulate(examples, rows, step, progress) {
+                Ok(Some(result)) => break result,
+                Ok(None) => return Ok(None),
+                // Half as many units at a time, twice as often: the batch and its
+                // gradient stay what they are. Nothing was updated yet.
+                Err(EngineError::Tensor(TensorError::Memory { .. })) if self.options.micro_batch_size > 1 => {
+                    self.options.micro_batch_size = self.options.micro_batch_size.div_ceil(2);
+                    ops.trim();
+                }
+                Err(error) => return Err(error),
             }
-            let pass = Pass {
-                training: true,
-                adapters: true,
-                seed: self.options.seed,
-                step: step as u32,
-                micro_batch: number as u32,
-            };
-            self.forward_backward(documents, &plan, &pass, step, &mut result)?;
-        }
+        };
         if !result.loss.is_finite() {
             return Err(not_finite(step, "the loss"));
         }
@@ -186,10 +185,55 @@ impl Trainer {
         Ok(Some(result))
     }
 
+    /// The gradients of a whole batch, micro-batch by micro-batch.
+    fn accumulate(
+        &mut self,
+        examples: &Examples,
+        rows: &[Row],
+        step: usize,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Option<StepResult>, EngineError> {
+        let ops = self.ops.clone();
+        let plan = self.plan(examples, rows)?;
+        self.gradients.clear(ops.as_ref())?;
+        let mut result = StepResult {
+            trained_tokens: plan.trained_tokens,
+            micro_batch_size: self.options.micro_batch_size,
+            ..StepResult::default()
+        };
+        let count = plan.micro_batches.len();
+        for (number, documents) in plan.micro_batches.iter().enumerate() {
+            if !progress(number, count) {
+                return Ok(None);
+            }
+            let pass = Pass {
+                training: true,
+                adapters: true,
+                seed: self.options.seed,
+                step: step as u32,
+                micro_batch: number as u32,
+            };
+            self.forward_backward(documents, &plan, &pass, step, &mut result)?;
+        }
+        Ok(Some(result))
+    }
+
     /// The objective over all these rows as one batch, without gradient:
     /// (loss, trained tokens, metrics). Weighted by tokens, as the training loss
     /// is.
     pub fn evaluate(&mut self, examples: &Examples, rows: &[Row]) -> Result<StepResult, EngineError> {
+        loop {
+            match self.evaluate_once(examples, rows) {
+                Err(EngineError::Tensor(TensorError::Memory { .. })) if self.options.micro_batch_size > 1 => {
+                    self.options.micro_batch_size = self.options.micro_batch_size.div_ceil(2);
+                    self.ops.trim();
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn evaluate_once(&mut self, examples: &Examples, rows: &[Row]) -> Result<StepResult, EngineError> {
         let ops = self.ops.clone();
         let ops = ops.as_ref();
         let plan = self.plan(examples, rows)?;

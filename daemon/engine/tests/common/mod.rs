@@ -26,6 +26,36 @@ pub fn cpu() -> Arc<dyn Ops> {
     Cpu::new(Some(2)).expect("threads")
 }
 
+/// A device, and how far its numbers may be from PyTorch's.
+#[derive(Clone)]
+pub struct Device {
+    pub name: String,
+    pub ops: Arc<dyn Ops>,
+    /// Logits and log-probabilities.
+    pub forward: f64,
+    /// ‖a − b‖ / ‖b‖ of each gradient.
+    pub gradient: f64,
+    /// Losses and gradient norms of ten steps.
+    pub curve: f64,
+}
+
+pub fn on_cpu() -> Device {
+    Device { name: "cpu".into(), ops: cpu(), forward: 1e-4, gradient: 1e-3, curve: 1e-3 }
+}
+
+/// The first GPU of this machine. Where FINETUNED_REQUIRE_GPU is set, as it is
+/// in CI, a machine without one fails the test; elsewhere the test says that it
+/// compared nothing.
+pub fn on_gpu() -> Option<Device> {
+    let Some(entry) = finetuned_shaders::gpu::list().into_iter().next() else {
+        assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "no GPU was found");
+        println!("skipped: this machine has no GPU and no software driver (mesa-vulkan-drivers has one)");
+        return None;
+    };
+    let gpu = finetuned_shaders::gpu::open(&entry).expect("the GPU opens");
+    Some(Device { name: entry.spec, ops: Arc::new(gpu), forward: 2e-4, gradient: 2e-3, curve: 5e-3 })
+}
+
 pub fn tensors(path: &str) -> Tensors {
     let file = open_safetensors(&golden(path)).expect("golden file");
     let names: Vec<String> = file.names().map(str::to_string).collect();

@@ -22,6 +22,13 @@ fn scale_columns_kernel(x: &[f32], g: &[f32], y: &mut [f32]) {
     }
 }
 
+#[cube(launch)]
+fn scale_rows_kernel(y: &mut [f32], factors: &[f32], columns: usize) {
+    if ABSOLUTE_POS < y.len() {
+        y[ABSOLUTE_POS] *= factors[ABSOLUTE_POS / columns];
+    }
+}
+
 /// `to[r, to_first + c] = from[r, from_first + c]` for `width` columns.
 #[cube(launch)]
 fn copy_columns_kernel(
@@ -188,6 +195,21 @@ pub(crate) fn scale_columns(gpu: &Gpu, x: &Tensor, g: &Tensor) -> Result<Tensor>
         scale_columns_kernel::launch(gpu.client(), count, dim, x, g, gpu.output_f32(OP, &mut y)?);
     }
     Ok(y)
+}
+
+pub(crate) fn scale_rows(gpu: &Gpu, y: &mut Tensor, factors: &[f32]) -> Result<()> {
+    const OP: &str = "scale_rows";
+    if y.rows() != factors.len() {
+        return Err(shape_error(OP, format!("{} factors", y.rows()), factors.len().to_string()));
+    }
+    let (words, columns) = (y.len(), y.columns());
+    let y = gpu.output_f32(OP, y)?;
+    if words > 0 {
+        let factors = gpu.upload_f32(OP, &[factors.len()], factors)?;
+        let (count, dim) = gpu.elementwise(words);
+        scale_rows_kernel::launch(gpu.client(), count, dim, y, gpu.input_f32(OP, &factors)?, columns);
+    }
+    Ok(())
 }
 
 pub(crate) fn column_dot(gpu: &Gpu, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {

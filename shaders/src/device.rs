@@ -1,0 +1,128 @@
+//! From the words of `--device` to a device.
+
+use std::sync::Arc;
+
+use crate::cpu::Cpu;
+use crate::error::{Result, TensorError};
+use crate::gpu::{self, GpuEntry};
+use crate::ops::Ops;
+
+/// What `--device` takes.
+pub const DEVICE_WORDS: &str = "auto, cpu, gpu, gpu:N, vulkan, vulkan:N, metal, metal:N, dx12, dx12:N";
+
+/// A parsed `--device`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best real GPU, or else the CPU.
+    Auto,
+    Cpu,
+    /// The N-th GPU of [`gpu::list`], whatever its driver.
+    Gpu(usize),
+    /// The N-th GPU of one graphics interface.
+    On(&'static str, usize),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = TensorError;
+
+    fn from_str(text: &str) -> Result<DeviceChoice> {
+        let refuse = |reason: &str| TensorError::Failed { op: "device", reason: format!("\"{text}\" {reason}") };
+        let (kind, number) = match text.split_once(':') {
+            Some((kind, number)) => {
+                let number = number.parse::<usize>().map_err(|_| refuse("ends in no number"))?;
+                (kind, Some(number))
+            }
+            None => (text, None),
+        };
+        let first = number.unwrap_or(0);
+        match (kind, number) {
+            ("auto", None) => Ok(DeviceChoice::Auto),
+            ("cpu", None) => Ok(DeviceChoice::Cpu),
+            ("gpu", _) => Ok(DeviceChoice::Gpu(first)),
+            ("vulkan", _) => Ok(DeviceChoice::On("vulkan", first)),
+            ("metal", _) => Ok(DeviceChoice::On("metal", first)),
+            ("dx12", _) => Ok(DeviceChoice::On("dx12", first)),
+            ("cuda", _) => Err(refuse(
+                "is not in this build: CUDA is not there yet; an NVIDIA card computes through its Vulkan driver as \"vulkan\"",
+            )),
+            _ => Err(refuse(&format!("is no device; there are {DEVICE_WORDS}"))),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The GPU that is meant, `None` for the CPU.
+    ///
+    /// # Errors
+    /// A GPU that was asked for by name and is not there: nothing falls back to
+    /// the CPU in silence.
+    pub fn find(&self) -> Result<Option<GpuEntry>> {
+        match self {
+            DeviceChoice::Cpu => Ok(None),
+            // A rasterizer on the processor is slower than the CPU device.
+            DeviceChoice::Auto => Ok(gpu::list().into_iter().find(|entry| !entry.is_software())),
+            DeviceChoice::Gpu(number) => pick("gpu", *number, gpu::list()),
+            DeviceChoice::On(interface, number) => {
+                let spec = format!("{interface}:{number}");
+                let all = gpu::list();
+                match all.iter().find(|entry| entry.spec == spec) {
+                    Some(entry) => Ok(Some(entry.clone())),
+                    None => Err(absent(&spec, &all)),
+                }
+            }
+        }
+    }
+}
+
+fn pick(kind: &str, number: usize, mut all: Vec<GpuEntry>) -> Result<Option<GpuEntry>> {
+    if number < all.len() {
+        return Ok(Some(all.swap_remove(number)));
+    }
+    Err(absent(&format!("{kind}:{number}"), &all))
+}
+
+fn absent(asked: &str, all: &[GpuEntry]) -> TensorError {
+    let there: Vec<String> = all.iter().map(|entry| format!("{} {}", entry.spec, entry.name)).collect();
+    let there = match there.as_slice() {
+        [] => "no driver of this machine offers a GPU (on Linux: install the vendor's Vulkan driver, or \
+               mesa-vulkan-drivers)"
+            .to_string(),
+        list => format!("this machine has {}", list.join(", ")),
+    };
+    TensorError::Failed { op: "device", reason: format!("there is no {asked}: {there}") }
+}
+
+/// Opens the device that `asked` names; `threads` are the CPU's.
+///
+/// # Errors
+/// Words that name no device, a GPU that is not there or cannot be opened.
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>> {
+    match asked.parse::<DeviceChoice>()?.find()? {
+        Some(entry) => Ok(Arc::new(gpu::open(&entry)?)),
+        None => Cpu::new(threads),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_device() {
+        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
+        assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
+        assert_eq!("gpu".parse(), Ok(DeviceChoice::Gpu(0)));
+        assert_eq!("vulkan:2".parse(), Ok(DeviceChoice::On("vulkan", 2)));
+        for wrong in ["", "cpu:1", "auto:0", "vulkan:x", "gpu:-1", "tpu", "cuda"] {
+            assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_and_never_the_cpu() {
+        for asked in ["gpu:99", "vulkan:99", "metal:99"] {
+            let error = open(asked, None).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(asked), "{asked}: {error}");
+        }
+    }
+}
