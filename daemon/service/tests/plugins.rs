@@ -246,17 +246,20 @@ fn hostile_plugins_fail_their_job_by_name_and_the_daemon_lives() {
     assert!(!lab.daemon_has_loaded_a_plugin());
 
     // The eighth claims to be built for another version of the door.
-    let old = lab
-        .command(env!("CARGO_BIN_EXE_finetune"))
-        .env("HOSTILE_VERSION", "9")
-        .args(["plugin", "check"])
-        .arg(built().join(library("hostile")))
-        .output()
-        .unwrap();
-    assert_eq!(old.status.code(), Some(1));
-    let words = String::from_utf8_lossy(&old.stderr).into_owned();
+    let mut older = lab.command(env!("CARGO_BIN_EXE_finetune"));
+    let older = older.env("HOSTILE_VERSION", "9").args(["plugin", "check"]).arg(built().join(library("hostile")));
+    let older = older.output().unwrap();
+    assert_eq!(older.status.code(), Some(1));
+    let words = String::from_utf8_lossy(&older.stderr).into_owned();
     assert_eq!(words.trim().lines().count(), 1, "{words}");
     assert!(words.contains("was built for plugin ABI 9, this daemon speaks ABI 1; rebuild it"), "{words}");
+    lab.house.kill_daemon();
+    lab.install("hostile", "older");
+    let mut command = lab.command(env!("CARGO_BIN_EXE_finetuned"));
+    lab.house.start_with(command.env("HOSTILE_VERSION", "9"));
+    let refused = lab.submit("fourth", &["loss=hostile-nan"]);
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(words.contains("was built for plugin ABI 9, this daemon speaks ABI 1"), "{words}");
 }
 
 /// Rows as people who compare answers write them down.
@@ -325,6 +328,26 @@ fn plugins_are_listed_shown_checked_and_tested() {
     let words = String::from_utf8_lossy(&hostile.stdout).into_owned();
     assert!(words.contains("create         ok"), "{words}");
     assert!(words.contains("FAILED  the plugin ended its process: signal 11 (segmentation fault)"), "{words}");
+}
+
+#[test]
+fn a_library_that_dies_or_hangs_while_it_is_loaded_is_refused_alone() {
+    let lab = Lab::new(&format!("{SHORT}[plugins]\nload_timeout = \"1s\"\n"));
+    lab.install("hard_tokens", "");
+    for (name, body) in [("dies", "abort();"), ("hangs", "for (;;) pause();")] {
+        let source = lab.house.path(&format!("{name}.c"));
+        let text = format!(
+            "#include <stdlib.h>\n#include <unistd.h>\n__attribute__((constructor)) static void f(void) {{ {body} }}\n"
+        );
+        std::fs::write(&source, text).unwrap();
+        let into = lab.house.path("plugins").join(library(name));
+        let built = Command::new("cc").args(["-shared", "-fPIC"]).arg(&source).arg("-o").arg(into).status().unwrap();
+        assert!(built.success());
+    }
+    let list = lab.says(&["plugin", "list"]);
+    assert!(list.contains("ended its process while it was loaded: signal 6 (abort)"), "{list}");
+    assert!(list.contains("was not loaded within 1s (plugins.load_timeout)"), "{list}");
+    assert!(list.contains("hard-tokens"), "{list}");
 }
 
 #[test]
