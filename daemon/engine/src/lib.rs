@@ -5,6 +5,7 @@
 pub mod api;
 pub mod bench;
 pub mod check;
+pub mod devices;
 pub mod error;
 pub mod event;
 pub mod generate;

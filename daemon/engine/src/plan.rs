@@ -165,7 +165,7 @@ pub(crate) fn of_run(
 
 /// Memory that the host can give now, 0 where it does not say: what Linux calls
 /// available, within the control group's limit.
-fn host_memory() -> u64 {
+pub(crate) fn host_memory() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let available = available_bytes(&read("/proc/meminfo"));
     let limit: u64 = read("/sys/fs/cgroup/memory.max").trim().parse().unwrap_or(u64::MAX);

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod devices;
 pub mod exit;
 pub mod filesystem;
 pub mod foreground;

@@ -12,7 +12,7 @@ use finetuned_plugin_api::abi::calls;
 
 use crate::inbox::snapshot;
 use crate::supervisor::protocol::RunRequest;
-use crate::{models, plugins, report, words};
+use crate::{devices, models, plugins, report, words};
 
 /// Finds the base model (fetching it where it is in the catalogue and not
 /// here), trains, and writes the HTML report beside what was trained.
@@ -40,6 +40,9 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
     request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
         observer.event(&Event::Phase { name: words.to_string() });
     })?;
+    if let Some(file) = &run.devices_file {
+        request.device = devices::trusted(&request.device, file, observer)?;
+    }
     let mut seen = Seen { observer, limit: run.memory_bytes, dataset: None, plan: None, too_large: None };
     let outcome = api::train(&request, &mut seen)?;
     if let Some(why) = seen.too_large {

@@ -40,6 +40,7 @@ pub struct BenchArgs {
     /// Also time steps with this loss in turn with the built-in cross-entropy
     #[arg(long, value_name = "NAME")]
     loss: Option<String>,
+    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N
     #[arg(long, default_value = "auto")]
     device: String,
     #[arg(long)]

@@ -4,6 +4,8 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
 use clap::Args;
+use finetuned_engine::api::Observer;
+use finetuned_engine::event::Event;
 use finetuned_engine::generate::{GenerateOptions, Generation, Generator, Message};
 
 use super::{Global, print_json};
@@ -43,6 +45,7 @@ pub struct GenerateArgs {
     top_p: f64,
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N
     #[arg(long, default_value = "auto")]
     device: String,
     #[arg(long)]
@@ -51,10 +54,24 @@ pub struct GenerateArgs {
     json: bool,
 }
 
+/// What is told while a device is tested.
+struct ToStderr;
+
+impl Observer for ToStderr {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Phase { name } => eprintln!("{name}"),
+            Event::Note { message } => eprintln!("note: {message}"),
+            _ => {}
+        }
+    }
+}
+
 pub fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
-    let model =
-        crate::models::find_or_pull(&args.model, &global.load()?.models_dir, &mut |words| eprintln!("{words}"))?;
-    let mut generator = Generator::open(&model, args.adapter.as_deref(), &args.device, args.threads)?;
+    let config = global.load()?;
+    let model = crate::models::find_or_pull(&args.model, &config.models_dir, &mut |words| eprintln!("{words}"))?;
+    let device = crate::devices::trusted(&args.device, &config.state_dir.join(crate::devices::FILE), &mut ToStderr)?;
+    let mut generator = Generator::open(&model, args.adapter.as_deref(), &device, args.threads)?;
     let mut conversation: Vec<Message> = args.system.iter().map(Message::system).collect();
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),

@@ -3,6 +3,7 @@
 mod bench;
 mod config;
 mod data;
+mod device;
 mod generate;
 mod jobs;
 mod models;
@@ -114,6 +115,9 @@ enum Command {
     /// Look at a dataset
     #[command(subcommand)]
     Data(data::DataCommand),
+    /// GPUs and the CPU: what there is, and whether it computes right
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
     /// Measure a training step
     Bench(bench::BenchArgs),
     /// Losses, optimizers and alignment methods: built in, and your own
@@ -128,9 +132,18 @@ enum Command {
     /// The process that loads a plugin to look at it
     #[command(hide = true)]
     PluginChild(ChildArgs),
+    /// The process that tests a device
+    #[command(hide = true)]
+    DeviceChild(DeviceChildArgs),
     /// The daemon itself, as `finetuned`
     #[command(hide = true)]
     Daemon(DaemonArgs),
+}
+
+#[derive(Args)]
+pub struct DeviceChildArgs {
+    #[arg(long)]
+    device: String,
 }
 
 #[derive(Args)]
@@ -209,6 +222,8 @@ enum DaemonCommand {
     Worker(WorkerArgs),
     #[command(hide = true)]
     PluginChild(ChildArgs),
+    #[command(hide = true)]
+    DeviceChild(DeviceChildArgs),
 }
 
 /// The main function of `finetuned`.
@@ -220,6 +235,7 @@ pub fn daemon_main() -> ExitCode {
     match cli.command {
         Some(DaemonCommand::Worker(args)) => crate::worker::main(&args.job),
         Some(DaemonCommand::PluginChild(args)) => crate::plugins::child::main(&args),
+        Some(DaemonCommand::DeviceChild(args)) => crate::devices::child(&args.device),
         None => run_daemon(&cli.daemon, &cli.global),
     }
 }
@@ -242,6 +258,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Worker(args) => return crate::worker::main(&args.job),
         Command::PluginChild(args) => return crate::plugins::child::main(&args),
+        Command::DeviceChild(args) => return crate::devices::child(&args.device),
         Command::Daemon(args) => return run_daemon(&args, global),
         Command::Demo(args) => done(crate::demo::run(&args)),
         Command::Train(args) => train::train(&args, global),
@@ -258,6 +275,7 @@ pub fn main() -> ExitCode {
         Command::Models(args) => done(models::run(&args, global)),
         Command::Generate(args) => done(generate::run(&args, global)),
         Command::Data(command) => done(data::run(&command, global)),
+        Command::Device(command) => device::run(&command, global),
         Command::Bench(args) => done(bench::run(&args, global)),
         Command::Plugin(command) => plugin::run(&command, global),
         Command::Service(command) => done(service::run(&command, global)),

@@ -56,7 +56,7 @@ pub struct RunArgs {
     /// Held-out rows [default: a share of the dataset, train.validation_fraction]
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
-    /// auto or cpu
+    /// auto (the best GPU, or the CPU), cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N
     #[arg(long, default_value = "auto")]
     device: String,
     /// Threads [default: all cores]
@@ -141,6 +141,7 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let request = RunRequest {
         base: train.recipe.base.clone(),
         plugin_limits: Some(PluginLimits::of(&config.plugins)),
+        devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         models_dir: config.models_dir,
         verify_sha256: None,
         memory_bytes: None,

@@ -87,6 +87,7 @@ fn request(config: &Config, job: &Job) -> RunRequest {
     RunRequest {
         base: job.recipe.base.clone(),
         models_dir: config.models_dir.clone(),
+        devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         verify_sha256: in_place.then(|| job.data_sha256.clone()),
         memory_bytes: config.workers.memory,
         plugin_limits: Some(PluginLimits::of(&config.plugins)),

@@ -25,6 +25,9 @@ pub struct RunRequest {
     pub models_dir: PathBuf,
     /// The data is read where it lies: it must have this hash.
     pub verify_sha256: Option<String>,
+    /// Where tests of devices are remembered; none: the device is not tested.
+    #[serde(default)]
+    pub devices_file: Option<PathBuf>,
     /// Most memory of the process, where it is limited.
     pub memory_bytes: Option<u64>,
     /// Limits of a plugin's call, where the run loads plugins.

@@ -1,0 +1,147 @@
+//! The devices of this machine, and whether they compute right.
+
+use finetuned_shaders::conformance::{self, Finding};
+use finetuned_shaders::device::{DeviceChoice, open};
+use finetuned_shaders::gpu::{self, GpuEntry};
+use finetuned_shaders::{Ops, TensorError};
+use serde::{Deserialize, Serialize};
+
+use crate::error::EngineError;
+
+/// One device, as `finetune device` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceLine {
+    /// What `--device` takes.
+    pub spec: String,
+    pub name: String,
+    /// `cpu`, `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: String,
+    pub driver: String,
+    /// What kernels are compiled to.
+    pub compiler: String,
+    /// 0 where the driver does not say.
+    pub memory_bytes: u64,
+    /// Bytes of the largest single buffer.
+    pub largest_buffer: u64,
+    /// Number types that the device computes with.
+    pub types: Vec<String>,
+    /// Units in lockstep, the least and the most.
+    pub subgroup: (u32, u32),
+    pub tensor_cores: bool,
+    /// Why it cannot be used.
+    pub error: Option<String>,
+}
+
+/// What a check of one operation found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OperationResult {
+    pub operation: String,
+    /// The largest |got − want| / (|want| + rms(want)) against the reference.
+    pub worst_error: f64,
+    pub tolerance: f64,
+    pub passed: bool,
+    /// What went wrong beside the error, where something did.
+    pub reason: Option<String>,
+}
+
+impl From<&Finding> for OperationResult {
+    fn from(finding: &Finding) -> OperationResult {
+        let reason = match &finding.error {
+            Some(error) => Some(error.clone()),
+            None if !finding.repeatable => Some("the same call gave other bits the second time".into()),
+            // JSON has no infinity.
+            None if !finding.worst.is_finite() => Some("a result is no number, or of another size".into()),
+            None => None,
+        };
+        OperationResult {
+            operation: finding.operation.into(),
+            worst_error: if finding.worst.is_finite() { finding.worst } else { f64::MAX },
+            tolerance: finding.tolerance,
+            passed: finding.passed(),
+            reason,
+        }
+    }
+}
+
+fn refused(asked: &str, error: &TensorError) -> EngineError {
+    EngineError::Device { asked: asked.into(), reason: error.to_string() }
+}
+
+/// All devices: the CPU, then the GPUs in the order of `gpu:N`. Opens each.
+///
+/// # Errors
+/// The system refuses the CPU's threads.
+pub fn list() -> Result<Vec<DeviceLine>, EngineError> {
+    let cpu = open("cpu", None)?;
+    let mut lines = vec![DeviceLine {
+        spec: "cpu".into(),
+        name: format!("{} threads", cpu.info().parallelism),
+        kind: "cpu".into(),
+        driver: String::new(),
+        compiler: std::env::consts::ARCH.into(),
+        memory_bytes: crate::plan::host_memory(),
+        largest_buffer: 0,
+        types: vec!["f32".into()],
+        subgroup: (1, 1),
+        tensor_cores: false,
+        error: None,
+    }];
+    lines.extend(gpu::list().iter().map(line));
+    Ok(lines)
+}
+
+fn line(entry: &GpuEntry) -> DeviceLine {
+    let mut line = DeviceLine {
+        spec: entry.spec.clone(),
+        name: entry.name.clone(),
+        kind: entry.kind.into(),
+        driver: entry.driver.clone(),
+        compiler: String::new(),
+        memory_bytes: 0,
+        largest_buffer: 0,
+        types: Vec::new(),
+        subgroup: (0, 0),
+        tensor_cores: false,
+        error: None,
+    };
+    match gpu::open(entry) {
+        Ok(device) => {
+            let facts = device.facts();
+            line.compiler.clone_from(&facts.compiler);
+            line.memory_bytes = facts.memory_bytes;
+            line.largest_buffer = facts.largest_buffer;
+            line.types = facts.types.iter().map(ToString::to_string).collect();
+            line.subgroup = facts.subgroup;
+            line.tensor_cores = facts.tensor_cores;
+        }
+        Err(error) => line.error = Some(error.to_string()),
+    }
+    line
+}
+
+/// What a test of the device is remembered by: another card, driver or version
+/// of this program is tested anew. `None` for the CPU. Opens nothing.
+///
+/// # Errors
+/// Words that name no device, a GPU that is not there.
+pub fn identity(asked: &str) -> Result<Option<String>, EngineError> {
+    let found = asked.parse::<DeviceChoice>().and_then(|choice| choice.find()).map_err(|error| refused(asked, &error))?;
+    Ok(found.map(|entry| format!("{} {} {} / {}", entry.spec, entry.name, entry.driver, env!("CARGO_PKG_VERSION"))))
+}
+
+/// Runs every operation against its reference; `each` sees the results as they
+/// come.
+///
+/// # Errors
+/// The device is not there or cannot be opened.
+pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
+    let device = open(asked, None).map_err(|error| refused(asked, &error))?;
+    let device: &dyn Ops = device.as_ref();
+    let checks = conformance::checks();
+    let results = checks.iter().map(|check| {
+        let result = OperationResult::from(&check.run(device));
+        each(&result);
+        result
+    });
+    Ok(results.collect())
+}

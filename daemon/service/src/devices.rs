@@ -1,0 +1,218 @@
+//! Whether a GPU and its driver are trusted with a job: every operation is
+//! tested once, in a process of its own, since a bad driver may take its
+//! process with it; the result is remembered until the card, the driver or this
+//! program changes.
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use finetuned_engine::api::Observer;
+use finetuned_engine::devices::{OperationResult, identity};
+use finetuned_engine::event::Event;
+use serde::{Deserialize, Serialize};
+
+use crate::filesystem::replace_file;
+
+/// Under the state folder.
+pub const FILE: &str = "devices.json";
+
+/// How long a test may take; kernels are compiled on the way.
+const TEST_DEADLINE: Duration = Duration::from_secs(15 * 60);
+
+/// What a test found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tested {
+    /// See [`identity`].
+    pub device: String,
+    /// Why the test itself ended early, where it did.
+    pub failure: Option<String>,
+    pub results: Vec<OperationResult>,
+}
+
+impl Tested {
+    /// Why the device is not to be used, in one line.
+    pub fn refusal(&self) -> Option<String> {
+        if let Some(failure) = &self.failure {
+            return Some(failure.clone());
+        }
+        let wrong = self.results.iter().find(|result| !result.passed)?;
+        Some(match &wrong.reason {
+            Some(reason) => format!("{} failed: {reason}", wrong.operation),
+            None => format!(
+                "{} is off by {:.1e}, {:.1e} is allowed",
+                wrong.operation, wrong.worst_error, wrong.tolerance
+            ),
+        })
+    }
+}
+
+/// What is remembered, newest last; a damaged file is as none.
+fn remembered(file: &Path) -> Vec<Tested> {
+    std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// What is known of a device.
+pub fn known(file: &Path, device: &str) -> Option<Tested> {
+    remembered(file).into_iter().find(|tested| tested.device == device)
+}
+
+/// Remembers a test in place of an earlier one of the same device.
+///
+/// # Errors
+/// The state folder cannot be written.
+pub fn remember(file: &Path, tested: &Tested) -> anyhow::Result<()> {
+    let mut all = remembered(file);
+    all.retain(|other| other.device != tested.device);
+    all.push(tested.clone());
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    replace_file(file, &serde_json::to_vec_pretty(&all)?).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// The device that a run computes on: what was asked for if it is trusted. A
+/// GPU that fails its test is refused where it was asked for, and passed over
+/// with a note where the choice was left to the program.
+///
+/// # Errors
+/// A device that is not there, or that computes wrongly, by name.
+pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow::Result<String> {
+    let Some(device) = identity(asked)? else { return Ok(asked.to_string()) };
+    let tested = match known(file, &device) {
+        Some(tested) => tested,
+        None => {
+            let name = format!("testing {asked} ({device}) once, every operation; kernels are compiled");
+            observer.event(&Event::Phase { name });
+            let tested = test_in_a_child(asked, &device)?;
+            remember(file, &tested)?;
+            tested
+        }
+    };
+    let Some(why) = tested.refusal() else { return Ok(asked.to_string()) };
+    if asked == "auto" {
+        let message = format!(
+            "{device} is not used: {why}. The run computes on the CPU; `finetune device test` tries the GPU again"
+        );
+        observer.event(&Event::Note { message });
+        return Ok("cpu".into());
+    }
+    anyhow::bail!(
+        "{device} is not trusted with a job: {why}. Update its driver and run `finetune device test --device {asked}`, or use --device cpu"
+    )
+}
+
+/// Every operation, in a process of its own.
+fn test_in_a_child(asked: &str, device: &str) -> anyhow::Result<Tested> {
+    let program = std::env::current_exe().context("this program's own path is unknown")?;
+    let mut child = Command::new(&program)
+        .args(["device-child", "--device", asked])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let output = child.stdout.take().context("the child has no output")?;
+    let reader = std::thread::spawn(move || std::io::read_to_string(output));
+    let begin = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if begin.elapsed() > TEST_DEADLINE {
+            let _ = child.kill();
+            let _ = child.wait();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let text = reader.join().ok().and_then(Result::ok).unwrap_or_default();
+    let results: Option<Vec<OperationResult>> = serde_json::from_str(&text).ok();
+    let failure = match (&results, status) {
+        (Some(_), Some(_)) => None,
+        (_, None) => Some(format!("its test did not end within {} minutes", TEST_DEADLINE.as_secs() / 60)),
+        (None, Some(status)) => Some(format!("its test ended without a result ({status}): the driver may have crashed")),
+    };
+    Ok(Tested { device: device.into(), failure, results: results.unwrap_or_default() })
+}
+
+/// The process that a test runs in: the results as JSON on stdout.
+pub fn child(asked: &str) -> ExitCode {
+    let results = finetuned_engine::devices::test(asked, &mut |_| {});
+    match results.map_err(anyhow::Error::from).and_then(|results| Ok(serde_json::to_string(&results)?)) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Notes(Vec<String>);
+
+    impl Observer for Notes {
+        fn event(&mut self, event: &Event) {
+            if let Event::Note { message } = event {
+                self.0.push(message.clone());
+            }
+        }
+    }
+
+    fn result(passed: bool) -> OperationResult {
+        OperationResult {
+            operation: "rotary".into(),
+            worst_error: 1e-3,
+            tolerance: 1e-6,
+            passed,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_comes_back_and_the_newest_test_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state").join(FILE);
+        let good = Tested { device: "a card".into(), failure: None, results: vec![result(true)] };
+        remember(&file, &good).unwrap();
+        let bad = Tested { results: vec![result(true), result(false)], ..good.clone() };
+        remember(&file, &Tested { device: "another".into(), ..good.clone() }).unwrap();
+        remember(&file, &bad).unwrap();
+        assert_eq!(known(&file, "a card"), Some(bad.clone()));
+        assert_eq!(known(&file, "another").and_then(|tested| tested.refusal()), None);
+        assert!(bad.refusal().is_some_and(|why| why.contains("rotary")));
+        std::fs::write(&file, "{").unwrap();
+        assert_eq!(known(&file, "a card"), None);
+    }
+
+    #[test]
+    fn the_cpu_needs_no_test_and_a_device_that_is_not_there_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(FILE);
+        let mut notes = Notes(Vec::new());
+        assert_eq!(trusted("cpu", &file, &mut notes).unwrap(), "cpu");
+        let error = trusted("gpu:99", &file, &mut notes).unwrap_err().to_string();
+        assert!(error.contains("gpu:99"), "{error}");
+        assert!(!file.exists() && notes.0.is_empty());
+    }
+
+    #[test]
+    fn a_gpu_that_failed_is_refused_by_name_without_another_test() {
+        let Some(device) = identity("gpu").ok().flatten() else {
+            assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "no GPU was found");
+            return;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(FILE);
+        remember(&file, &Tested { device, failure: None, results: vec![result(false)] }).unwrap();
+        let error = trusted("gpu", &file, &mut Notes(Vec::new())).unwrap_err().to_string();
+        assert!(error.contains("rotary") && error.contains("not trusted"), "{error}");
+    }
+}
