@@ -10,6 +10,7 @@ pub mod device;
 pub mod error;
 pub mod gpu;
 pub mod ops;
+pub mod profile;
 pub mod random;
 pub mod tensor;
 

@@ -3,11 +3,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use finetuned_data::{Example, Examples, Row};
 use finetuned_formats::{FormatError, ModelConfig, StoredType, TensorInfo, TensorSource};
 use finetuned_plugin_api::registry::Registry;
+use finetuned_shaders::Ops;
+use finetuned_shaders::profile::{Profiled, Timing};
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +42,9 @@ pub struct BenchOptions {
     pub threads: Option<usize>,
     /// Steps that are timed, after one that is not.
     pub steps: usize,
+    /// Also time every operation of a step by itself.
+    #[serde(default)]
+    pub profile: bool,
     /// A loss to compare with the built-in cross-entropy, step by step in turn.
     pub loss: Option<String>,
     /// Libraries that the loss may come from.
@@ -59,6 +65,7 @@ impl Default for BenchOptions {
             device: "auto".into(),
             threads: None,
             steps: 5,
+            profile: false,
             loss: None,
             plugins: Vec::new(),
         }
@@ -84,9 +91,25 @@ pub struct BenchReport {
     /// Tensors alone.
     pub peak_bytes: u64,
     pub loss: f64,
+    /// Bytes a second that a copy reads and writes together.
+    #[serde(default)]
+    pub copy_bytes_per_second: f64,
+    /// One step with every operation waited for, where asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<OperationTime>,
     /// Where another loss was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compared: Option<LossReport>,
+}
+
+/// What one operation took in a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OperationTime {
+    pub operation: String,
+    pub calls: usize,
+    pub seconds: f64,
+    /// Of all operations' time.
+    pub share: f64,
 }
 
 /// A loss against the built-in cross-entropy: steps of the two in turn.
@@ -118,7 +141,18 @@ impl fmt::Display for BenchReport {
             self.peak_gflops,
             100.0 * self.ratio
         )?;
+        writeln!(f, "  {:.1} GB/s in copies", self.copy_bytes_per_second / 1e9)?;
         write!(f, "  {:.2} GB of tensors at the peak", self.peak_bytes as f64 / 1e9)?;
+        for line in &self.profile {
+            write!(
+                f,
+                "\n  {:>5.1}%  {:<24} {:>9.3} s in {} calls",
+                100.0 * line.share,
+                line.operation,
+                line.seconds,
+                line.calls
+            )?;
+        }
         if let Some(loss) = &self.compared {
             write!(
                 f,
@@ -189,7 +223,11 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     let mut recipe = Recipe { method: options.method, ..Recipe::default() };
     recipe.lora.rank = options.lora_rank;
     recipe.train.gradient_checkpointing = options.gradient_checkpointing;
-    let ops = prepare::device(&options.device, options.threads)?;
+    let mut ops = prepare::device(&options.device, options.threads)?;
+    let profiled = options.profile.then(|| Arc::new(Profiled::new(ops.clone())));
+    if let Some(profiled) = &profiled {
+        ops = profiled.clone();
+    }
     let load = build::LoadOptions {
         trainable: options.method == Method::Full,
         nf4: (options.method == Method::Qlora).then_some(true),
@@ -236,6 +274,24 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     }
     peak = peak.max(matrix_peak(ops.as_ref())?);
     let peak_bytes = ops.allocated_bytes().1;
+    let copy_bytes_per_second = copy_rate(ops.as_ref())?;
+    let profile = match &profiled {
+        Some(profiled) => {
+            // The timed steps may have been lazy; this one is not.
+            profiled.take();
+            trainer.step(&examples, &rows, options.steps + 2, 1e-5, &mut |_, _| true)?;
+            let timings = profiled.take();
+            let total: f64 = timings.iter().map(|timing| timing.seconds).sum();
+            let line = |timing: &Timing| OperationTime {
+                operation: timing.operation.into(),
+                calls: timing.calls,
+                seconds: timing.seconds,
+                share: timing.seconds / total,
+            };
+            timings.iter().map(line).collect()
+        }
+        None => Vec::new(),
+    };
     let compared = match &options.loss {
         Some(name) => {
             let bench = LossBench { registry: &registry, recipe: &recipe, step_options, options };
@@ -262,6 +318,8 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         ratio: rate / peak,
         peak_bytes,
         loss,
+        copy_bytes_per_second,
+        profile,
         compared,
     })
 }
@@ -320,8 +378,22 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Bytes a second of a copy of 64 MiB, read and written, at its best.
+fn copy_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
+    let x = ops.zeros(&[16 << 20])?;
+    ops.synchronize()?;
+    let mut best: f64 = 0.0;
+    for _ in 0..4 {
+        let started = Instant::now();
+        let y = ops.copy(&x)?;
+        ops.synchronize()?;
+        best = best.max((x.bytes() + y.bytes()) as f64 / started.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
 /// The best of several measurements of a large product.
-fn matrix_peak(ops: &dyn finetuned_shaders::Ops) -> Result<f64, EngineError> {
+fn matrix_peak(ops: &dyn Ops) -> Result<f64, EngineError> {
     let mut best: f64 = 0.0;
     for _ in 0..5 {
         best = best.max(matrix_rate(ops)?);

@@ -67,6 +67,11 @@ impl Ops for Gpu {
         self.trim_pool();
     }
 
+    fn synchronize(&self) -> Result<()> {
+        const OP: &str = "synchronize";
+        self.guarded(OP, || cubecl::future::block_on(self.client().sync()))?.map_err(|error| self.failed(OP, error))
+    }
+
     fn add_scaled(&self, y: &mut Tensor, x: &Tensor, alpha: f32) -> Result<()> {
         elementwise::kernel::add_scaled(self, y, x, alpha)
     }

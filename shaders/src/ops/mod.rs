@@ -220,6 +220,13 @@ pub trait Ops: Send + Sync {
     fn reset_peak(&self);
     /// Gives back the buffers kept for reuse.
     fn trim(&self);
+    /// Waits for everything that was queued.
+    ///
+    /// # Errors
+    /// What went wrong in it.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
 
     // ---- elementwise and rows ----------------------------------------------
     /// y += alpha · x.

@@ -12,6 +12,7 @@ use super::{Global, print, print_json};
 Examples:
   finetune bench --shape smollm2-135m
   finetune bench --shape smollm2-135m --loss hard-tokens
+  finetune bench --shape smollm2-135m --device gpu --profile
   finetune bench --model ./model --method qlora --tokens 512 --sequences 2")]
 pub struct BenchArgs {
     /// A model: a path or a name of the catalogue
@@ -40,6 +41,9 @@ pub struct BenchArgs {
     /// Also time steps with this loss in turn with the built-in cross-entropy
     #[arg(long, value_name = "NAME")]
     loss: Option<String>,
+    /// Also time every operation of a step by itself
+    #[arg(long)]
+    profile: bool,
     /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -75,6 +79,7 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         device: args.device.clone(),
         threads: args.threads,
         steps: args.steps,
+        profile: args.profile,
         loss: args.loss.clone(),
         plugins,
     })?;
