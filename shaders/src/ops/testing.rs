@@ -49,7 +49,10 @@ pub(crate) fn random(place: u32, len: usize) -> Vec<f32> {
 /// `FINETUNED_REQUIRE_GPU` is set, and else says that it was skipped.
 pub(crate) fn gpu_for_test() -> Option<Gpu> {
     let Some(entry) = gpu::list().into_iter().next() else {
-        assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "FINETUNED_REQUIRE_GPU is set, and there is no GPU");
+        assert!(
+            std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(),
+            "FINETUNED_REQUIRE_GPU is set, and there is no GPU"
+        );
         println!("skipped: this machine has no GPU");
         return None;
     };

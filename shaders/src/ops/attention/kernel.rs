@@ -62,7 +62,8 @@ fn tiles(segments: &Segments, size: usize, keys: bool) -> Vec<(usize, usize, std
             range.clone().step_by(size).map(move |first| (first, size.min(end - first), range.clone()))
         })
         .collect();
-    tiles.sort_by_key(|(first, _, range)| std::cmp::Reverse(if keys { range.end - first } else { first - range.start }));
+    tiles
+        .sort_by_key(|(first, _, range)| std::cmp::Reverse(if keys { range.end - first } else { first - range.start }));
     tiles
 }
 

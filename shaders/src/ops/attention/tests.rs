@@ -4,7 +4,13 @@ use crate::cpu::Cpu;
 use crate::ops::testing::{assert_gradient, assert_near, inner, on_each, random, read, upload};
 use crate::ops::{AttentionSpec, Segments};
 
-pub(super) fn spec(heads: usize, kv_heads: usize, head_dim: usize, softcap: Option<f32>, window: Option<usize>) -> AttentionSpec {
+pub(super) fn spec(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    softcap: Option<f32>,
+    window: Option<usize>,
+) -> AttentionSpec {
     AttentionSpec { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), softcap, window }
 }
 

@@ -187,9 +187,7 @@ pub(super) fn keys_kernel<N: Size>(
         for head in kv_head * group..(kv_head + 1) * group {
             let mut query = document + (from - document) / OTHERS * OTHERS;
             while query < end {
-                let edge = query + 1 < to
-                    || query + comptime!(OTHERS - 1) >= from + window
-                    || query + OTHERS > end;
+                let edge = query + 1 < to || query + comptime!(OTHERS - 1) >= from + window || query + OTHERS > end;
                 #[unroll]
                 for j in 0..4usize {
                     let row = query + 4 * lane + j;
@@ -223,7 +221,19 @@ pub(super) fn keys_kernel<N: Size>(
                     shape,
                 );
                 dots::<N>(
-                    &mut scores, &mut stage, v, from, to, kv_heads, kv_head, dout, query, end, heads, head, shape,
+                    &mut scores,
+                    &mut stage,
+                    v,
+                    from,
+                    to,
+                    kv_heads,
+                    kv_head,
+                    dout,
+                    query,
+                    end,
+                    heads,
+                    head,
+                    shape,
                 );
                 #[unroll]
                 for r in 0..rows {

@@ -61,9 +61,7 @@ pub(super) fn forward_kernel<N: Size>(
             key += (position + 1 - window - document) / OTHERS * OTHERS;
         }
         while key < end {
-            dots::<N>(
-                &mut scores, &mut stage, q, row_from, row_to, heads, head, k, key, end, kv_heads, kv_head, shape,
-            );
+            dots::<N>(&mut scores, &mut stage, q, row_from, row_to, heads, head, k, key, end, kv_heads, kv_head, shape);
             let edge = key + comptime!(OTHERS - 1) > position || key + window < end;
             #[unroll]
             for r in 0..rows {

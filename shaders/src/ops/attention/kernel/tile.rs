@@ -107,13 +107,7 @@ fn load<N: Size>(x: &[Vector<f32, N>], row: usize, four: usize, #[comptime] dim:
 
 /// Writes four columns of a row, as far as it has them.
 #[cube]
-pub(super) fn store<N: Size>(
-    x: &mut [Vector<f32, N>],
-    row: usize,
-    four: usize,
-    value: Four,
-    #[comptime] dim: usize,
-) {
+pub(super) fn store<N: Size>(x: &mut [Vector<f32, N>], row: usize, four: usize, value: Four, #[comptime] dim: usize) {
     if comptime!(dim.is_multiple_of(4)) {
         if four < comptime!(dim / 4) {
             x[row * comptime!(dim / 4) + four] = Vector::cast_from(value);
@@ -202,7 +196,7 @@ pub(super) fn dots<N: Size>(
         stage_rows::<N>(stage, a, a_token, a_end, a_heads, a_head, four, 0usize, tile, depth, STRIDE, false, shape);
         stage_rows::<N>(stage, b, b_token, b_end, b_heads, b_head, four, other_at, OTHERS, depth, STRIDE, true, shape);
         sync_cube();
-        #[unroll]
+        // Not unrolled: drivers unroll as they like, and compile sooner.
         for c in 0..depth {
             let b0 = stage[other_at + lane * STRIDE + c];
             let b1 = stage[other_at + (8 + lane) * STRIDE + c];
@@ -250,8 +244,19 @@ pub(super) fn weighted<N: Size>(
         let width = comptime!(pass.min(chunks - first));
         sync_cube();
         stage_rows::<N>(
-            stage, x, token, end, heads, head, 8 * first, 0usize, OTHERS, comptime!(8 * width), comptime!(8 * width),
-            false, shape,
+            stage,
+            x,
+            token,
+            end,
+            heads,
+            head,
+            8 * first,
+            0usize,
+            OTHERS,
+            comptime!(8 * width),
+            comptime!(8 * width),
+            false,
+            shape,
         );
         sync_cube();
         if edge {
@@ -289,26 +294,29 @@ fn add_pass(
         }
         #[unroll]
         for e in 0..4usize {
+            let mut x = Array::<Four>::new(width);
             #[unroll]
             for chunk in 0..width {
-                let x = stage[(4 * group + e) * comptime!(8 * width) + 8 * chunk + lane];
-                #[unroll]
-                for r in 0..rows {
-                    let place = comptime!(r * chunks + first + chunk);
-                    let term = x * Four::new(w[r].extract(e));
-                    if comptime!(edge) {
-                        let row = row_at + band * rows + r;
-                        let other = other_at + 4 * group + e;
-                        let seen = if comptime!(rows_are_keys) {
-                            sees(other, row, window)
-                        } else {
-                            sees(row, other, window)
-                        };
-                        if seen {
-                            sums[place] += term;
+                x[chunk] = stage[(4 * group + e) * comptime!(8 * width) + 8 * chunk + lane];
+            }
+            #[unroll]
+            for r in 0..rows {
+                let weight = Four::new(w[r].extract(e));
+                if comptime!(edge) {
+                    let row = row_at + band * rows + r;
+                    let other = other_at + 4 * group + e;
+                    let seen =
+                        if comptime!(rows_are_keys) { sees(other, row, window) } else { sees(row, other, window) };
+                    if seen {
+                        #[unroll]
+                        for chunk in 0..width {
+                            sums[comptime!(r * chunks + first + chunk)] += x[chunk] * weight;
                         }
-                    } else {
-                        sums[place] += term;
+                    }
+                } else {
+                    #[unroll]
+                    for chunk in 0..width {
+                        sums[comptime!(r * chunks + first + chunk)] += x[chunk] * weight;
                     }
                 }
             }
