@@ -15,6 +15,8 @@ pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_gpu;
 
 use super::{AttentionSpec, Segments};
 use crate::error::{Result, shape_error};

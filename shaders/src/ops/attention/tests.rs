@@ -4,12 +4,18 @@ use crate::cpu::Cpu;
 use crate::ops::testing::{assert_gradient, assert_near, inner, on_each, random, read, upload};
 use crate::ops::{AttentionSpec, Segments};
 
-fn spec(heads: usize, kv_heads: usize, head_dim: usize, softcap: Option<f32>, window: Option<usize>) -> AttentionSpec {
+pub(super) fn spec(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    softcap: Option<f32>,
+    window: Option<usize>,
+) -> AttentionSpec {
     AttentionSpec { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), softcap, window }
 }
 
 /// Document lengths and the shape of the layer.
-fn cases() -> Vec<(Vec<usize>, AttentionSpec)> {
+pub(super) fn cases() -> Vec<(Vec<usize>, AttentionSpec)> {
     vec![
         (vec![1], spec(1, 1, 16, None, None)),
         (vec![70], spec(9, 3, 64, None, None)),
@@ -24,7 +30,7 @@ fn cases() -> Vec<(Vec<usize>, AttentionSpec)> {
 }
 
 /// q, k, v and do with scores of a spread of some units.
-fn inputs(n: usize, spec: &AttentionSpec) -> [Vec<f32>; 4] {
+pub(super) fn inputs(n: usize, spec: &AttentionSpec) -> [Vec<f32>; 4] {
     let (h, g) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
     let wide = |place, len| random(place, len).iter().map(|x| 2.0 * x).collect();
     [wide(1, n * h), wide(2, n * g), random(3, n * g), random(4, n * h)]
