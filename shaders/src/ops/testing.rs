@@ -3,6 +3,7 @@
 //! finite differences.
 
 use crate::cpu::Cpu;
+use crate::gpu::{self, Gpu};
 use crate::random::Key;
 use crate::tensor::Tensor;
 
@@ -42,6 +43,17 @@ pub(crate) fn assert_near(op: &str, got: &[f32], want: &[f32]) {
 /// Uniform numbers in [−1, 1) of a stream of their own.
 pub(crate) fn random(place: u32, len: usize) -> Vec<f32> {
     Key::new(11, 0, place).uniform_vec(len, -1.0, 1.0)
+}
+
+/// The first GPU of this machine. Where there is none, the test fails if
+/// `FINETUNED_REQUIRE_GPU` is set, and else says that it was skipped.
+pub(crate) fn gpu_for_test() -> Option<Gpu> {
+    let Some(entry) = gpu::list().into_iter().next() else {
+        assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "FINETUNED_REQUIRE_GPU is set, and there is no GPU");
+        println!("skipped: this machine has no GPU");
+        return None;
+    };
+    Some(gpu::open(&entry).expect("a GPU that is listed opens"))
 }
 
 pub(crate) fn upload(cpu: &Cpu, shape: &[usize], values: &[f32]) -> Tensor {
