@@ -240,7 +240,7 @@ impl Lower<'_> {
         for (from, into) in &stream.stores {
             outputs.push((self.source(&mut graph, stream, &registers, *from), Memory::Buffer(*into)));
         }
-        for from in stream.parameter {
+        if let Some(from) = stream.parameter {
             outputs.push((self.source(&mut graph, stream, &registers, from), Memory::Parameter));
         }
         for (from, state) in &stream.states {
