@@ -1,4 +1,4 @@
-//! Optimizer programs on the CPU.
+//! Optimizer programs: here on the CPU, in [`kernel`] on the GPU.
 //!
 //! A [`Program`] (see `finetuned_plugin_api::program`, whose `interpret` is the
 //! definition) is planned once ([`plan`]) and then run as a few passes over
