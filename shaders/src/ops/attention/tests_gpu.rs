@@ -70,7 +70,7 @@ fn the_gpu_agrees_with_the_reference() {
 #[test]
 fn the_gpu_agrees_for_awkward_widths_and_windows() {
     let Some(gpu) = gpu_for_test() else { return };
-    for (heads, kv_heads, dim) in [(2, 1, 7), (3, 1, 80), (2, 2, 96), (2, 1, 128), (2, 1, 130), (1, 1, 320)] {
+    for (heads, kv_heads, dim) in [(2, 1, 7), (3, 1, 80), (2, 2, 96), (2, 1, 128), (2, 1, 130)] {
         agrees(&gpu, vec![37, 2], &spec(heads, kv_heads, dim, None, None));
     }
     for window in [2, 31, 32, 33, 64, 99, 100, 101] {
