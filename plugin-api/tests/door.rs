@@ -153,7 +153,9 @@ fn what_is_no_plugin_is_refused_in_one_line() {
     };
     let text = work().join("no-library.so");
     std::fs::write(&text, "not a library").unwrap();
-    assert!(refused(&text).contains("cannot be loaded"));
+    let words = refused(&text);
+    assert!(words.contains("cannot be loaded: ") && !words.ends_with("dlopen failed"), "{words}");
+    assert_eq!(words.matches(text.to_str().unwrap()).count(), 1, "the system's words, the path once: {words}");
     let source = work().join("other.c");
     std::fs::write(&source, "int other(void) { return 1; }\n").unwrap();
     let other = work().join(library("other"));

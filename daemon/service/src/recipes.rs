@@ -15,6 +15,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("dora", include_str!("../../../config/recipes/dora.toml")),
     ("rslora-high-rank", include_str!("../../../config/recipes/rslora-high-rank.toml")),
     ("continued-pretraining", include_str!("../../../config/recipes/continued-pretraining.toml")),
+    ("dpo", include_str!("../../../config/recipes/dpo.toml")),
     ("overnight", include_str!("../../../config/recipes/overnight.toml")),
 ];
 

@@ -23,7 +23,7 @@ pub fn load(path: &Path, sha256: &str) -> Result<Vec<Entry>, PluginError> {
     // SAFETY: a library's initialisers may do anything; that is why only worker
     // processes load plugins, from folders that only the owner writes to.
     let library = unsafe { libloading::Library::new(path) }
-        .map_err(|error| refused(format!("cannot be loaded: {}", one_line(&error.to_string()))))?;
+        .map_err(|error| refused(format!("cannot be loaded: {}", why(&error, path))))?;
     // Never unloaded: what it handed out lives as long as the process.
     let library: &'static libloading::Library = Box::leak(Box::new(library));
     type Hand = unsafe extern "C" fn() -> *const HeaderV1;
@@ -92,6 +92,17 @@ fn check_layout(library: &libloading::Library, path: &Path) -> Result<(), Plugin
             env!("CARGO_PKG_VERSION")
         ))
     })
+}
+
+/// What the system says: its words are in the last of the causes.
+fn why(error: &libloading::Error, path: &Path) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    // It begins with the path, which the reader has already.
+    let words = one_line(&cause.to_string());
+    words.strip_prefix(&format!("{}: ", path.display())).map_or(words.clone(), str::to_string)
 }
 
 fn one_line(text: &str) -> String {

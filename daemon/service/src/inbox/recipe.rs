@@ -34,10 +34,15 @@ impl Effective {
     /// A problem of the recipe's plugins, with its place where a file of the inbox
     /// set the key.
     pub fn placed(&self, problem: &Problem) -> String {
-        match self.places.get(&problem.key) {
+        let mut text = match self.places.get(&problem.key) {
             Some(place) => format!("{place}: {problem}"),
             None => problem.to_string(),
+        };
+        // The plugin, not the recipe, may be what is to be mended.
+        if problem.key.ends_with(".name") {
+            text += &format!(" (after installing a plugin: touch {})", self.data.display());
         }
+        text
     }
 }
 
@@ -289,5 +294,18 @@ mod tests {
         assert_ne!(a, key("01", None, None, &recipe("[optimizer]\nbeta1 = 0.8\nbeta2 = 0.9\n"), &[]));
         assert_ne!(a, key("00", None, None, &recipe(""), &[]));
         assert_ne!(key("00", None, None, &recipe(""), &[]), key("00", Some("1"), None, &recipe(""), &[]));
+    }
+
+    #[test]
+    fn a_plugins_problem_names_the_line_that_set_the_key() {
+        let dir = inbox(&[("a.jsonl", "x"), ("a.toml", "# mine\n[loss]\nname = \"dpo\"\nbata = 1.0\n")]);
+        let effective = only(&dir, "[optimizer]\nname = \"lionn\"\n").unwrap();
+        let problem = |key: &str| Problem { key: key.into(), message: "no".into() };
+        assert_eq!(effective.placed(&problem("loss.bata")), "a.toml:4: no");
+        // Set in finetuned.toml: there is no file of the inbox to name.
+        assert_eq!(effective.placed(&problem("optimizer.name")), "no (after installing a plugin: touch a.jsonl)");
+        let dir = inbox(&[("set/dataset.toml", "[recipe]\nloss = \"dop\"\n"), ("set/a.jsonl", "x")]);
+        let effective = only(&dir, "").unwrap();
+        assert!(effective.placed(&problem("loss.name")).starts_with("set/dataset.toml:2: no"));
     }
 }
