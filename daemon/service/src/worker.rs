@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use finetuned_engine::api::{Control, Observer, Outcome};
+use finetuned_engine::error::EngineError;
 use finetuned_engine::event::Event;
 use finetuned_plugin_api::abi::calls;
 
@@ -32,7 +33,9 @@ pub fn main(job: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            say(&WorkerLine::Failed { message: format!("{error:#}") });
+            let message = format!("{error:#}");
+            let device = error.downcast_ref::<EngineError>().is_some_and(EngineError::is_of_the_device);
+            say(&if device { WorkerLine::DeviceLost { message } } else { WorkerLine::Failed { message } });
             ExitCode::FAILURE
         }
     }

@@ -61,7 +61,7 @@ pub enum WorkerLine {
     Heartbeat {
         progress: u64,
     },
-    /// The last word, one of these four.
+    /// The last word, one of these five.
     Done {
         summary: Box<Summary>,
     },
@@ -70,6 +70,10 @@ pub enum WorkerLine {
     },
     Cancelled {
         step: usize,
+    },
+    /// The device is lost or not there; the job can go on when it is back.
+    DeviceLost {
+        message: String,
     },
     Failed {
         message: String,

@@ -33,6 +33,10 @@ pub fn verdict(
             (State::Queued, format!("stopped at step {step}, goes on from there"))
         }
         (Some(WorkerLine::Failed { message }), _) => (State::Failed, message.clone()),
+        (Some(WorkerLine::DeviceLost { message }), _) => (
+            State::Paused,
+            format!("{message}; `finetune resume` goes on from the last checkpoint once the device is back"),
+        ),
         // Asked to stop, killed because it took too long: nothing is lost but
         // the steps since its last checkpoint.
         (_, Some(Ask::Pause)) if exit.killed_because.is_some() => {
@@ -135,6 +139,14 @@ mod tests {
         assert!(why.contains("slow"));
         // A crash while stopping is a crash.
         assert_eq!(verdict(None, &died(11), Some(Ask::Stop), "", None).0, State::Failed);
+    }
+
+    #[test]
+    fn a_lost_device_pauses_the_job_and_says_so() {
+        let last = WorkerLine::DeviceLost { message: "vulkan:0 a card: the device is lost".into() };
+        let (state, words) = verdict(Some(&last), &Exit { code: Some(1), ..Exit::default() }, None, "", None);
+        assert_eq!(state, State::Paused);
+        assert!(words.contains("the device is lost") && words.contains("finetune resume"), "{words}");
     }
 
     #[test]
