@@ -187,7 +187,16 @@ impl Ops for Profiled {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn rms_norm_backward(&self, dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, offset: f32, into: Option<Tensor>, dw: Option<&mut Tensor>) -> Result<Tensor> {
+    fn rms_norm_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        rstd: &Tensor,
+        offset: f32,
+        into: Option<Tensor>,
+        dw: Option<&mut Tensor>,
+    ) -> Result<Tensor> {
         self.timed("rms_norm_backward", || self.inner.rms_norm_backward(dy, x, w, rstd, offset, into, dw))
     }
 
@@ -195,11 +204,27 @@ impl Ops for Profiled {
         self.timed("layer_norm", || self.inner.layer_norm(x, w, b, epsilon))
     }
 
-    fn layer_norm_backward(&self, dy: &Tensor, x: &Tensor, w: &Tensor, statistics: &Tensor, into: Option<Tensor>, dwb: Option<(&mut Tensor, &mut Tensor)>) -> Result<Tensor> {
+    fn layer_norm_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        statistics: &Tensor,
+        into: Option<Tensor>,
+        dwb: Option<(&mut Tensor, &mut Tensor)>,
+    ) -> Result<Tensor> {
         self.timed("layer_norm_backward", || self.inner.layer_norm_backward(dy, x, w, statistics, into, dwb))
     }
 
-    fn matmul(&self, a: &Tensor, transpose_a: bool, b: &Tensor, transpose_b: bool, alpha: f32, into: Option<Tensor>) -> Result<Tensor> {
+    fn matmul(
+        &self,
+        a: &Tensor,
+        transpose_a: bool,
+        b: &Tensor,
+        transpose_b: bool,
+        alpha: f32,
+        into: Option<Tensor>,
+    ) -> Result<Tensor> {
         self.timed("matmul", || self.inner.matmul(a, transpose_a, b, transpose_b, alpha, into))
     }
 
@@ -219,20 +244,51 @@ impl Ops for Profiled {
         self.timed("dora_norm", || self.inner.dora_norm(w, a, b, scale))
     }
 
-    fn rotary(&self, x: &mut Tensor, positions: &[u32], table: &RotaryTable, head_dim: usize, inverse: bool) -> Result<()> {
+    fn rotary(
+        &self,
+        x: &mut Tensor,
+        positions: &[u32],
+        table: &RotaryTable,
+        head_dim: usize,
+        inverse: bool,
+    ) -> Result<()> {
         self.timed("rotary", || self.inner.rotary(x, positions, table, head_dim, inverse))
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, spec: &AttentionSpec) -> Result<(Tensor, Tensor)> {
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments,
+        spec: &AttentionSpec,
+    ) -> Result<(Tensor, Tensor)> {
         self.timed("attention", || self.inner.attention(q, k, v, segments, spec))
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn attention_backward(&self, dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, segments: &Segments, spec: &AttentionSpec) -> Result<(Tensor, Tensor, Tensor)> {
+    fn attention_backward(
+        &self,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        segments: &Segments,
+        spec: &AttentionSpec,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
         self.timed("attention_backward", || self.inner.attention_backward(dout, q, k, v, out, lse, segments, spec))
     }
 
-    fn attention_cached(&self, q: &Tensor, k_cache: &Tensor, v_cache: &Tensor, length: usize, spec: &AttentionSpec) -> Result<Tensor> {
+    fn attention_cached(
+        &self,
+        q: &Tensor,
+        k_cache: &Tensor,
+        v_cache: &Tensor,
+        length: usize,
+        spec: &AttentionSpec,
+    ) -> Result<Tensor> {
         self.timed("attention_cached", || self.inner.attention_cached(q, k_cache, v_cache, length, spec))
     }
 
@@ -244,7 +300,13 @@ impl Ops for Profiled {
         self.timed("gated", || self.inner.gated(gate, up, activation))
     }
 
-    fn gated_backward(&self, dy: &Tensor, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)> {
+    fn gated_backward(
+        &self,
+        dy: &Tensor,
+        gate: &Tensor,
+        up: &Tensor,
+        activation: Activation,
+    ) -> Result<(Tensor, Tensor)> {
         self.timed("gated_backward", || self.inner.gated_backward(dy, gate, up, activation))
     }
 
@@ -264,11 +326,26 @@ impl Ops for Profiled {
         self.timed("token_logp", || self.inner.token_logp(h, head, targets, want))
     }
 
-    fn token_logp_backward(&self, h: &Tensor, head: &Head, targets: &[u32], coefficients: &TokenCoefficients, dweight: Option<&mut Tensor>) -> Result<Tensor> {
+    fn token_logp_backward(
+        &self,
+        h: &Tensor,
+        head: &Head,
+        targets: &[u32],
+        coefficients: &TokenCoefficients,
+        dweight: Option<&mut Tensor>,
+    ) -> Result<Tensor> {
         self.timed("token_logp_backward", || self.inner.token_logp_backward(h, head, targets, coefficients, dweight))
     }
 
-    fn token_logp_fused(&self, h: &Tensor, head: &Head, targets: &[u32], want: StatisticSet, coefficients: &TokenCoefficients, dweight: Option<&mut Tensor>) -> Result<(TokenStatistics, Tensor)> {
+    fn token_logp_fused(
+        &self,
+        h: &Tensor,
+        head: &Head,
+        targets: &[u32],
+        want: StatisticSet,
+        coefficients: &TokenCoefficients,
+        dweight: Option<&mut Tensor>,
+    ) -> Result<(TokenStatistics, Tensor)> {
         self.timed("token_logp_fused", || self.inner.token_logp_fused(h, head, targets, want, coefficients, dweight))
     }
 

@@ -125,7 +125,8 @@ fn line(entry: &GpuEntry) -> DeviceLine {
 /// # Errors
 /// Words that name no device, a GPU that is not there.
 pub fn identity(asked: &str) -> Result<Option<String>, EngineError> {
-    let found = asked.parse::<DeviceChoice>().and_then(|choice| choice.find()).map_err(|error| refused(asked, &error))?;
+    let found =
+        asked.parse::<DeviceChoice>().and_then(|choice| choice.find()).map_err(|error| refused(asked, &error))?;
     Ok(found.map(|entry| format!("{} {} {} / {}", entry.spec, entry.name, entry.driver, env!("CARGO_PKG_VERSION"))))
 }
 

@@ -48,9 +48,6 @@ impl EngineError {
     /// The device is not there, or failed on the way: the run itself is sound
     /// and goes on from its checkpoint once the device is back.
     pub fn is_of_the_device(&self) -> bool {
-        matches!(
-            self,
-            EngineError::Device { .. } | EngineError::Tensor(finetuned_shaders::TensorError::Failed { .. })
-        )
+        matches!(self, EngineError::Device { .. } | EngineError::Tensor(finetuned_shaders::TensorError::Failed { .. }))
     }
 }

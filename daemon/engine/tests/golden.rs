@@ -97,7 +97,11 @@ fn every_gradient(device: &Device, checkpointing: &[bool]) {
                     }
                     assert_eq!(shape.iter().product::<usize>(), values.len());
                     let error = relative(&values, expected);
-                    assert!(error < device.gradient, "{architecture} {kind} {}: gradient off by {error}", parameter.name);
+                    assert!(
+                        error < device.gradient,
+                        "{architecture} {kind} {}: gradient off by {error}",
+                        parameter.name
+                    );
                     compared += 1;
                 }
                 assert_eq!(compared, expected.len(), "{architecture} {kind}: every golden gradient has its own");

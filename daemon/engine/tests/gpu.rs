@@ -104,8 +104,14 @@ fn memory_that_runs_short_halves_the_micro_batch_and_keeps_the_batch() {
 fn a_run_that_diverges_on_a_gpu_says_what_is_not_finite_and_keeps_its_checkpoint() {
     let Some(device) = on_gpu() else { return };
     let folder = tempfile::tempdir().expect("folder");
-    let settings = ["method=full", "optimizer.name=sgd", "train.learning_rate=1e30", "train.max_grad_norm=0",
-        "checkpoint.every_steps=1", "train.warmup_ratio=0"];
+    let settings = [
+        "method=full",
+        "optimizer.name=sgd",
+        "train.learning_rate=1e30",
+        "train.max_grad_norm=0",
+        "checkpoint.every_steps=1",
+        "train.warmup_ratio=0",
+    ];
     let mut request = request(folder.path(), "out", &settings);
     request.device = device.name;
     let error = train(&request, &mut Watcher::default()).expect_err("it diverges");

@@ -2,14 +2,11 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-
 use common::runs::*;
 use common::*;
-use finetuned_engine::api::{Control, Observer, Outcome, TrainRequest, train};
+use finetuned_engine::api::{Outcome, TrainRequest, train};
 use finetuned_engine::error::EngineError;
 use finetuned_engine::event::Event;
-use finetuned_engine::recipe::{self, Recipe};
 use finetuned_formats::{ModelFiles, read_peft};
 
 fn adapter_bytes(request: &TrainRequest) -> Vec<u8> {

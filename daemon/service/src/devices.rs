@@ -40,10 +40,9 @@ impl Tested {
         let wrong = self.results.iter().find(|result| !result.passed)?;
         Some(match &wrong.reason {
             Some(reason) => format!("{} failed: {reason}", wrong.operation),
-            None => format!(
-                "{} is off by {:.1e}, {:.1e} is allowed",
-                wrong.operation, wrong.worst_error, wrong.tolerance
-            ),
+            None => {
+                format!("{} is off by {:.1e}, {:.1e} is allowed", wrong.operation, wrong.worst_error, wrong.tolerance)
+            }
         })
     }
 }
@@ -132,7 +131,9 @@ fn test_in_a_child(asked: &str, device: &str) -> anyhow::Result<Tested> {
     let failure = match (&results, status) {
         (Some(_), Some(_)) => None,
         (_, None) => Some(format!("its test did not end within {} minutes", TEST_DEADLINE.as_secs() / 60)),
-        (None, Some(status)) => Some(format!("its test ended without a result ({status}): the driver may have crashed")),
+        (None, Some(status)) => {
+            Some(format!("its test ended without a result ({status}): the driver may have crashed"))
+        }
     };
     Ok(Tested { device: device.into(), failure, results: results.unwrap_or_default() })
 }
@@ -167,13 +168,7 @@ mod tests {
     }
 
     fn result(passed: bool) -> OperationResult {
-        OperationResult {
-            operation: "rotary".into(),
-            worst_error: 1e-3,
-            tolerance: 1e-6,
-            passed,
-            reason: None,
-        }
+        OperationResult { operation: "rotary".into(), worst_error: 1e-3, tolerance: 1e-6, passed, reason: None }
     }
 
     #[test]

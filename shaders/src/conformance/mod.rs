@@ -91,8 +91,7 @@ impl Check {
     /// Runs on a device, twice.
     pub fn run(&self, device: &dyn Ops) -> Finding {
         let tolerance = TOLERANCES.iter().find(|(name, _)| *name == self.operation).map_or(0.0, |found| found.1);
-        let mut finding =
-            Finding { operation: self.operation, worst: 0.0, tolerance, error: None, repeatable: true };
+        let mut finding = Finding { operation: self.operation, worst: 0.0, tolerance, error: None, repeatable: true };
         match (self.run)(device).and_then(|first| Ok((first, (self.run)(device)?))) {
             Ok((first, second)) => {
                 for ((got, want), (again, _)) in first.iter().zip(&second) {

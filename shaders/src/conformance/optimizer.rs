@@ -27,8 +27,10 @@ fn program(rows: usize, columns: usize) -> Result<Program> {
 }
 
 pub(super) fn optimizer_step(ops: &dyn Ops) -> Result<Pairs> {
-    let failed =
-        |error: finetuned_plugin_api::PluginError| TensorError::Failed { op: "optimizer_step", reason: error.to_string() };
+    let failed = |error: finetuned_plugin_api::PluginError| TensorError::Failed {
+        op: "optimizer_step",
+        reason: error.to_string(),
+    };
     let mut pairs = Vec::new();
     for (rows, columns) in [(1, 1), (1, 513), (5, 1), (100, 7), (33, 257)] {
         let program = program(rows, columns)?;

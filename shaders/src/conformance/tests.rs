@@ -30,7 +30,13 @@ fn every_gpu_of_this_machine_passes() {
             .map(|check| {
                 let start = std::time::Instant::now();
                 let finding = check.run(&device);
-                println!("{:24} {:9.1e} {:9.1e} {:?}", finding.operation, finding.worst, finding.tolerance, start.elapsed());
+                println!(
+                    "{:24} {:9.1e} {:9.1e} {:?}",
+                    finding.operation,
+                    finding.worst,
+                    finding.tolerance,
+                    start.elapsed()
+                );
                 finding
             })
             .collect();

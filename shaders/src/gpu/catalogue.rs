@@ -115,7 +115,8 @@ static OPENED: Mutex<Vec<(WgpuDevice, String)>> = Mutex::new(Vec::new());
 /// [`TensorError::Failed`] with the driver's reason.
 pub fn open(entry: &GpuEntry) -> Result<Gpu> {
     const OP: &str = "open";
-    let failed = |reason: String| TensorError::Failed { op: OP, reason: format!("{} {}: {reason}", entry.spec, entry.name) };
+    let failed =
+        |reason: String| TensorError::Failed { op: OP, reason: format!("{} {}: {reason}", entry.spec, entry.name) };
     let mut opened = OPENED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !opened.iter().any(|(device, _)| *device == entry.device) {
         let options = RuntimeOptions::try_default().map_err(|error| failed(error.to_string()))?;

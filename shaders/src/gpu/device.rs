@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::ops::matmul::kernel::Operand;
 use crate::ops::{
     Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
-    TokenCoefficients, TokenStatistics, Weight, attention, columns, dropout, elementwise, gated, gather,
-    layer_norm, linear, matmul, nf4, program, reduce, rms_norm, rotary, token_logp,
+    TokenCoefficients, TokenStatistics, Weight, attention, columns, dropout, elementwise, gated, gather, layer_norm,
+    linear, matmul, nf4, program, reduce, rms_norm, rotary, token_logp,
 };
 use crate::random::Key;
 use crate::tensor::{DType, Tensor};

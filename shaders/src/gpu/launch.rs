@@ -4,9 +4,9 @@
 #![allow(unsafe_code)]
 
 use cubecl::client::Client;
-use cubecl_environment::stream::StreamId;
 use cubecl::prelude::{BufferArg, CubeCount, TensorBinding};
 use cubecl::server::Handle;
+use cubecl_environment::stream::StreamId;
 
 /// A buffer as a kernel's argument: `length` elements of four bytes.
 ///

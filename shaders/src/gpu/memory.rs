@@ -17,13 +17,7 @@ impl Gpu {
     }
 
     /// A tensor with these bytes.
-    pub(crate) fn upload_bytes(
-        &self,
-        op: &'static str,
-        shape: &[usize],
-        dtype: DType,
-        bytes: &[u8],
-    ) -> Result<Tensor> {
+    pub(crate) fn upload_bytes(&self, op: &'static str, shape: &[usize], dtype: DType, bytes: &[u8]) -> Result<Tensor> {
         Gpu::expect_values(op, shape, bytes.len() / dtype.bytes())?;
         let whole = bytes.len().max(4).next_multiple_of(4) as u64;
         if whole > self.facts.largest_buffer {

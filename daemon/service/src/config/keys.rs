@@ -66,7 +66,12 @@ pub const KEYS: &[ConfigKey] = &[
     key("models.dir", Kind::Path, "\"models\"", "where `finetune models pull` puts base models"),
     key("control.socket", Kind::Path, "\"finetuned.sock\"", "the Unix socket of the control interface"),
     key("workers.parallel", Kind::Count, "1", "jobs trained at the same time"),
-    key("workers.device", Kind::Text, "\"auto\"", "device of the workers: auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N"),
+    key(
+        "workers.device",
+        Kind::Text,
+        "\"auto\"",
+        "device of the workers: auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N",
+    ),
     key("workers.threads", Kind::Count, "0", "threads of one worker; 0: all cores"),
     key("workers.memory", Kind::Bytes, "0", "most memory of one worker; 0: no limit"),
     key(

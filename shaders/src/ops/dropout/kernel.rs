@@ -11,16 +11,7 @@ use crate::tensor::Tensor;
 
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
-fn dropout_kernel(
-    x: &[f32],
-    y: &mut [f32],
-    p: f32,
-    scale: f32,
-    step: u32,
-    place: u32,
-    seed_low: u32,
-    seed_high: u32,
-) {
+fn dropout_kernel(x: &[f32], y: &mut [f32], p: f32, scale: f32, step: u32, place: u32, seed_low: u32, seed_high: u32) {
     let first = 4 * ABSOLUTE_POS;
     if first < y.len() {
         let mut c0 = ABSOLUTE_POS as u32;

@@ -7,17 +7,19 @@ use crate::gpu::Gpu;
 use crate::ops::Activation;
 use crate::tensor::Tensor;
 
+const TWO_OVER_ROOT_PI: f32 = std::f32::consts::FRAC_2_SQRT_PI;
+const HALF_ROOT: f32 = std::f32::consts::FRAC_1_SQRT_2;
+/// √(2/π), of GELU's tanh form.
+const ROOT_TWO_OVER_PI: f32 = 0.797_884_6;
+/// 1/√(2π), the normal density's factor.
+const DENSITY: f32 = 0.398_942_3;
+
 /// tanh whose exponentials cannot overflow; NaN stays NaN.
 #[cube]
 pub(crate) fn safe_tanh(x: f32) -> f32 {
     // Beyond 10, tanh is 1 to the last bit of an f32.
-    let mut bounded = x;
-    if x > 10.0f32 {
-        bounded = 10.0f32;
-    }
-    if x < -10.0f32 {
-        bounded = -10.0f32;
-    }
+    let upper = select(x > 10.0f32, 10.0f32, x);
+    let bounded = select(x < -10.0f32, -10.0f32, upper);
     bounded.tanh()
 }
 
@@ -28,14 +30,13 @@ fn error_function(x: f32) -> f32 {
     let size = x.abs();
     if size < 0.5f32 {
         let square = x * x;
-        x * (1.128_379_2f32
+        x * (TWO_OVER_ROOT_PI
             + square
                 * (-0.376_126_4f32
                     + square
                         * (0.112_837_92f32
                             + square
-                                * (-0.026_866_17f32
-                                    + square * (0.005_223_977_6f32 - square * 0.000_854_832_7f32)))))
+                                * (-0.026_866_17f32 + square * (0.005_223_977_6f32 - square * 0.000_854_832_7f32)))))
     } else {
         let t = 1.0f32 / (1.0f32 + 0.5f32 * size);
         let polynomial = -1.265_512_2f32
@@ -44,9 +45,8 @@ fn error_function(x: f32) -> f32 {
                     + t * (0.096_784_18f32
                         + t * (-0.186_288_06f32
                             + t * (0.278_868_07f32
-                                + t * (-1.135_203_98f32
-                                    + t * (1.488_515_9f32
-                                        + t * (-0.822_152_2f32 + t * 0.170_872_77f32))))))));
+                                + t * (-1.135_204f32
+                                    + t * (1.488_515_9f32 + t * (-0.822_152_2f32 + t * 0.170_872_77f32))))))));
         let tail = t * (polynomial - size * size).exp();
         select(x < 0.0f32, tail - 1.0f32, 1.0f32 - tail)
     }
@@ -57,10 +57,8 @@ fn error_function(x: f32) -> f32 {
 fn value(x: f32, #[comptime] kind: Activation) -> f32 {
     match comptime!(kind) {
         Activation::Silu => x / (1.0f32 + (-x).exp()),
-        Activation::GeluTanh => {
-            0.5f32 * x * (1.0f32 + safe_tanh(0.797_884_56f32 * (x + 0.044_715f32 * x * x * x)))
-        }
-        Activation::Gelu => 0.5f32 * x * (1.0f32 + error_function(x * 0.707_106_78f32)),
+        Activation::GeluTanh => 0.5f32 * x * (1.0f32 + safe_tanh(ROOT_TWO_OVER_PI * (x + 0.044_715f32 * x * x * x))),
+        Activation::Gelu => 0.5f32 * x * (1.0f32 + error_function(x * HALF_ROOT)),
     }
 }
 
@@ -73,13 +71,12 @@ fn slope(x: f32, #[comptime] kind: Activation) -> f32 {
             s * (1.0f32 + x * (1.0f32 - s))
         }
         Activation::GeluTanh => {
-            let t = safe_tanh(0.797_884_56f32 * (x + 0.044_715f32 * x * x * x));
-            0.5f32 * (1.0f32 + t)
-                + 0.5f32 * x * (1.0f32 - t * t) * 0.797_884_56f32 * (1.0f32 + 0.134_145f32 * x * x)
+            let t = safe_tanh(ROOT_TWO_OVER_PI * (x + 0.044_715f32 * x * x * x));
+            0.5f32 * (1.0f32 + t) + 0.5f32 * x * (1.0f32 - t * t) * ROOT_TWO_OVER_PI * (1.0f32 + 0.134_145f32 * x * x)
         }
         Activation::Gelu => {
-            let density = 0.398_942_28f32 * (-0.5f32 * x * x).exp();
-            0.5f32 * (1.0f32 + error_function(x * 0.707_106_78f32)) + x * density
+            let density = DENSITY * (-0.5f32 * x * x).exp();
+            0.5f32 * (1.0f32 + error_function(x * HALF_ROOT)) + x * density
         }
     }
 }

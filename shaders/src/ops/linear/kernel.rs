@@ -64,7 +64,15 @@ pub(crate) fn forward(gpu: &Gpu, op: &'static str, x: &Tensor, w: &Weight) -> Re
     check_columns(op, x, inputs)?;
     let mut y = gpu.empty_f32(op, &[x.rows(), outputs])?;
     let w = unpacked(gpu, op, w)?;
-    product(gpu, op, Operand { tensor: x, transpose: false }, Operand { tensor: &w, transpose: true }, 1.0, false, &mut y)?;
+    product(
+        gpu,
+        op,
+        Operand { tensor: x, transpose: false },
+        Operand { tensor: &w, transpose: true },
+        1.0,
+        false,
+        &mut y,
+    )?;
     Ok(y)
 }
 

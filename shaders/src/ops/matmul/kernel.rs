@@ -205,7 +205,8 @@ fn on_tensor_cores(
     let mut types = MatmulElems::from_single_dtype(f32);
     let strategy = Strategy::SimpleCyclicCmma(Default::default());
     let launched = gpu.guarded(op, || {
-        launch_ref(&strategy.into(), gpu.client(), left, right, result, &mut types).map_err(|error| format!("{error:?}"))
+        launch_ref(&strategy.into(), gpu.client(), left, right, result, &mut types)
+            .map_err(|error| format!("{error:?}"))
     })?;
     if launched.is_err() {
         // No tensor-core routine for this shape.

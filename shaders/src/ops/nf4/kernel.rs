@@ -39,14 +39,7 @@ fn unpack_kernel(packed: &[u32], scales: &[f32], y: &mut [f32]) {
 }
 
 #[cube(launch)]
-fn unpack_nested_kernel(
-    packed: &[u32],
-    codes: &[u32],
-    absmax: &[f32],
-    map: &[f32],
-    offset: f32,
-    y: &mut [f32],
-) {
+fn unpack_nested_kernel(packed: &[u32], codes: &[u32], absmax: &[f32], map: &[f32], offset: f32, y: &mut [f32]) {
     let first = 8 * ABSOLUTE_POS;
     if first < y.len() {
         let word = packed[ABSOLUTE_POS];
@@ -77,12 +70,9 @@ pub(crate) fn upload(gpu: &Gpu, shape: &[usize], values: &[f32], double_quant: b
     let floats = |values: &[f32]| gpu.upload_f32(OP, &[values.len()], values);
     let scales = match scales {
         QuantisedScales::Plain(absmax) => Scales::Plain(floats(&absmax)?),
-        QuantisedScales::Nested { codes, absmax, offset } => Scales::Nested {
-            codes: bytes(&codes)?,
-            absmax: floats(&absmax)?,
-            code: floats(&dynamic_map())?,
-            offset,
-        },
+        QuantisedScales::Nested { codes, absmax, offset } => {
+            Scales::Nested { codes: bytes(&codes)?, absmax: floats(&absmax)?, code: floats(&dynamic_map())?, offset }
+        }
     };
     Ok(Nf4Weight { shape: shape.to_vec(), packed: bytes(&packed)?, scales })
 }

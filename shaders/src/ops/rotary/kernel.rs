@@ -54,6 +54,18 @@ pub(crate) fn rotary(
     let (cos, sin) = (gpu.input_f32(OP, &table.cos)?, gpu.input_f32(OP, &table.sin)?);
     let list = gpu.input(OP, &list, DType::U32)?;
     let sign = if inverse { -1.0 } else { 1.0 };
-    rotary_kernel::launch(gpu.client(), count, dim, gpu.output_f32(OP, x)?, list, cos, sin, sign, columns, head_dim, half);
+    rotary_kernel::launch(
+        gpu.client(),
+        count,
+        dim,
+        gpu.output_f32(OP, x)?,
+        list,
+        cos,
+        sin,
+        sign,
+        columns,
+        head_dim,
+        half,
+    );
     Ok(())
 }

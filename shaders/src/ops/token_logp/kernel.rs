@@ -146,7 +146,15 @@ pub(crate) fn logits(gpu: &Gpu, h: &Tensor, head: &Head) -> Result<Tensor> {
 
 fn logits_of(gpu: &Gpu, op: &'static str, h: &Tensor, w: &Tensor, softcap: Option<f32>) -> Result<Tensor> {
     let mut out = gpu.empty_f32(op, &[h.rows(), w.rows()])?;
-    product(gpu, op, Operand { tensor: h, transpose: false }, Operand { tensor: w, transpose: true }, 1.0, false, &mut out)?;
+    product(
+        gpu,
+        op,
+        Operand { tensor: h, transpose: false },
+        Operand { tensor: w, transpose: true },
+        1.0,
+        false,
+        &mut out,
+    )?;
     if let Some(cap) = softcap.filter(|_| !out.is_empty()) {
         soften(gpu, op, &mut out, cap)?;
     }
