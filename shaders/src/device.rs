@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use crate::cpu::Cpu;
 use crate::error::{Result, TensorError};
-use crate::gpu::{self, GpuEntry};
+use crate::gpu::{self, Compiler, GpuEntry};
 use crate::ops::Ops;
 
 /// What `--device` takes.
-pub const DEVICE_WORDS: &str = "auto, cpu, gpu, gpu:N, vulkan, vulkan:N, metal, metal:N, dx12, dx12:N";
+pub const DEVICE_WORDS: &str = "auto, cpu, gpu, gpu:N, vulkan, vulkan:N, metal, metal:N, dx12, dx12:N, cuda, cuda:N, and on Vulkan /wgsl or /spirv behind";
 
 /// A parsed `--device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum DeviceChoice {
     Gpu(usize),
     /// The N-th GPU of one graphics interface.
     On(&'static str, usize),
+    /// One of these with a compiler: `vulkan:0/spirv`.
+    With(Box<DeviceChoice>, Compiler),
 }
 
 impl std::str::FromStr for DeviceChoice {
@@ -27,6 +29,14 @@ impl std::str::FromStr for DeviceChoice {
 
     fn from_str(text: &str) -> Result<DeviceChoice> {
         let refuse = |reason: &str| TensorError::Failed { op: "device", reason: format!("\"{text}\" {reason}") };
+        if let Some((device, compiler)) = text.split_once('/') {
+            let compiler = match compiler {
+                "wgsl" => Compiler::Wgsl,
+                "spirv" => Compiler::SpirV,
+                _ => return Err(refuse("names no compiler; there are wgsl and spirv")),
+            };
+            return Ok(DeviceChoice::With(Box::new(device.parse()?), compiler));
+        }
         let (kind, number) = match text.split_once(':') {
             Some((kind, number)) => {
                 let number = number.parse::<usize>().map_err(|_| refuse("ends in no number"))?;
@@ -42,8 +52,9 @@ impl std::str::FromStr for DeviceChoice {
             ("vulkan", _) => Ok(DeviceChoice::On("vulkan", first)),
             ("metal", _) => Ok(DeviceChoice::On("metal", first)),
             ("dx12", _) => Ok(DeviceChoice::On("dx12", first)),
+            ("cuda", _) if cfg!(feature = "cuda") => Ok(DeviceChoice::On("cuda", first)),
             ("cuda", _) => Err(refuse(
-                "is not in this build: CUDA is not there yet; an NVIDIA card computes through its Vulkan driver as \"vulkan\"",
+                "is not in this build (cargo build --release --features cuda has it); an NVIDIA card also computes through its Vulkan driver, as \"vulkan\"",
             )),
             _ => Err(refuse(&format!("is no device; there are {DEVICE_WORDS}"))),
         }
@@ -59,6 +70,14 @@ impl DeviceChoice {
     pub fn find(&self) -> Result<Option<GpuEntry>> {
         match self {
             DeviceChoice::Cpu => Ok(None),
+            DeviceChoice::With(choice, compiler) => match choice.find()? {
+                Some(entry) if entry.compilers().contains(compiler) => Ok(Some(entry.with(*compiler))),
+                Some(entry) => Err(TensorError::Failed {
+                    op: "device",
+                    reason: format!("{} does not take {} in this build", entry.spec, compiler.name()),
+                }),
+                None => Err(TensorError::Failed { op: "device", reason: "the CPU takes no compiler".into() }),
+            },
             // A rasterizer on the processor is slower than the CPU device.
             DeviceChoice::Auto => Ok(gpu::list().into_iter().find(|entry| !entry.is_software())),
             DeviceChoice::Gpu(number) => pick("gpu", *number, gpu::list()),
@@ -113,7 +132,9 @@ mod tests {
         assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
         assert_eq!("gpu".parse(), Ok(DeviceChoice::Gpu(0)));
         assert_eq!("vulkan:2".parse(), Ok(DeviceChoice::On("vulkan", 2)));
-        for wrong in ["", "cpu:1", "auto:0", "vulkan:x", "gpu:-1", "tpu", "cuda"] {
+        let with = DeviceChoice::With(Box::new(DeviceChoice::On("vulkan", 0)), Compiler::Wgsl);
+        assert_eq!("vulkan:0/wgsl".parse(), Ok(with));
+        for wrong in ["", "vulkan/glsl", "cpu:1", "auto:0", "vulkan:x", "gpu:-1", "tpu"] {
             assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
         }
     }

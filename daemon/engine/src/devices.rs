@@ -27,7 +27,8 @@ pub struct DeviceLine {
     pub types: Vec<String>,
     /// Units in lockstep, the least and the most.
     pub subgroup: (u32, u32),
-    pub tensor_cores: bool,
+    /// The type that tensor cores round operands of products to.
+    pub tensor_cores: Option<String>,
     /// Why it cannot be used.
     pub error: Option<String>,
 }
@@ -83,7 +84,7 @@ pub fn list() -> Result<Vec<DeviceLine>, EngineError> {
         largest_buffer: 0,
         types: vec!["f32".into()],
         subgroup: (1, 1),
-        tensor_cores: false,
+        tensor_cores: None,
         error: None,
     }];
     lines.extend(gpu::list().iter().map(line));
@@ -101,33 +102,56 @@ fn line(entry: &GpuEntry) -> DeviceLine {
         largest_buffer: 0,
         types: Vec::new(),
         subgroup: (0, 0),
-        tensor_cores: false,
+        tensor_cores: None,
         error: None,
     };
     match gpu::open(entry) {
         Ok(device) => {
             let facts = device.facts();
-            line.compiler.clone_from(&facts.compiler);
+            line.compiler = facts.compiler.name().into();
             line.memory_bytes = facts.memory_bytes;
             line.largest_buffer = facts.largest_buffer;
             line.types = facts.types.iter().map(ToString::to_string).collect();
             line.subgroup = facts.subgroup;
-            line.tensor_cores = facts.tensor_cores;
+            line.tensor_cores = facts.tensor_cores.map(Into::into);
         }
         Err(error) => line.error = Some(error.to_string()),
     }
     line
 }
 
-/// What a test of the device is remembered by: another card, driver or version
-/// of this program is tested anew. `None` for the CPU. Opens nothing.
+/// A GPU with one compiler, as a test of it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// What opens exactly this: `vulkan:0/spirv`.
+    pub spec: String,
+    /// Another card, driver or version of this program is tested anew.
+    pub identity: String,
+}
+
+/// What `asked` may mean, the one that uses more of the device first; empty for
+/// the CPU. Opens nothing.
 ///
 /// # Errors
 /// Words that name no device, a GPU that is not there.
-pub fn identity(asked: &str) -> Result<Option<String>, EngineError> {
-    let found =
-        asked.parse::<DeviceChoice>().and_then(|choice| choice.find()).map_err(|error| refused(asked, &error))?;
-    Ok(found.map(|entry| format!("{} {} {} / {}", entry.spec, entry.name, entry.driver, env!("CARGO_PKG_VERSION"))))
+pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
+    let choice = asked.parse::<DeviceChoice>().map_err(|error| refused(asked, &error))?;
+    let Some(entry) = choice.find().map_err(|error| refused(asked, &error))? else { return Ok(Vec::new()) };
+    let compilers =
+        if matches!(choice, DeviceChoice::With(..)) { vec![entry.compiler] } else { entry.compilers().to_vec() };
+    let several = entry.compilers().len() > 1;
+    let candidate = |compiler: finetuned_shaders::gpu::Compiler| Candidate {
+        spec: if several { format!("{}/{}", entry.spec, compiler.name()) } else { entry.spec.clone() },
+        identity: format!(
+            "{} {} {} {} / {}",
+            entry.spec,
+            compiler.name(),
+            entry.name,
+            entry.driver,
+            env!("CARGO_PKG_VERSION")
+        ),
+    };
+    Ok(compilers.into_iter().map(candidate).collect())
 }
 
 /// Runs every operation against its reference; `each` sees the results as they

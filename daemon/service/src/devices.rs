@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use finetuned_engine::api::Observer;
-use finetuned_engine::devices::{OperationResult, identity};
+use finetuned_engine::devices::{Candidate, OperationResult, candidates};
 use finetuned_engine::event::Event;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ const TEST_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// What a test found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tested {
-    /// See [`identity`].
+    /// See [`Candidate::identity`].
     pub device: String,
     /// Why the test itself ended early, where it did.
     pub failure: Option<String>,
@@ -71,39 +71,54 @@ pub fn remember(file: &Path, tested: &Tested) -> anyhow::Result<()> {
     replace_file(file, &serde_json::to_vec_pretty(&all)?).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// The device that a run computes on: what was asked for if it is trusted. A
-/// GPU that fails its test is refused where it was asked for, and passed over
-/// with a note where the choice was left to the program.
+/// The device that a run computes on: what was asked for, with the first of its
+/// compilers that is trusted. A GPU that fails its test is refused where it was
+/// asked for, and passed over with a note where the choice was left to the
+/// program.
 ///
 /// # Errors
 /// A device that is not there, or that computes wrongly, by name.
 pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow::Result<String> {
-    let Some(device) = identity(asked)? else { return Ok(asked.to_string()) };
-    let tested = match known(file, &device) {
-        Some(tested) => tested,
-        None => {
-            let name = format!("testing {asked} ({device}) once, every operation; kernels are compiled");
-            observer.event(&Event::Phase { name });
-            let tested = test_in_a_child(asked, &device)?;
-            remember(file, &tested)?;
-            tested
+    let mut refusals = Vec::new();
+    let candidates = candidates(asked)?;
+    if candidates.is_empty() {
+        return Ok(asked.to_string());
+    }
+    for Candidate { spec, identity } in candidates {
+        let tested = match known(file, &identity) {
+            Some(tested) => tested,
+            None => {
+                let name = format!("testing {identity}, once: every operation, each kernel is compiled");
+                observer.event(&Event::Phase { name });
+                let tested = test_in_a_child(&spec, &identity)?;
+                remember(file, &tested)?;
+                if let Some(why) = tested.refusal() {
+                    observer.event(&Event::Note { message: format!("{spec} is not used: {why}") });
+                }
+                tested
+            }
+        };
+        match tested.refusal() {
+            None => return Ok(spec),
+            Some(why) => refusals.push(format!("{identity}: {why}")),
         }
-    };
-    let Some(why) = tested.refusal() else { return Ok(asked.to_string()) };
+    }
+    let why = refusals.join("; ");
     if asked == "auto" {
-        let message = format!(
-            "{device} is not used: {why}. The run computes on the CPU; `finetune device test` tries the GPU again"
-        );
+        let message = format!("the run computes on the CPU: {why}. `finetune device test` tries the GPU again");
         observer.event(&Event::Note { message });
         return Ok("cpu".into());
     }
     anyhow::bail!(
-        "{device} is not trusted with a job: {why}. Update its driver and run `finetune device test --device {asked}`, or use --device cpu"
+        "not trusted with a job: {why}. Update the driver and run `finetune device test --device {asked}`, or use --device cpu"
     )
 }
 
 /// Every operation, in a process of its own.
-fn test_in_a_child(asked: &str, device: &str) -> anyhow::Result<Tested> {
+///
+/// # Errors
+/// The process cannot be started.
+pub fn test_in_a_child(asked: &str, device: &str) -> anyhow::Result<Tested> {
     let program = std::env::current_exe().context("this program's own path is unknown")?;
     let mut child = Command::new(&program)
         .args(["device-child", "--device", asked])
@@ -200,14 +215,31 @@ mod tests {
 
     #[test]
     fn a_gpu_that_failed_is_refused_by_name_without_another_test() {
-        let Some(device) = identity("gpu").ok().flatten() else {
+        let found = candidates("gpu").unwrap_or_default();
+        if found.is_empty() {
             assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "no GPU was found");
             return;
-        };
+        }
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(FILE);
-        remember(&file, &Tested { device, failure: None, results: vec![result(false)] }).unwrap();
+        for candidate in &found {
+            let device = candidate.identity.clone();
+            remember(&file, &Tested { device, failure: None, results: vec![result(false)] }).unwrap();
+        }
         let error = trusted("gpu", &file, &mut Notes(Vec::new())).unwrap_err().to_string();
         assert!(error.contains("rotary") && error.contains("not trusted"), "{error}");
+    }
+
+    #[test]
+    fn a_compiler_that_failed_is_passed_over_for_the_next() {
+        let found = candidates("gpu").unwrap_or_default();
+        let [first, .., last] = found.as_slice() else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(FILE);
+        let failure = Some("its test ended without a result (signal: 11)".to_string());
+        remember(&file, &Tested { device: first.identity.clone(), failure, results: Vec::new() }).unwrap();
+        let good = Tested { device: last.identity.clone(), failure: None, results: vec![result(true)] };
+        remember(&file, &good).unwrap();
+        assert_eq!(trusted("gpu", &file, &mut Notes(Vec::new())).unwrap(), last.spec);
     }
 }

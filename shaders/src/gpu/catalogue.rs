@@ -2,8 +2,9 @@
 
 use std::sync::Mutex;
 
-use cubecl::device::{WgpuBackend, WgpuDevice, WgpuDeviceKind};
-use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, try_init_setup};
+use cubecl::device::{RuntimeId, WgpuBackend, WgpuDevice, WgpuDeviceKind};
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuServer, WgslCompiler, try_init_setup};
 use cubecl::{Device, client::Client};
 
 use super::Gpu;
@@ -12,20 +13,58 @@ use crate::error::{Result, TensorError};
 /// A GPU that a driver of this machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpuEntry {
-    /// What `--device` takes: `vulkan:0`, `metal:0`, `dx12:0`.
+    /// What `--device` takes: `vulkan:0`, `metal:0`, `dx12:0`, `cuda:0`.
     pub spec: String,
     pub name: String,
     /// The driver's name and version.
     pub driver: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.
     pub kind: &'static str,
-    device: WgpuDevice,
+    /// What kernels are compiled to.
+    pub compiler: Compiler,
+    device: Device,
+}
+
+/// What kernels are compiled to on their way to a driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compiler {
+    /// The fewest types, and right on every driver that was seen.
+    Wgsl,
+    /// Vulkan's own; some drivers compile it wrongly.
+    SpirV,
+    /// CUDA C++, by the driver's run-time compiler.
+    Cuda,
+}
+
+impl Compiler {
+    pub fn name(self) -> &'static str {
+        match self {
+            Compiler::Wgsl => "wgsl",
+            Compiler::SpirV => "spirv",
+            Compiler::Cuda => "cuda",
+        }
+    }
 }
 
 impl GpuEntry {
     /// A rasterizer that runs on the processor: right, and slow.
     pub fn is_software(&self) -> bool {
         self.kind == "software"
+    }
+
+    /// The compilers that this build has for the device, the one that uses more
+    /// of it first.
+    pub fn compilers(&self) -> &'static [Compiler] {
+        match self.compiler {
+            Compiler::Cuda => &[Compiler::Cuda],
+            _ if cfg!(feature = "spirv") && self.spec.starts_with("vulkan") => &[Compiler::SpirV, Compiler::Wgsl],
+            _ => &[Compiler::Wgsl],
+        }
+    }
+
+    /// The same device with another compiler.
+    pub fn with(&self, compiler: Compiler) -> GpuEntry {
+        GpuEntry { compiler, ..self.clone() }
     }
 }
 
@@ -35,8 +74,7 @@ pub struct GpuFacts {
     /// `vulkan:0 NVIDIA GeForce RTX 4090`.
     pub name: String,
     pub driver: String,
-    /// What kernels are compiled to: `wgsl`, `spirv`, `msl`, `cuda`.
-    pub compiler: String,
+    pub compiler: Compiler,
     /// 0 where the driver does not say.
     pub memory_bytes: u64,
     /// Bytes of the largest single buffer.
@@ -48,7 +86,20 @@ pub struct GpuFacts {
     pub subgroup: (u32, u32),
     /// Number types that kernels may compute with.
     pub types: Vec<&'static str>,
-    pub tensor_cores: bool,
+    /// What tensor cores round the operands of products to: `bf16`, `tf32`; none
+    /// without such cores.
+    pub tensor_cores: Option<&'static str>,
+}
+
+impl GpuFacts {
+    /// By how much of itself an operand of a product may be rounded.
+    pub fn product_rounding(&self) -> f64 {
+        match self.tensor_cores {
+            Some("bf16") => 1.0 / 256.0,
+            Some(_) => 1.0 / 2048.0,
+            None => 0.0,
+        }
+    }
 }
 
 /// All GPUs, in the order in which `gpu:N` counts them: real ones first, fast
@@ -59,8 +110,8 @@ pub fn list() -> Vec<GpuEntry> {
         ("metal", wgpu::Backend::Metal, WgpuBackend::Metal),
         ("dx12", wgpu::Backend::Dx12, WgpuBackend::Dx12),
     ];
-    let mut all: Vec<GpuEntry> =
-        backends.into_iter().flat_map(|(prefix, api, pinned)| on_backend(prefix, api, pinned)).collect();
+    let mut all = on_cuda();
+    all.extend(backends.into_iter().flat_map(|(prefix, api, pinned)| on_backend(prefix, api, pinned)));
     all.sort_by_key(|entry| match entry.kind {
         "discrete" => 0,
         "integrated" => 1,
@@ -69,6 +120,26 @@ pub fn list() -> Vec<GpuEntry> {
         _ => 4,
     });
     all
+}
+
+/// CUDA's own list; none where its driver is not there.
+#[cfg(feature = "cuda")]
+fn on_cuda() -> Vec<GpuEntry> {
+    let count = std::panic::catch_unwind(|| (0..64).take_while(|index| Device::cuda(*index).is_ok()).count());
+    let entry = |index| GpuEntry {
+        spec: format!("cuda:{index}"),
+        name: "NVIDIA GPU".into(),
+        driver: "CUDA".into(),
+        kind: "discrete",
+        compiler: Compiler::Cuda,
+        device: Device::Cuda(cubecl::device::CudaDevice::new(index)),
+    };
+    (0..count.unwrap_or(0)).map(entry).collect()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_cuda() -> Vec<GpuEntry> {
+    Vec::new()
 }
 
 fn on_backend(prefix: &'static str, api: wgpu::Backend, pinned: WgpuBackend) -> Vec<GpuEntry> {
@@ -100,16 +171,17 @@ fn on_backend(prefix: &'static str, api: wgpu::Backend, pinned: WgpuBackend) -> 
                 name: info.name,
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
                 kind,
-                device: WgpuDevice::new(device).on(pinned),
+                compiler: Compiler::Wgsl,
+                device: Device::Wgpu(WgpuDevice::new(device).on(pinned)),
             }
         })
         .collect()
 }
 
-/// The devices that this process has opened; a runtime is opened once.
-static OPENED: Mutex<Vec<(WgpuDevice, String)>> = Mutex::new(Vec::new());
+/// The devices that this process has set up; a runtime is set up once.
+static OPENED: Mutex<Vec<(Device, Compiler)>> = Mutex::new(Vec::new());
 
-/// Opens a device of [`list`].
+/// Opens a device of [`list`] with the compiler that the entry names.
 ///
 /// # Errors
 /// [`TensorError::Failed`] with the driver's reason.
@@ -117,14 +189,16 @@ pub fn open(entry: &GpuEntry) -> Result<Gpu> {
     const OP: &str = "open";
     let failed =
         |reason: String| TensorError::Failed { op: OP, reason: format!("{} {}: {reason}", entry.spec, entry.name) };
-    let mut opened = OPENED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if !opened.iter().any(|(device, _)| *device == entry.device) {
-        let options = RuntimeOptions::try_default().map_err(|error| failed(error.to_string()))?;
-        try_init_setup::<AutoGraphicsApi>(&entry.device, options).map_err(|error| failed(error.to_string()))?;
-        opened.push((entry.device.clone(), entry.spec.clone()));
-    }
-    drop(opened);
-    let client = Device::Wgpu(entry.device.clone()).client();
+    let client = {
+        let mut opened = OPENED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let key = (entry.device.clone(), entry.compiler);
+        let first = !opened.contains(&key);
+        let client = client(entry, first).map_err(failed)?;
+        if first {
+            opened.push(key);
+        }
+        client
+    };
     let facts = facts(entry, &client);
     if facts.units_per_cube < 64 || facts.shared_bytes < 16 << 10 {
         return Err(failed(format!(
@@ -135,11 +209,44 @@ pub fn open(entry: &GpuEntry) -> Result<Gpu> {
     Ok(Gpu::new(client, facts))
 }
 
+/// The runtime's client. Some of its ways to start panic where they fail.
+fn client(entry: &GpuEntry, first: bool) -> Result<Client, String> {
+    if let (Device::Wgpu(device), true) = (&entry.device, first && chooses_by_itself(entry)) {
+        let options = RuntimeOptions::try_default().map_err(|error| error.to_string())?;
+        try_init_setup::<AutoGraphicsApi>(device, options).map_err(|error| error.to_string())?;
+    }
+    let device = entry.device.clone();
+    let own = chooses_by_itself(entry);
+    std::panic::catch_unwind(move || match device {
+        Device::Wgpu(_) if !own => Client::load::<WgpuServer<WgslCompiler>>(RuntimeId::strip(device.to_id())),
+        device => device.client(),
+    })
+    .map_err(|_| "the driver could not be started".to_string())
+}
+
+/// Whether the compiler is the one that the runtime takes for the device by
+/// itself: SPIR-V on Vulkan where it is built in, else WGSL.
+fn chooses_by_itself(entry: &GpuEntry) -> bool {
+    entry.compilers().first() == Some(&entry.compiler)
+}
+
+/// The number type of tensor cores whose products add up in f32, the wider one
+/// first.
+fn tensor_type(client: &Client) -> Option<&'static str> {
+    let configurations = &client.properties().features.matmul.cmma;
+    let has = |kind: FloatKind| {
+        let (kind, f32) = (ElemType::Float(kind), ElemType::Float(FloatKind::F32));
+        configurations.iter().any(|c| c.a_type == kind && c.b_type == kind && c.cd_type == f32)
+    };
+    if has(FloatKind::TF32) {
+        return Some("tf32");
+    }
+    has(FloatKind::BF16).then_some("bf16")
+}
+
 fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
-    use cubecl::ir::{ElemType, FloatKind};
     let properties = client.properties();
     let hardware = &properties.hardware;
-    let compiler = client.name().trim_start_matches("wgpu<").trim_end_matches('>').to_string();
     let known = [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)];
     let types = known
         .into_iter()
@@ -149,13 +256,13 @@ fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
     GpuFacts {
         name: format!("{} {}", entry.spec, entry.name),
         driver: entry.driver.clone(),
-        compiler,
+        compiler: entry.compiler,
         memory_bytes: properties.memory.max_memory().unwrap_or(0),
         largest_buffer: properties.memory.max_page_size,
         shared_bytes: hardware.max_shared_memory_size,
         units_per_cube: hardware.max_units_per_cube as usize,
         subgroup: (hardware.plane_size_min, hardware.plane_size_max),
         types,
-        tensor_cores: !properties.features.matmul.cmma.is_empty() || !properties.features.matmul.mma.is_empty(),
+        tensor_cores: tensor_type(client),
     }
 }

@@ -16,7 +16,12 @@ use crate::tensor::{DType, Tensor};
 impl Ops for Gpu {
     fn info(&self) -> DeviceInfo {
         let facts = self.facts();
-        DeviceInfo { name: facts.name.clone(), parallelism: 1, memory_bytes: facts.memory_bytes }
+        DeviceInfo {
+            name: facts.name.clone(),
+            parallelism: 1,
+            memory_bytes: facts.memory_bytes,
+            product_rounding: facts.product_rounding(),
+        }
     }
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {

@@ -1,5 +1,6 @@
 //! GPU devices: the operations as cubecl kernels, on any graphics card that
-//! wgpu reaches (Vulkan, Metal, DirectX 12).
+//! wgpu reaches (Vulkan, Metal, DirectX 12), and with the feature `cuda` through
+//! CUDA.
 //!
 //! Each operation's kernels are in its folder, `ops/<op>/kernel.rs`. Here are
 //! what they share: memory ([`buffer`]), arguments and launch sizes
@@ -25,7 +26,7 @@ use cubecl::prelude::{BufferArg, CubeCount};
 
 pub use buffer::GpuBuffer;
 use buffer::Ledger;
-pub use catalogue::{GpuEntry, GpuFacts, list, open};
+pub use catalogue::{Compiler, GpuEntry, GpuFacts, list, open};
 use launch::{UNITS, argument, grid};
 
 use crate::error::{Result, TensorError};

@@ -98,6 +98,9 @@ pub struct DeviceInfo {
     pub parallelism: usize,
     /// Memory in bytes, 0 where unknown.
     pub memory_bytes: u64,
+    /// By how much of itself an operand of a matrix product may be rounded: 0 for
+    /// f32, 1/256 for tensor cores of bf16.
+    pub product_rounding: f64,
 }
 
 /// A linear layer's weight `[out, in]`, in the type it is kept in.

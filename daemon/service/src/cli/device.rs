@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use finetuned_engine::devices::{self, DeviceLine, OperationResult};
+use finetuned_engine::devices::{self, Candidate, DeviceLine, OperationResult};
 
 use super::{Global, print, print_json};
-use crate::devices::{FILE, Tested, known, remember};
+use crate::devices::{FILE, Tested, known, remember, test_in_a_child};
 use crate::words;
 
 #[derive(Subcommand)]
@@ -32,7 +32,7 @@ Examples:
   finetune device test                   the device that --device auto takes
   finetune device test --device vulkan:0")]
 pub struct TestArgs {
-    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N
+    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N, cuda:N; vulkan:0/spirv, vulkan:0/wgsl
     #[arg(long, default_value = "gpu")]
     device: String,
     #[arg(long)]
@@ -56,17 +56,24 @@ fn list(args: &ListArgs, global: &Global) -> anyhow::Result<()> {
     print(text.join("\n").trim_end())
 }
 
-/// Whether the device is trusted, in words.
+/// Whether the device is trusted, in words, compiler by compiler.
 fn tested(line: &DeviceLine, file: &std::path::Path) -> String {
-    match devices::identity(&line.spec) {
-        Ok(None) => "needs no test".into(),
-        Ok(Some(identity)) => match known(file, &identity).map(|tested| tested.refusal()) {
+    let candidates = match devices::candidates(&line.spec) {
+        Ok(candidates) => candidates,
+        Err(error) => return error.to_string(),
+    };
+    if candidates.is_empty() {
+        return "needs no test".into();
+    }
+    let told = candidates.iter().map(|candidate| {
+        let words = match known(file, &candidate.identity).map(|tested| tested.refusal()) {
             None => "not tested yet".into(),
             Some(None) => "tested, every operation is right".into(),
             Some(Some(why)) => format!("refused: {why}"),
-        },
-        Err(error) => error.to_string(),
-    }
+        };
+        format!("{}: {words}", candidate.spec)
+    });
+    told.collect::<Vec<_>>().join("\n               ")
 }
 
 fn described(line: &DeviceLine, tested: String) -> String {
@@ -85,8 +92,11 @@ fn described(line: &DeviceLine, tested: String) -> String {
     if line.largest_buffer > 0 {
         row("buffer", format!("at most {}", words::bytes(line.largest_buffer)));
     }
-    let cores = if line.tensor_cores { "with tensor cores" } else { "no tensor cores" };
-    row("types", format!("{}, {cores}", line.types.join(", ")));
+    let cores = match &line.tensor_cores {
+        Some(kind) => format!("tensor cores of {kind}"),
+        None => "no tensor cores".into(),
+    };
+    row("types", format!("{}; {cores}", line.types.join(", ")));
     if line.subgroup.1 > 1 {
         let (least, most) = line.subgroup;
         row("subgroup", if least == most { least.to_string() } else { format!("{least} to {most}") });
@@ -96,32 +106,71 @@ fn described(line: &DeviceLine, tested: String) -> String {
 }
 
 fn test(args: &TestArgs, global: &Global) -> anyhow::Result<ExitCode> {
-    let mut count = 0;
-    let results = devices::test(&args.device, &mut |result| {
-        if !args.json {
-            if count == 0 {
-                println!("{:<24} {:>12} {:>12}", "operation", "worst error", "allowed");
-            }
-            count += 1;
-            println!("{}", line_of(result));
-        }
-    })?;
-    let identity = devices::identity(&args.device)?;
-    let tested = Tested { device: identity.clone().unwrap_or_default(), failure: None, results };
-    if identity.is_some() {
-        remember(&global.load()?.state_dir.join(FILE), &tested)?;
+    let file = global.load()?.state_dir.join(FILE);
+    let candidates = devices::candidates(&args.device)?;
+    if candidates.is_empty() {
+        let mut show = Table::new(args.json);
+        let results = devices::test(&args.device, &mut |result| show.row(result))?;
+        return finish(args, vec![Tested { device: "cpu".into(), failure: None, results }]);
     }
-    let refusal = tested.refusal();
+    let mut all = Vec::new();
+    let alone = candidates.len() == 1;
+    for Candidate { spec, identity } in candidates {
+        // What may crash its process is tested in one of its own, unless it was
+        // named.
+        let tested = if alone {
+            let mut show = Table::new(args.json);
+            let results = devices::test(&spec, &mut |result| show.row(result))?;
+            Tested { device: identity, failure: None, results }
+        } else {
+            let tested = test_in_a_child(&spec, &identity)?;
+            let mut show = Table::new(args.json);
+            tested.results.iter().for_each(|result| show.row(result));
+            tested
+        };
+        remember(&file, &tested)?;
+        all.push(tested);
+    }
+    finish(args, all)
+}
+
+/// The last words: the device is good if one of its compilers is.
+fn finish(args: &TestArgs, all: Vec<Tested>) -> anyhow::Result<ExitCode> {
     if args.json {
-        print_json(&tested.results)?;
+        print_json(&all)?;
     } else {
-        let name = identity.unwrap_or_else(|| "cpu".into());
-        match &refusal {
-            None => print(&format!("{name}: all {} operations are right", tested.results.len()))?,
-            Some(why) => print(&format!("{name}: not to be used: {why}"))?,
+        for tested in &all {
+            match tested.refusal() {
+                None => print(&format!("{}: all {} operations are right", tested.device, tested.results.len()))?,
+                Some(why) => print(&format!("{}: not to be used: {why}", tested.device))?,
+            }
         }
     }
-    Ok(if refusal.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = all.iter().any(|tested| tested.refusal().is_none());
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The table of results, as they come.
+struct Table {
+    silent: bool,
+    rows: usize,
+}
+
+impl Table {
+    fn new(silent: bool) -> Table {
+        Table { silent, rows: 0 }
+    }
+
+    fn row(&mut self, result: &OperationResult) {
+        if self.silent {
+            return;
+        }
+        if self.rows == 0 {
+            println!("{:<24} {:>12} {:>12}", "operation", "worst error", "allowed");
+        }
+        self.rows += 1;
+        println!("{}", line_of(result));
+    }
 }
 
 fn line_of(result: &OperationResult) -> String {

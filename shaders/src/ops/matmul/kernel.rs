@@ -136,8 +136,8 @@ pub(crate) fn product(
     if depth == 0 {
         return if add { Ok(()) } else { elementwise::kernel::fill(gpu, op, out, 0.0) };
     }
-    if gpu.facts().tensor_cores {
-        return on_tensor_cores(gpu, op, a, b, (rows, depth, columns), alpha, add, out);
+    if let Some(kind) = gpu.facts().tensor_cores {
+        return on_tensor_cores(gpu, op, kind, a, b, (rows, depth, columns), alpha, add, out);
     }
     tiled(gpu, op, a, b, (rows, depth, columns), alpha, add, out)
 }
@@ -177,12 +177,14 @@ fn tiled(
     Ok(())
 }
 
-/// By cubek, whose routines overwrite: what is added goes through a tensor of
-/// its own.
+/// By cubek: operands rounded to the cores' type on their way into shared
+/// memory, sums in f32. Its routines overwrite: what is added goes through a
+/// tensor of its own.
 #[allow(clippy::too_many_arguments)]
 fn on_tensor_cores(
     gpu: &Gpu,
     op: &'static str,
+    kind: &'static str,
     a: Operand,
     b: Operand,
     (rows, depth, columns): (usize, usize, usize),
@@ -190,6 +192,7 @@ fn on_tensor_cores(
     add: bool,
     out: &mut Tensor,
 ) -> Result<()> {
+    let cores = ElemType::Float(if kind == "bf16" { FloatKind::BF16 } else { FloatKind::TF32 });
     let f32 = ElemType::Float(FloatKind::F32);
     let operand = |x: Operand, rows: usize, columns: usize| {
         x.tensor.expect_type(op, DType::F32)?;
@@ -202,7 +205,13 @@ fn on_tensor_cores(
     // Refuses what is shared, as every kernel's output does.
     gpu.output_f32(op, target)?;
     let result = matrix(gpu.handle(op, target)?, [rows, columns], [columns, 1]);
-    let mut types = MatmulElems::from_single_dtype(f32);
+    let mut types = MatmulElems {
+        lhs_stage: cores,
+        rhs_stage: cores,
+        lhs_register: cores,
+        rhs_register: cores,
+        ..MatmulElems::from_single_dtype(f32)
+    };
     let strategy = Strategy::SimpleCyclicCmma(Default::default());
     let launched = gpu.guarded(op, || {
         launch_ref(&strategy.into(), gpu.client(), left, right, result, &mut types)
