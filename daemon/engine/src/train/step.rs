@@ -152,13 +152,8 @@ impl Trainer {
             match self.accumulate(examples, rows, step, progress) {
                 Ok(Some(result)) => break result,
                 Ok(None) => return Ok(None),
-                // Half as many units at a time, twice as often: the batch and its
-                // gradient stay what they are. Nothing was updated yet.
-                Err(EngineError::Tensor(TensorError::Memory { .. })) if self.options.micro_batch_size > 1 => {
-                    self.options.micro_batch_size = self.options.micro_batch_size.div_ceil(2);
-                    ops.trim();
-                }
-                Err(error) => return Err(error),
+                // Nothing was updated yet.
+                Err(error) => self.take_less(error)?,
             }
         };
         if !result.loss.is_finite() {
@@ -183,6 +178,19 @@ impl Trainer {
         self.objective.loss_mut().end_step(result.loss, &metrics);
         result.metrics = metrics;
         Ok(Some(result))
+    }
+
+    /// Where memory ran short: half as many units at a time, twice as often, so
+    /// that the batch and its gradient stay what they are. Any other error, and
+    /// one unit that does not fit, comes back.
+    fn take_less(&mut self, error: EngineError) -> Result<(), EngineError> {
+        let short = matches!(error, EngineError::Tensor(TensorError::Memory { .. }));
+        if !short || self.options.micro_batch_size <= 1 {
+            return Err(error);
+        }
+        self.options.micro_batch_size = self.options.micro_batch_size.div_ceil(2);
+        self.ops.trim();
+        Ok(())
     }
 
     /// The gradients of a whole batch, micro-batch by micro-batch.
@@ -224,11 +232,8 @@ impl Trainer {
     pub fn evaluate(&mut self, examples: &Examples, rows: &[Row]) -> Result<StepResult, EngineError> {
         loop {
             match self.evaluate_once(examples, rows) {
-                Err(EngineError::Tensor(TensorError::Memory { .. })) if self.options.micro_batch_size > 1 => {
-                    self.options.micro_batch_size = self.options.micro_batch_size.div_ceil(2);
-                    self.ops.trim();
-                }
-                other => return other,
+                Err(error) => self.take_less(error)?,
+                result => return result,
             }
         }
     }
