@@ -33,13 +33,37 @@ fn python() -> Option<String> {
     Some(python)
 }
 
+/// Trains a golden model on these rows in a folder; the result is in `out`.
+fn trained(architecture: &str, folder: &std::path::Path, rows: &str, settings: &[&str]) -> TrainRequest {
+    let data = folder.join("rows.jsonl");
+    std::fs::write(&data, rows).expect("data");
+    let mut table = toml::Table::new();
+    for setting in settings {
+        recipe::set(&mut table, setting).expect("setting");
+    }
+    let request = TrainRequest {
+        model: golden(architecture),
+        data,
+        validation: None,
+        adapter: None,
+        out: folder.join("out"),
+        recipe: Recipe::from_table(&table).expect("recipe"),
+        device: "cpu".into(),
+        fresh: false,
+        threads: Some(2),
+        plugins: Vec::new(),
+        accept_plugin_change: false,
+    };
+    train(&request, &mut Silent).expect("a finished run");
+    request
+}
+
 #[test]
 fn transformers_computes_the_same_rewards() {
     let Some(python) = python() else { return };
     let ops = cpu();
     for (architecture, method) in [("llama", "lora"), ("gemma3", "lora"), ("gpt2", "full"), ("llama", "full")] {
         let folder = tempfile::tempdir().expect("folder");
-        let data = folder.path().join("pairs.jsonl");
         let row = |i: usize| {
             let ids = |from: usize| (0..5).map(|t| from + (i * 7 + t * 5) % 40).collect::<Vec<usize>>();
             format!(
@@ -49,31 +73,15 @@ fn transformers_computes_the_same_rewards() {
                 ids(200)
             )
         };
-        std::fs::write(&data, (0..16).map(row).collect::<String>()).expect("data");
-        let mut table = toml::Table::new();
-        for setting in [
+        let rows: String = (0..16).map(row).collect();
+        let settings = [
             "loss.name=reward-model",
             "train.steps=6",
             "train.learning_rate=1e-2",
             "train.validation_fraction=0",
             &format!("method={method}"),
-        ] {
-            recipe::set(&mut table, setting).expect("setting");
-        }
-        let request = TrainRequest {
-            model: golden(architecture),
-            data,
-            validation: None,
-            adapter: None,
-            out: folder.path().join("out"),
-            recipe: Recipe::from_table(&table).expect("recipe"),
-            device: "cpu".into(),
-            fresh: false,
-            threads: Some(2),
-            plugins: Vec::new(),
-            accept_plugin_change: false,
-        };
-        train(&request, &mut Silent).expect("a finished run");
+        ];
+        let request = trained(architecture, folder.path(), &rows, &settings);
 
         let full = method == "full";
         let trained = if full { request.out.clone() } else { golden(architecture) };
@@ -125,37 +133,20 @@ fn peft_computes_the_same_logits() {
         ("gemma3", "lora"),
     ] {
         let folder = tempfile::tempdir().expect("folder");
-        let data = folder.path().join("rows.jsonl");
         let row = |i: usize| {
             let ids: Vec<usize> = (0..20).map(|t| 6 + (i * 13 + t * 7) % 300).collect();
             format!("{{\"input_ids\": {ids:?}, \"labels\": {ids:?}}}\n")
         };
-        std::fs::write(&data, (0..16).map(row).collect::<String>()).expect("data");
-        let mut table = toml::Table::new();
-        for setting in [
+        let rows: String = (0..16).map(row).collect();
+        let settings = [
             "train.steps=8",
             "train.learning_rate=2e-2",
             "train.validation_fraction=0",
             "lora.rank_pattern={q_proj=3}",
             "lora.alpha_pattern={down_proj=5}",
             &format!("lora.variant={variant}"),
-        ] {
-            recipe::set(&mut table, setting).expect("setting");
-        }
-        let request = TrainRequest {
-            model: golden(architecture),
-            data,
-            validation: None,
-            adapter: None,
-            out: folder.path().join("out"),
-            recipe: Recipe::from_table(&table).expect("recipe"),
-            device: "cpu".into(),
-            fresh: false,
-            threads: Some(2),
-            plugins: Vec::new(),
-            accept_plugin_change: false,
-        };
-        train(&request, &mut Silent).expect("a finished run");
+        ];
+        let request = trained(architecture, folder.path(), &rows, &settings);
 
         let mut model = decoder(ops.as_ref(), architecture, false, None);
         adapter::attach_peft(ops.as_ref(), &mut model, &read_peft(&request.out).expect("adapter")).expect("attached");

@@ -6,6 +6,7 @@ use crate::error::{Result, shape_error};
 use crate::gpu::Gpu;
 use crate::gpu::cube::cube_sum;
 use crate::ops::columns::kernel::{Summand, column_sums};
+use crate::ops::rms_norm::check;
 use crate::tensor::Tensor;
 
 #[cube(launch)]
@@ -95,14 +96,6 @@ fn backward_kernel(
             i += units;
         }
     }
-}
-
-/// Rows of `w.len()` elements; w and b have the same length.
-fn check(op: &'static str, x: &Tensor, w: &Tensor) -> Result<usize> {
-    if w.is_empty() || !x.len().is_multiple_of(w.len()) {
-        return Err(shape_error(op, format!("rows of {}", w.len()), format!("{:?}", x.shape())));
-    }
-    Ok(x.len() / w.len())
 }
 
 pub(crate) fn forward(gpu: &Gpu, x: &Tensor, w: &Tensor, b: &Tensor, epsilon: f32) -> Result<(Tensor, Tensor)> {

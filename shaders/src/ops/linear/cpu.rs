@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{check_columns, weight_shape};
+use super::{check_columns, check_weight_backward, weight_shape};
 use crate::cpu::gemm::{Matrix, MatrixMut, Output, gemm, gemm_parallel};
 use crate::cpu::{Cpu, simd};
 use crate::error::{Result, TensorError};
@@ -142,10 +142,7 @@ pub(crate) fn backward(cpu: &Cpu, dy: &Tensor, w: &Weight, into: Option<Tensor>)
 pub(crate) fn weight_backward(cpu: &Cpu, dy: &Tensor, x: &Tensor, dw: &mut Tensor) -> Result<()> {
     const OP: &str = "linear_weight_backward";
     let (n, outputs, inputs) = (dy.rows(), dy.columns(), x.columns());
-    if x.rows() != n {
-        return Err(crate::error::shape_error(OP, format!("{n} rows of x"), format!("{:?}", x.shape())));
-    }
-    dw.expect_shape(OP, &[outputs, inputs])?;
+    check_weight_backward(OP, dy, x, dw)?;
     let dy = Matrix::new(cpu.f32(OP, dy)?, n, outputs).t();
     let x = Matrix::new(cpu.f32(OP, x)?, n, inputs);
     let dw = MatrixMut::new(cpu.f32_mut(OP, dw)?, outputs, inputs);

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use cubecl::prelude::*;
 
-use super::{check_columns, weight_shape};
-use crate::error::{Result, shape_error};
+use super::{check_columns, check_weight_backward, weight_shape};
+use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::cube::cube_sum;
 use crate::ops::matmul::kernel::{Operand, matmul, product};
@@ -85,11 +85,7 @@ pub(crate) fn backward(gpu: &Gpu, op: &'static str, dy: &Tensor, w: &Weight, int
 
 pub(crate) fn weight_backward(gpu: &Gpu, dy: &Tensor, x: &Tensor, dw: &mut Tensor) -> Result<()> {
     const OP: &str = "linear_weight_backward";
-    let (n, outputs, inputs) = (dy.rows(), dy.columns(), x.columns());
-    if x.rows() != n {
-        return Err(shape_error(OP, format!("{n} rows of x"), format!("{:?}", x.shape())));
-    }
-    dw.expect_shape(OP, &[outputs, inputs])?;
+    check_weight_backward(OP, dy, x, dw)?;
     product(gpu, OP, Operand { tensor: dy, transpose: true }, Operand { tensor: x, transpose: false }, 1.0, true, dw)
 }
 

@@ -47,3 +47,11 @@ pub(crate) fn check_columns(op: &'static str, x: &Tensor, expected: usize) -> Re
     }
     Ok(())
 }
+
+/// dw `[out, in]` of as many rows of dy as of x.
+pub(crate) fn check_weight_backward(op: &'static str, dy: &Tensor, x: &Tensor, dw: &Tensor) -> Result<()> {
+    if x.rows() != dy.rows() {
+        return Err(shape_error(op, format!("{} rows of x", dy.rows()), format!("{:?}", x.shape())));
+    }
+    dw.expect_shape(op, &[dy.columns(), x.columns()])
+}
