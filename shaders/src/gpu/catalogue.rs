@@ -57,7 +57,7 @@ impl GpuEntry {
     pub fn compilers(&self) -> &'static [Compiler] {
         match self.compiler {
             Compiler::Cuda => &[Compiler::Cuda],
-            _ if cfg!(feature = "spirv") && self.spec.starts_with("vulkan") => &[Compiler::SpirV, Compiler::Wgsl],
+            _ if cfg!(not(target_vendor = "apple")) && self.spec.starts_with("vulkan") => &[Compiler::SpirV, Compiler::Wgsl],
             _ => &[Compiler::Wgsl],
         }
     }
