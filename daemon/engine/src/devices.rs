@@ -113,7 +113,7 @@ fn line(entry: &GpuEntry) -> DeviceLine {
             line.largest_buffer = facts.largest_buffer;
             line.types = facts.types.iter().map(ToString::to_string).collect();
             line.subgroup = facts.subgroup;
-            line.tensor_cores = facts.tensor_cores.map(Into::into);
+            line.tensor_cores = facts.tensor_cores.map(|cores| cores.name().to_string());
         }
         Err(error) => line.error = Some(error.to_string()),
     }

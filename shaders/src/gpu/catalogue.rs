@@ -9,6 +9,7 @@ use cubecl::{Device, client::Client};
 
 use super::Gpu;
 use crate::error::{Result, TensorError};
+use crate::tensor::DType;
 
 /// A GPU that a driver of this machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +69,35 @@ impl GpuEntry {
     }
 }
 
+/// Tensor cores by the type of their operands; their sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TensorCores {
+    /// The range of f32.
+    Bf16,
+    /// Three bits more, and a range that operands are scaled into.
+    F16,
+}
+
+impl TensorCores {
+    pub fn name(self) -> &'static str {
+        self.dtype().name()
+    }
+
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            TensorCores::Bf16 => DType::Bf16,
+            TensorCores::F16 => DType::F16,
+        }
+    }
+
+    pub(crate) fn float(self) -> FloatKind {
+        match self {
+            TensorCores::Bf16 => FloatKind::BF16,
+            TensorCores::F16 => FloatKind::F16,
+        }
+    }
+}
+
 /// What an opened GPU says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpuFacts {
@@ -86,17 +116,16 @@ pub struct GpuFacts {
     pub subgroup: (u32, u32),
     /// Number types that kernels may compute with.
     pub types: Vec<&'static str>,
-    /// What tensor cores round the operands of products to: `bf16`, `tf32`; none
-    /// without such cores.
-    pub tensor_cores: Option<&'static str>,
+    /// The type that products take their operands in; none without such cores.
+    pub tensor_cores: Option<TensorCores>,
 }
 
 impl GpuFacts {
     /// By how much of itself an operand of a product may be rounded.
     pub fn product_rounding(&self) -> f64 {
         match self.tensor_cores {
-            Some("bf16") => 1.0 / 256.0,
-            Some(_) => 1.0 / 2048.0,
+            Some(TensorCores::Bf16) => 1.0 / 256.0,
+            Some(TensorCores::F16) => 1.0 / 2048.0,
             None => 0.0,
         }
     }
@@ -230,18 +259,14 @@ fn chooses_by_itself(entry: &GpuEntry) -> bool {
     entry.compilers().first() == Some(&entry.compiler)
 }
 
-/// The number type of tensor cores whose products add up in f32, the wider one
-/// first.
-fn tensor_type(client: &Client) -> Option<&'static str> {
+/// Tensor cores whose products add up in f32, those that need no scaling first.
+fn tensor_cores(client: &Client) -> Option<TensorCores> {
     let configurations = &client.properties().features.matmul.cmma;
-    let has = |kind: FloatKind| {
-        let (kind, f32) = (ElemType::Float(kind), ElemType::Float(FloatKind::F32));
+    let f32 = ElemType::Float(FloatKind::F32);
+    [TensorCores::Bf16, TensorCores::F16].into_iter().find(|cores| {
+        let kind = ElemType::Float(cores.float());
         configurations.iter().any(|c| c.a_type == kind && c.b_type == kind && c.cd_type == f32)
-    };
-    if has(FloatKind::TF32) {
-        return Some("tf32");
-    }
-    has(FloatKind::BF16).then_some("bf16")
+    })
 }
 
 fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
@@ -263,6 +288,6 @@ fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
         units_per_cube: hardware.max_units_per_cube as usize,
         subgroup: (hardware.plane_size_min, hardware.plane_size_max),
         types,
-        tensor_cores: tensor_type(client),
+        tensor_cores: tensor_cores(client),
     }
 }

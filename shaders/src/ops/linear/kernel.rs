@@ -9,18 +9,10 @@ use super::{check_columns, check_weight_backward, weight_shape};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::cube::cube_sum;
+use crate::ops::matmul::kernel::narrow::{renarrow, widen};
 use crate::ops::matmul::kernel::{Operand, matmul, product};
 use crate::ops::{Weight, nf4};
 use crate::tensor::{DType, Tensor};
-
-#[cube(launch)]
-fn widen_kernel(x: &[u32], y: &mut [f32]) {
-    if ABSOLUTE_POS < y.len() {
-        let word = x[ABSOLUTE_POS / 2];
-        let half = select(ABSOLUTE_POS % 2 == 1, word & 0xffff_0000u32, word << 16u32);
-        y[ABSOLUTE_POS] = f32::reinterpret(half);
-    }
-}
 
 /// √(Σ x²) of each row.
 #[cube(launch)]
@@ -46,16 +38,23 @@ fn row_norm_kernel(x: &[f32], norms: &mut [f32], columns: usize, #[comptime] uni
 pub(crate) fn unpacked<'a>(gpu: &Gpu, op: &'static str, w: &'a Weight) -> Result<Cow<'a, Tensor>> {
     match w {
         Weight::Dense(tensor) if tensor.dtype() == DType::Bf16 => {
-            let mut y = gpu.empty_f32(op, tensor.shape())?;
-            if !y.is_empty() {
-                let (count, dim) = gpu.elementwise(y.len());
-                let x = gpu.input(op, tensor, DType::Bf16)?;
-                widen_kernel::launch(gpu.client(), count, dim, x, gpu.output_f32(op, &mut y)?);
-            }
-            Ok(Cow::Owned(y))
+            Ok(Cow::Owned(widen(gpu, op, tensor)?))
         }
         Weight::Dense(tensor) => Ok(Cow::Borrowed(tensor)),
         Weight::Nf4(weight) => Ok(Cow::Owned(nf4::kernel::unpack(gpu, op, weight)?)),
+    }
+}
+
+/// The weight as products take it: in f32, or in the type of the tensor cores,
+/// which halves the scratch.
+pub(crate) fn operand<'a>(gpu: &Gpu, op: &'static str, w: &'a Weight) -> Result<Cow<'a, Tensor>> {
+    let Some(kind) = gpu.facts().tensor_cores else { return unpacked(gpu, op, w) };
+    match w {
+        Weight::Dense(tensor) if tensor.dtype() == DType::Bf16 && tensor.dtype() != kind.dtype() => {
+            Ok(Cow::Owned(renarrow(gpu, op, kind, tensor)?))
+        }
+        Weight::Dense(tensor) => Ok(Cow::Borrowed(tensor)),
+        Weight::Nf4(weight) => Ok(Cow::Owned(nf4::kernel::unpack_narrow(gpu, op, kind, weight)?)),
     }
 }
 
@@ -63,7 +62,7 @@ pub(crate) fn forward(gpu: &Gpu, op: &'static str, x: &Tensor, w: &Weight) -> Re
     let (outputs, inputs) = weight_shape(op, w)?;
     check_columns(op, x, inputs)?;
     let mut y = gpu.empty_f32(op, &[x.rows(), outputs])?;
-    let w = unpacked(gpu, op, w)?;
+    let w = operand(gpu, op, w)?;
     product(
         gpu,
         op,
@@ -79,7 +78,7 @@ pub(crate) fn forward(gpu: &Gpu, op: &'static str, x: &Tensor, w: &Weight) -> Re
 pub(crate) fn backward(gpu: &Gpu, op: &'static str, dy: &Tensor, w: &Weight, into: Option<Tensor>) -> Result<Tensor> {
     let (outputs, _) = weight_shape(op, w)?;
     check_columns(op, dy, outputs)?;
-    let w = unpacked(gpu, op, w)?;
+    let w = operand(gpu, op, w)?;
     matmul(gpu, op, Operand { tensor: dy, transpose: false }, Operand { tensor: &w, transpose: false }, 1.0, into)
 }
 

@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 use super::reference::{Quantised, QuantisedScales, dynamic_map, quantise};
 use super::{BLOCK, CODEBOOK, NESTED_BLOCK, Nf4Weight, Scales, check};
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, TensorCores};
+use crate::ops::matmul::kernel::narrow::narrow_bits;
 use crate::tensor::{DType, Tensor};
 
 /// The codes' values follow from their bits alone, so no table is bound:
@@ -61,6 +62,52 @@ fn unpack_word(word: u32, scale: f32, first: usize, y: &mut [f32]) {
     }
 }
 
+/// As [`unpack_kernel`], to words of two 16-bit numbers.
+#[cube(launch)]
+fn unpack_narrow_kernel(packed: &[u32], scales: &[f32], y: &mut [u32], #[comptime] kind: TensorCores) {
+    let first = 4 * ABSOLUTE_POS;
+    if first < y.len() {
+        let word = packed[ABSOLUTE_POS];
+        let scale = scales[2 * first / BLOCK];
+        narrow_word(word, scale, first, y, kind);
+    }
+}
+
+/// As [`unpack_nested_kernel`], to words of two 16-bit numbers.
+#[cube(launch)]
+#[allow(clippy::too_many_arguments)]
+fn unpack_nested_narrow_kernel(
+    packed: &[u32],
+    codes: &[u32],
+    absmax: &[f32],
+    map: &[f32],
+    offset: f32,
+    y: &mut [u32],
+    #[comptime] kind: TensorCores,
+) {
+    let first = 4 * ABSOLUTE_POS;
+    if first < y.len() {
+        let word = packed[ABSOLUTE_POS];
+        let block = 2 * first / BLOCK;
+        let scale = map[byte(codes, block) as usize] * absmax[block / NESTED_BLOCK] + offset;
+        narrow_word(word, scale, first, y, kind);
+    }
+}
+
+#[cube]
+fn narrow_word(word: u32, scale: f32, first: usize, y: &mut [u32], #[comptime] kind: TensorCores) {
+    #[unroll]
+    for i in 0..4usize {
+        // The first element of a byte is in its high nibble.
+        let shift = comptime!((8 * i) as u32);
+        if first + i < y.len() {
+            let low = code((word >> (shift + 4u32)) & 15u32) * scale;
+            let high = code((word >> shift) & 15u32) * scale;
+            y[first + i] = narrow_bits(low, kind) | (narrow_bits(high, kind) << 16u32);
+        }
+    }
+}
+
 /// Quantises on the host and uploads an eighth of the bytes.
 pub(crate) fn upload(gpu: &Gpu, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Nf4Weight> {
     const OP: &str = "upload_nf4";
@@ -95,6 +142,29 @@ pub(crate) fn unpack(gpu: &Gpu, op: &'static str, w: &Nf4Weight) -> Result<Tenso
             let codes = gpu.input(op, codes, DType::U8)?;
             let (absmax, code) = (gpu.input_f32(op, absmax)?, gpu.input_f32(op, code)?);
             unpack_nested_kernel::launch(gpu.client(), count, dim, packed, codes, absmax, code, *offset, out);
+        }
+    }
+    Ok(y)
+}
+
+/// As [`unpack`], in the type of the tensor cores: half the scratch.
+pub(crate) fn unpack_narrow(gpu: &Gpu, op: &'static str, kind: TensorCores, w: &Nf4Weight) -> Result<Tensor> {
+    let mut y = gpu.empty(op, &w.shape, kind.dtype())?;
+    if y.is_empty() {
+        return Ok(y);
+    }
+    let (count, dim) = gpu.elementwise(y.len().div_ceil(8));
+    let packed = gpu.input(op, &w.packed, DType::U8)?;
+    let out = gpu.output(op, &mut y, kind.dtype())?;
+    match &w.scales {
+        Scales::Plain(absmax) => {
+            unpack_narrow_kernel::launch(gpu.client(), count, dim, packed, gpu.input_f32(op, absmax)?, out, kind);
+        }
+        Scales::Nested { codes, absmax, code, offset } => {
+            let codes = gpu.input(op, codes, DType::U8)?;
+            let (absmax, code) = (gpu.input_f32(op, absmax)?, gpu.input_f32(op, code)?);
+            let client = gpu.client();
+            unpack_nested_narrow_kernel::launch(client, count, dim, packed, codes, absmax, code, *offset, out, kind);
         }
     }
     Ok(y)

@@ -10,7 +10,7 @@ use crate::gpu::Gpu;
 use crate::gpu::cube::{cube_max, cube_sum};
 use crate::ops::gated::kernel::safe_tanh;
 use crate::ops::gather::kernel::copy_at;
-use crate::ops::linear::kernel::unpacked;
+use crate::ops::linear::kernel::operand;
 use crate::ops::matmul::kernel::{Operand, product};
 use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics};
 use crate::tensor::{DType, Tensor};
@@ -140,7 +140,7 @@ fn soften(gpu: &Gpu, op: &'static str, logits: &mut Tensor, cap: f32) -> Result<
 pub(crate) fn logits(gpu: &Gpu, h: &Tensor, head: &Head) -> Result<Tensor> {
     const OP: &str = "logits";
     check_head(OP, h, head)?;
-    let w = unpacked(gpu, OP, head.weight)?;
+    let w = operand(gpu, OP, head.weight)?;
     logits_of(gpu, OP, h, &w, head.softcap)
 }
 
@@ -184,7 +184,7 @@ fn run(
         return Ok(statistics);
     }
     let targets = gpu.indices(op, targets)?;
-    let w = unpacked(gpu, op, head.weight)?;
+    let w = operand(gpu, op, head.weight)?;
     let most = chunk_rows(head.chunk_rows, m, v);
     for first in (0..m).step_by(most) {
         let rows = most.min(m - first);
