@@ -2,7 +2,7 @@
 
 use finetuned_shaders::conformance::{self, Finding};
 use finetuned_shaders::device::{DeviceChoice, open};
-use finetuned_shaders::gpu::{self, GpuEntry};
+use finetuned_shaders::gpu::{self, GpuEntry, Products, TensorCores};
 use finetuned_shaders::{Ops, TensorError};
 use serde::{Deserialize, Serialize};
 
@@ -105,10 +105,15 @@ fn line(entry: &GpuEntry) -> DeviceLine {
         tensor_cores: None,
         error: None,
     };
-    match gpu::open(entry) {
+    // What the first compiler that starts reaches: the self-test takes them in
+    // the same order.
+    let compilers = entry.compilers();
+    let opened = compilers.iter().map(|compiler| gpu::open(&entry.with(*compiler)));
+    let opened = opened.reduce(|first, next| first.or(next));
+    match opened.unwrap_or_else(|| gpu::open(entry)) {
         Ok(device) => {
             let facts = device.facts();
-            line.compiler = facts.compiler.name().into();
+            line.compiler = compilers.iter().map(|compiler| compiler.name()).collect::<Vec<_>>().join(", else ");
             line.memory_bytes = facts.memory_bytes;
             line.largest_buffer = facts.largest_buffer;
             line.types = facts.types.iter().map(ToString::to_string).collect();
@@ -137,13 +142,23 @@ pub struct Candidate {
 pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
     let choice = asked.parse::<DeviceChoice>().map_err(|error| refused(asked, &error))?;
     let Some(entry) = choice.find().map_err(|error| refused(asked, &error))? else { return Ok(Vec::new()) };
-    let compilers =
-        if matches!(choice, DeviceChoice::With(..)) { vec![entry.compiler] } else { entry.compilers().to_vec() };
+    // Products of another type are a device of their own to be tested.
+    let products = match entry.products {
+        Products::Auto => "",
+        Products::F32 => "/f32",
+        Products::Cores(TensorCores::Bf16) => "/bf16",
+        Products::Cores(TensorCores::F16) => "/f16",
+    };
+    let named = matches!(choice, DeviceChoice::With(_, Some(_), _));
+    let compilers = if named { vec![entry.compiler] } else { entry.compilers().to_vec() };
     let several = entry.compilers().len() > 1;
     let candidate = |compiler: finetuned_shaders::gpu::Compiler| Candidate {
-        spec: if several { format!("{}/{}", entry.spec, compiler.name()) } else { entry.spec.clone() },
+        spec: match several {
+            true => format!("{}/{}{products}", entry.spec, compiler.name()),
+            false => format!("{}{products}", entry.spec),
+        },
         identity: format!(
-            "{} {} {} {} / {}",
+            "{}{products} {} {} {} / {}",
             entry.spec,
             compiler.name(),
             entry.name,

@@ -23,6 +23,8 @@ pub struct GpuEntry {
     pub kind: &'static str,
     /// What kernels are compiled to.
     pub compiler: Compiler,
+    /// What matrix products are computed in.
+    pub products: Products,
     device: Device,
 }
 
@@ -47,6 +49,18 @@ impl Compiler {
     }
 }
 
+/// What matrix products are computed in. All else is f32 on every device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Products {
+    /// On tensor cores where a real device has them, else in f32.
+    #[default]
+    Auto,
+    /// On plain units.
+    F32,
+    /// On tensor cores of this type, on a software device too.
+    Cores(TensorCores),
+}
+
 impl GpuEntry {
     /// A rasterizer that runs on the processor: right, and slow.
     pub fn is_software(&self) -> bool {
@@ -58,7 +72,9 @@ impl GpuEntry {
     pub fn compilers(&self) -> &'static [Compiler] {
         match self.compiler {
             Compiler::Cuda => &[Compiler::Cuda],
-            _ if cfg!(not(target_vendor = "apple")) && self.spec.starts_with("vulkan") => &[Compiler::SpirV, Compiler::Wgsl],
+            _ if cfg!(not(target_vendor = "apple")) && self.spec.starts_with("vulkan") => {
+                &[Compiler::SpirV, Compiler::Wgsl]
+            }
             _ => &[Compiler::Wgsl],
         }
     }
@@ -66,6 +82,11 @@ impl GpuEntry {
     /// The same device with another compiler.
     pub fn with(&self, compiler: Compiler) -> GpuEntry {
         GpuEntry { compiler, ..self.clone() }
+    }
+
+    /// The same device with products computed in another type.
+    pub fn computing(&self, products: Products) -> GpuEntry {
+        GpuEntry { products, ..self.clone() }
     }
 }
 
@@ -161,6 +182,7 @@ fn on_cuda() -> Vec<GpuEntry> {
         driver: "CUDA".into(),
         kind: "discrete",
         compiler: Compiler::Cuda,
+        products: Products::Auto,
         device: Device::Cuda(cubecl::device::CudaDevice::new(index)),
     };
     (0..count.unwrap_or(0)).map(entry).collect()
@@ -201,6 +223,7 @@ fn on_backend(prefix: &'static str, api: wgpu::Backend, pinned: WgpuBackend) -> 
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
                 kind,
                 compiler: Compiler::Wgsl,
+                products: Products::Auto,
                 device: Device::Wgpu(WgpuDevice::new(device).on(pinned)),
             }
         })
@@ -228,7 +251,8 @@ pub fn open(entry: &GpuEntry) -> Result<Gpu> {
         }
         client
     };
-    let facts = facts(entry, &client);
+    let cores = cores_for(entry, &client).map_err(failed)?;
+    let facts = facts(entry, &client, cores);
     if facts.units_per_cube < 64 || facts.shared_bytes < 16 << 10 {
         return Err(failed(format!(
             "kernels need 64 units and 16 KiB of shared memory in a cube; this device has {} and {} bytes",
@@ -259,17 +283,37 @@ fn chooses_by_itself(entry: &GpuEntry) -> bool {
     entry.compilers().first() == Some(&entry.compiler)
 }
 
-/// Tensor cores whose products add up in f32, those that need no scaling first.
-fn tensor_cores(client: &Client) -> Option<TensorCores> {
+/// Tensor cores whose products add up in f32, those first that need no scaling.
+/// WGSL has no way to them.
+fn tensor_cores(entry: &GpuEntry, client: &Client) -> Vec<TensorCores> {
+    if entry.compiler == Compiler::Wgsl {
+        return Vec::new();
+    }
     let configurations = &client.properties().features.matmul.cmma;
     let f32 = ElemType::Float(FloatKind::F32);
-    [TensorCores::Bf16, TensorCores::F16].into_iter().find(|cores| {
+    let there = |cores: &TensorCores| {
         let kind = ElemType::Float(cores.float());
         configurations.iter().any(|c| c.a_type == kind && c.b_type == kind && c.cd_type == f32)
-    })
+    };
+    [TensorCores::Bf16, TensorCores::F16].into_iter().filter(there).collect()
 }
 
-fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
+/// The cores that products go to.
+fn cores_for(entry: &GpuEntry, client: &Client) -> Result<Option<TensorCores>, String> {
+    let there = tensor_cores(entry, client);
+    match entry.products {
+        // In software such cores are imitated, at a hundredth of the speed.
+        Products::Auto if entry.is_software() => Ok(None),
+        Products::Auto => Ok(there.first().copied()),
+        Products::F32 => Ok(None),
+        Products::Cores(asked) if there.contains(&asked) => Ok(Some(asked)),
+        Products::Cores(asked) => {
+            Err(format!("it has no tensor cores of {} that {} reaches", asked.name(), entry.compiler.name()))
+        }
+    }
+}
+
+fn facts(entry: &GpuEntry, client: &Client, tensor_cores: Option<TensorCores>) -> GpuFacts {
     let properties = client.properties();
     let hardware = &properties.hardware;
     let known = [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)];
@@ -288,6 +332,6 @@ fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
         units_per_cube: hardware.max_units_per_cube as usize,
         subgroup: (hardware.plane_size_min, hardware.plane_size_max),
         types,
-        tensor_cores: tensor_cores(client),
+        tensor_cores,
     }
 }

@@ -26,7 +26,7 @@ use cubecl::prelude::{BufferArg, CubeCount};
 
 pub use buffer::GpuBuffer;
 use buffer::Ledger;
-pub use catalogue::{Compiler, GpuEntry, GpuFacts, TensorCores, list, open};
+pub use catalogue::{Compiler, GpuEntry, GpuFacts, Products, TensorCores, list, open};
 use launch::{UNITS, argument, grid};
 
 use crate::error::{Result, TensorError};

@@ -32,7 +32,7 @@ Examples:
   finetune device test                   the device that --device auto takes
   finetune device test --device vulkan:0")]
 pub struct TestArgs {
-    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N, cuda:N; vulkan:0/spirv, vulkan:0/wgsl
+    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N, cuda:N; behind it /spirv or /wgsl, /f32, /bf16 or /f16
     #[arg(long, default_value = "gpu")]
     device: String,
     #[arg(long)]

@@ -37,9 +37,7 @@ fn row_norm_kernel(x: &[f32], norms: &mut [f32], columns: usize, #[comptime] uni
 /// The weight in f32 `[out, in]`.
 pub(crate) fn unpacked<'a>(gpu: &Gpu, op: &'static str, w: &'a Weight) -> Result<Cow<'a, Tensor>> {
     match w {
-        Weight::Dense(tensor) if tensor.dtype() == DType::Bf16 => {
-            Ok(Cow::Owned(widen(gpu, op, tensor)?))
-        }
+        Weight::Dense(tensor) if tensor.dtype() == DType::Bf16 => Ok(Cow::Owned(widen(gpu, op, tensor)?)),
         Weight::Dense(tensor) => Ok(Cow::Borrowed(tensor)),
         Weight::Nf4(weight) => Ok(Cow::Owned(nf4::kernel::unpack(gpu, op, weight)?)),
     }

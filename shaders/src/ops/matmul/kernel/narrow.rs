@@ -62,13 +62,7 @@ pub(crate) fn narrow_bits(x: f32, #[comptime] kind: TensorCores) -> u32 {
 
 /// Two elements a unit, times `scale[0]` where that is wanted.
 #[cube(launch)]
-fn narrow_kernel(
-    x: &[f32],
-    scale: &[f32],
-    y: &mut [u32],
-    #[comptime] scaled: bool,
-    #[comptime] kind: TensorCores,
-) {
+fn narrow_kernel(x: &[f32], scale: &[f32], y: &mut [u32], #[comptime] scaled: bool, #[comptime] kind: TensorCores) {
     if ABSOLUTE_POS < y.len() {
         let at = 2 * ABSOLUTE_POS;
         let mut low = x[at];
