@@ -1,6 +1,6 @@
 //! The list of checks.
 
-use super::{Check, matrices, optimizer, rows};
+use super::{Check, matrices, nf4, optimizer, rows};
 
 pub(super) fn all() -> Vec<Check> {
     vec![
@@ -21,7 +21,8 @@ pub(super) fn all() -> Vec<Check> {
         Check { operation: "gated_backward", run: rows::gated_backward },
         Check { operation: "activation", run: rows::activation },
         Check { operation: "matmul", run: matrices::matmul },
-        Check { operation: "nf4", run: matrices::nf4 },
+        Check { operation: "nf4_quantise", run: nf4::quantise },
+        Check { operation: "nf4", run: nf4::dequantise },
         Check { operation: "linear", run: matrices::linear },
         Check { operation: "linear_backward", run: matrices::linear_backward },
         Check { operation: "linear_weight_backward", run: matrices::linear_weight_backward },

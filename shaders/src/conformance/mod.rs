@@ -7,6 +7,7 @@
 
 mod checks;
 mod matrices;
+mod nf4;
 mod optimizer;
 mod rows;
 
@@ -21,8 +22,9 @@ use crate::random::Key;
 /// to some units in the last place: sums of n terms differ by about √n · 6e-8.
 /// Tensor cores round the operands of products: [`PRODUCTS`] are then allowed
 /// what that costs.
-const TOLERANCES: [(&str, f64); 28] = [
+const TOLERANCES: [(&str, f64); 29] = [
     ("memory", 0.0),
+    ("nf4_quantise", 0.0),
     ("add_scaled", 2e-7),
     ("columns", 1e-5),
     ("sum_squares", 2e-6),

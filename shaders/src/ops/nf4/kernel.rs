@@ -1,8 +1,9 @@
 //! Unpacking a weight on the device, one unit a word of eight elements.
 
+pub(crate) mod quantise;
+
 use cubecl::prelude::*;
 
-use super::reference::{Quantised, QuantisedScales, dynamic_map, quantise};
 use super::{BLOCK, CODEBOOK, NESTED_BLOCK, Nf4Weight, Scales, check};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -61,20 +62,11 @@ fn unpack_word(word: u32, scale: f32, first: usize, y: &mut [f32]) {
     }
 }
 
-/// Quantises on the host and uploads an eighth of the bytes.
+/// Uploads a piece at a time and quantises it there.
 pub(crate) fn upload(gpu: &Gpu, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Nf4Weight> {
     const OP: &str = "upload_nf4";
     check(shape, values.len())?;
-    let Quantised { packed, scales } = quantise(values, double_quant);
-    let bytes = |values: &[u8]| gpu.upload_bytes(OP, &[values.len()], DType::U8, values);
-    let floats = |values: &[f32]| gpu.upload_f32(OP, &[values.len()], values);
-    let scales = match scales {
-        QuantisedScales::Plain(absmax) => Scales::Plain(floats(&absmax)?),
-        QuantisedScales::Nested { codes, absmax, offset } => {
-            Scales::Nested { codes: bytes(&codes)?, absmax: floats(&absmax)?, code: floats(&dynamic_map())?, offset }
-        }
-    };
-    Ok(Nf4Weight { shape: shape.to_vec(), packed: bytes(&packed)?, scales })
+    quantise::by_pieces(gpu, OP, shape, double_quant, |range| gpu.upload_f32(OP, &[range.len()], &values[range]))
 }
 
 /// The weight in f32 `[out, in]`: a scratch that the caller drops after one
