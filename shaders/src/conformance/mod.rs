@@ -120,7 +120,7 @@ impl Check {
 
 /// The largest relative distance; infinite where lengths differ or one side
 /// alone is no number.
-fn distance(got: &[f32], want: &[f32]) -> f64 {
+pub(crate) fn distance(got: &[f32], want: &[f32]) -> f64 {
     if got.len() != want.len() {
         return f64::INFINITY;
     }

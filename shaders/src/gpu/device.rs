@@ -57,7 +57,7 @@ impl Ops for Gpu {
     }
 
     fn read_weight(&self, w: &Weight) -> Result<Vec<f32>> {
-        self.read_values(linear::kernel::unpacked(self, "read_weight", w)?.as_ref())
+        linear::kernel::read(self, w)
     }
 
     fn allocated_bytes(&self) -> (u64, u64) {

@@ -50,11 +50,13 @@ pub struct Gpu {
 pub(crate) struct Limits {
     /// Bytes of a piece of a weight in f32 that is being quantised.
     pub piece_bytes: u64,
+    /// Bytes of a weight's rows that are unpacked for a product.
+    pub panel_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { piece_bytes: 64 << 20 }
+        Limits { piece_bytes: 64 << 20, panel_bytes: 256 << 20 }
     }
 }
 
@@ -194,6 +196,11 @@ impl Gpu {
     /// Elements of a piece of a weight that is being quantised.
     pub(crate) fn piece_elements(&self) -> usize {
         (self.limits.piece_bytes.min(self.facts.largest_buffer) / 4) as usize
+    }
+
+    /// Elements of a panel of a weight that is unpacked for a product.
+    pub(crate) fn panel_elements(&self) -> usize {
+        (self.limits.panel_bytes.min(self.facts.largest_buffer) / 4) as usize
     }
 
     /// Indices on the device.
