@@ -5,6 +5,7 @@ use super::{Check, matrices, nf4, optimizer, rows};
 pub(super) fn all() -> Vec<Check> {
     vec![
         Check { operation: "memory", run: rows::memory },
+        Check { operation: "random_weight", run: rows::random_weight },
         Check { operation: "add_scaled", run: rows::add_scaled },
         Check { operation: "columns", run: rows::columns },
         Check { operation: "sum_squares", run: rows::sum_squares },

@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::ops::matmul::kernel::Operand;
 use crate::ops::{
     Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
-    TokenCoefficients, TokenStatistics, Weight, attention, columns, dropout, elementwise, gated, gather, layer_norm,
-    linear, matmul, nf4, program, reduce, rms_norm, rotary, token_logp,
+    TokenCoefficients, TokenStatistics, Weight, WeightKind, attention, columns, dropout, elementwise, gated, gather,
+    layer_norm, linear, matmul, nf4, program, random_weight, reduce, rms_norm, rotary, token_logp,
 };
 use crate::random::Key;
 use crate::tensor::{DType, Tensor};
@@ -42,6 +42,10 @@ impl Ops for Gpu {
 
     fn upload_nf4(&self, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Weight> {
         Ok(Weight::Nf4(nf4::kernel::upload(self, shape, values, double_quant)?))
+    }
+
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight> {
+        random_weight::kernel::random_weight(self, shape, scale, key, kind)
     }
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {

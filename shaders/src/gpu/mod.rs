@@ -16,6 +16,7 @@ pub(crate) mod cube;
 mod device;
 pub(crate) mod launch;
 mod memory;
+pub(crate) mod philox;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
