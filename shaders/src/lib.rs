@@ -17,6 +17,6 @@ pub mod tensor;
 pub use error::{Result, TensorError};
 pub use ops::{
     Activation, AttentionSpec, DeviceInfo, Head, Ops, RotaryTable, Segments, StatisticSet, TokenCoefficients,
-    TokenStatistics, Weight,
+    TokenStatistics, Weight, WeightKind,
 };
 pub use tensor::{DType, Tensor};

@@ -9,7 +9,7 @@ use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 use crate::error::Result;
 use crate::ops::{
     Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
-    TokenCoefficients, TokenStatistics, Weight,
+    TokenCoefficients, TokenStatistics, Weight, WeightKind,
 };
 use crate::random::Key;
 use crate::tensor::Tensor;
@@ -80,6 +80,10 @@ impl Ops for Profiled {
 
     fn upload_nf4(&self, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Weight> {
         self.timed("upload_nf4", || self.inner.upload_nf4(shape, values, double_quant))
+    }
+
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight> {
+        self.timed("random_weight", || self.inner.random_weight(shape, scale, key, kind))
     }
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {

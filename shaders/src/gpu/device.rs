@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::ops::matmul::kernel::Operand;
 use crate::ops::{
     Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
-    TokenCoefficients, TokenStatistics, Weight, attention, columns, dropout, elementwise, gated, gather, layer_norm,
-    linear, matmul, nf4, program, reduce, rms_norm, rotary, token_logp,
+    TokenCoefficients, TokenStatistics, Weight, WeightKind, attention, columns, dropout, elementwise, gated, gather,
+    layer_norm, linear, matmul, nf4, program, random_weight, reduce, rms_norm, rotary, token_logp,
 };
 use crate::random::Key;
 use crate::tensor::{DType, Tensor};
@@ -44,6 +44,10 @@ impl Ops for Gpu {
         Ok(Weight::Nf4(nf4::kernel::upload(self, shape, values, double_quant)?))
     }
 
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight> {
+        random_weight::kernel::random_weight(self, shape, scale, key, kind)
+    }
+
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
         self.read_values(x)
     }
@@ -57,7 +61,7 @@ impl Ops for Gpu {
     }
 
     fn read_weight(&self, w: &Weight) -> Result<Vec<f32>> {
-        self.read_values(linear::kernel::unpacked(self, "read_weight", w)?.as_ref())
+        linear::kernel::read(self, w)
     }
 
     fn allocated_bytes(&self) -> (u64, u64) {

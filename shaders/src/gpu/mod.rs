@@ -16,6 +16,7 @@ pub(crate) mod cube;
 mod device;
 pub(crate) mod launch;
 mod memory;
+pub(crate) mod philox;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
@@ -42,6 +43,22 @@ pub struct Gpu {
     words: Mutex<Vec<(Vec<u32>, Tensor)>>,
     /// Plans and buffers of optimizer programs.
     pub(crate) program: Mutex<crate::ops::program::kernel::Scratch>,
+    pub(crate) limits: Limits,
+}
+
+/// Sizes of what exists for a moment. Tests make them small.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Bytes of a piece of a weight in f32 that is being quantised.
+    pub piece_bytes: u64,
+    /// Bytes of a weight's rows that are unpacked for a product.
+    pub panel_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { piece_bytes: 64 << 20, panel_bytes: 256 << 20 }
+    }
 }
 
 /// Lists of indices that are kept.
@@ -51,7 +68,7 @@ impl Gpu {
     fn new(mut client: Client, facts: GpuFacts) -> Gpu {
         launch::on_one_stream(&mut client);
         let ledger = Arc::new(Ledger::new(facts.memory_bytes, &facts.name));
-        Gpu { client, facts, ledger, words: Mutex::default(), program: Mutex::default() }
+        Gpu { client, facts, ledger, words: Mutex::default(), program: Mutex::default(), limits: Limits::default() }
     }
 
     pub fn facts(&self) -> &GpuFacts {
@@ -175,6 +192,16 @@ impl Gpu {
     pub(crate) fn by_row(&self, rows: usize, columns: usize) -> (CubeCount, CubeDim, usize) {
         let units = columns.next_power_of_two().clamp(32, UNITS as usize).min(self.facts.units_per_cube);
         (grid(rows), CubeDim::new_1d(units as u32), units)
+    }
+
+    /// Elements of a piece of a weight that is being quantised.
+    pub(crate) fn piece_elements(&self) -> usize {
+        (self.limits.piece_bytes.min(self.facts.largest_buffer) / 4) as usize
+    }
+
+    /// Elements of a panel of a weight that is unpacked for a product.
+    pub(crate) fn panel_elements(&self) -> usize {
+        (self.limits.panel_bytes.min(self.facts.largest_buffer) / 4) as usize
     }
 
     /// Indices on the device.

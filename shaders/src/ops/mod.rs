@@ -29,6 +29,7 @@ pub mod linear;
 pub mod matmul;
 pub mod nf4;
 pub mod program;
+pub mod random_weight;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rotary;
@@ -110,6 +111,17 @@ pub enum Weight {
     Dense(Tensor),
     /// 4-bit NormalFloat blocks (QLoRA).
     Nf4(crate::ops::nf4::Nf4Weight),
+}
+
+/// How the elements of a [`Weight`] are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    F32,
+    Bf16,
+    /// NF4; the flag says whether the block scales are quantised as well.
+    Nf4 {
+        double_quant: bool,
+    },
 }
 
 /// The angle table of rotary embeddings, one per rope base of a model.
@@ -210,6 +222,10 @@ pub trait Ops: Send + Sync {
     /// weight, as bitsandbytes does; `double_quant` quantises the block scales
     /// to 8 bits in blocks of 256.
     fn upload_nf4(&self, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Weight>;
+    /// A weight that no checkpoint has, made on the device: uniform numbers in
+    /// [−scale, scale), element i from word i of the key's stream. They are the same
+    /// on every device, and are then rounded or quantised as an upload's.
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight>;
     /// Values as f32, whatever the float type.
     fn read(&self, x: &Tensor) -> Result<Vec<f32>>;
     /// Overwrites an f32 tensor.

@@ -116,7 +116,9 @@ fn in_f32(
     add: bool,
     out: &mut Tensor,
 ) -> Result<()> {
-    let widened = |x: &Tensor| if x.dtype() == DType::F32 { Ok(x.clone()) } else { super::narrow::widen(gpu, op, x) };
+    let widened = |x: &Tensor| {
+        if x.dtype() == DType::F32 { Ok(x.clone()) } else { super::narrow::widen(gpu, op, x, 0..x.rows()) }
+    };
     let (left, right) = (widened(a.tensor)?, widened(b.tensor)?);
     let operands = (Operand { tensor: &left, ..a }, Operand { tensor: &right, ..b });
     tiled::product(gpu, op, operands, size, alpha, add, out)

@@ -4,6 +4,7 @@
 //! every driver gives the same bits as the CPU.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use cubecl::prelude::*;
 
@@ -78,22 +79,24 @@ fn narrow_kernel(x: &[f32], scale: &[f32], y: &mut [u32], #[comptime] scaled: bo
     }
 }
 
-/// Words of bf16 as words of another 16-bit type.
+/// Words of bf16, from one on, as words of another 16-bit type.
 #[cube(launch)]
-fn renarrow_kernel(x: &[u32], y: &mut [u32], #[comptime] kind: TensorCores) {
+fn renarrow_kernel(x: &[u32], y: &mut [u32], from: usize, #[comptime] kind: TensorCores) {
     if ABSOLUTE_POS < y.len() {
-        let word = x[ABSOLUTE_POS];
+        let word = x[from + ABSOLUTE_POS];
         let low = f32::reinterpret(word << 16u32);
         let high = f32::reinterpret(word & 0xffff_0000u32);
         y[ABSOLUTE_POS] = narrow_bits(low, kind) | (narrow_bits(high, kind) << 16u32);
     }
 }
 
+/// Elements `first..` of x.
 #[cube(launch)]
-fn widen_kernel(x: &[u32], y: &mut [f32], #[comptime] kind: TensorCores) {
+fn widen_kernel(x: &[u32], y: &mut [f32], first: usize, #[comptime] kind: TensorCores) {
     if ABSOLUTE_POS < y.len() {
-        let word = x[ABSOLUTE_POS / 2];
-        let high = ABSOLUTE_POS % 2 == 1;
+        let at = first + ABSOLUTE_POS;
+        let word = x[at / 2];
+        let high = at % 2 == 1;
         y[ABSOLUTE_POS] = match comptime!(kind) {
             TensorCores::Bf16 => f32::reinterpret(select(high, word & 0xffff_0000u32, word << 16u32)),
             TensorCores::F16 => f16_value(select(high, word >> 16u32, word & 0xffffu32)),
@@ -187,28 +190,38 @@ fn scale_of(gpu: &Gpu, op: &'static str, x: &Tensor) -> Result<Tensor> {
     Ok(scale)
 }
 
-/// bf16 in the cores' type. Weights are taken unscaled: those that f16 has no
-/// number for are smaller than 2^-25.
-pub(crate) fn renarrow(gpu: &Gpu, op: &'static str, kind: TensorCores, x: &Tensor) -> Result<Tensor> {
-    let mut y = gpu.empty(op, x.shape(), kind.dtype())?;
-    let (count, dim) = gpu.elementwise(x.len().div_ceil(2));
-    let input = gpu.input(op, x, DType::Bf16)?;
-    renarrow_kernel::launch(gpu.client(), count, dim, input, gpu.output(op, &mut y, kind.dtype())?, kind);
+/// Rows of bf16 in the cores' type; the first begins a word. Weights are taken
+/// unscaled: those that f16 has no number for are smaller than 2^-25.
+pub(crate) fn renarrow(
+    gpu: &Gpu,
+    op: &'static str,
+    kind: TensorCores,
+    x: &Tensor,
+    rows: Range<usize>,
+) -> Result<Tensor> {
+    let mut y = gpu.empty(op, &[rows.len(), x.columns()], kind.dtype())?;
+    if !y.is_empty() {
+        let (count, dim) = gpu.elementwise(y.len().div_ceil(2));
+        let input = gpu.input(op, x, DType::Bf16)?;
+        let out = gpu.output(op, &mut y, kind.dtype())?;
+        renarrow_kernel::launch(gpu.client(), count, dim, input, out, rows.start * x.columns() / 2, kind);
+    }
     Ok(y)
 }
 
-/// A tensor of 16-bit numbers in f32.
-pub(crate) fn widen(gpu: &Gpu, op: &'static str, x: &Tensor) -> Result<Tensor> {
+/// Rows of 16-bit numbers in f32.
+pub(crate) fn widen(gpu: &Gpu, op: &'static str, x: &Tensor, rows: Range<usize>) -> Result<Tensor> {
     let kind = match x.dtype() {
         DType::Bf16 => TensorCores::Bf16,
         DType::F16 => TensorCores::F16,
         other => return Err(TensorError::Type { op, expected: "bf16 or f16", got: other.name() }),
     };
-    let mut y = gpu.empty_f32(op, x.shape())?;
+    let mut y = gpu.empty_f32(op, &[rows.len(), x.columns()])?;
     if !y.is_empty() {
         let (count, dim) = gpu.elementwise(y.len());
         let input = gpu.input(op, x, x.dtype())?;
-        widen_kernel::launch(gpu.client(), count, dim, input, gpu.output_f32(op, &mut y)?, kind);
+        let out = gpu.output_f32(op, &mut y)?;
+        widen_kernel::launch(gpu.client(), count, dim, input, out, rows.start * x.columns(), kind);
     }
     Ok(y)
 }

@@ -4,7 +4,7 @@ use super::narrow::{narrow, renarrow, widen};
 use crate::Ops;
 use crate::gpu::{Gpu, TensorCores};
 use crate::ops::Weight;
-use crate::ops::linear::kernel::unpacked;
+use crate::ops::linear::kernel::unpacked_rows;
 use crate::ops::nf4::kernel::unpack_narrow;
 use crate::ops::testing::{bits, gpu_for_test, random};
 use crate::tensor::Tensor;
@@ -94,7 +94,7 @@ fn widened_numbers_are_the_same_numbers() {
         (crate::DType::Bf16, words.iter().map(|bits| bf16::from_bits(*bits).to_f32()).collect()),
     ] {
         let x = gpu.upload_bytes("test", &[words.len()], dtype, bytemuck::cast_slice(&words)).unwrap();
-        let got = gpu.read(&widen(&gpu, "test", &x).unwrap()).unwrap();
+        let got = gpu.read(&widen(&gpu, "test", &x, 0..x.rows()).unwrap()).unwrap();
         for (got, want) in got.iter().zip(&want) {
             assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{got:e} {want:e}");
         }
@@ -113,8 +113,12 @@ fn weights_reach_the_cores_in_their_type() {
                 let weight = gpu.upload_nf4(&shape, &values, double).unwrap();
                 let want = gpu.read_weight(&weight).unwrap();
                 let Weight::Nf4(weight) = weight else { panic!("no NF4") };
-                let narrow = unpack_narrow(&gpu, "test", kind, &weight).unwrap();
-                let got = gpu.read(&widen(&gpu, "test", &narrow).unwrap()).unwrap();
+                let mut got = Vec::new();
+                // The second part begins with a whole word.
+                for part in [0..rows.min(64), rows.min(64)..rows] {
+                    let narrow = unpack_narrow(&gpu, "test", kind, &weight, part).unwrap();
+                    got.extend(gpu.read(&widen(&gpu, "test", &narrow, 0..narrow.rows()).unwrap()).unwrap());
+                }
                 let want: Vec<f32> = match kind {
                     TensorCores::Bf16 => want.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
                     TensorCores::F16 => want.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
@@ -122,10 +126,13 @@ fn weights_reach_the_cores_in_their_type() {
                 assert_eq!(bits(&got), bits(&want), "{shape:?} {kind:?} {double}");
             }
             let dense = Weight::Dense(gpu.upload_bf16(&shape, &values).unwrap());
-            let want = gpu.read(unpacked(&gpu, "test", &dense).unwrap().as_ref()).unwrap();
+            let want = gpu.read(unpacked_rows(&gpu, "test", &dense, 0..rows).unwrap().as_ref()).unwrap();
             let Weight::Dense(tensor) = &dense else { panic!("not dense") };
-            let narrow = renarrow(&gpu, "test", kind, tensor).unwrap();
-            let got = gpu.read(&widen(&gpu, "test", &narrow).unwrap()).unwrap();
+            let mut got = Vec::new();
+            for part in [0..rows.min(64), rows.min(64)..rows] {
+                let narrow = renarrow(&gpu, "test", kind, tensor, part).unwrap();
+                got.extend(gpu.read(&widen(&gpu, "test", &narrow, 0..narrow.rows()).unwrap()).unwrap());
+            }
             assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 3e-8), "{shape:?} {kind:?}");
         }
     }
