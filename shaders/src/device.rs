@@ -118,13 +118,13 @@ fn pick(kind: &str, number: usize, mut all: Vec<GpuEntry>) -> Result<Option<GpuE
 
 fn absent(asked: &str, all: &[GpuEntry]) -> TensorError {
     let there: Vec<String> = all.iter().map(|entry| format!("{} {}", entry.spec, entry.name)).collect();
-    let there = match there.as_slice() {
-        [] => "no driver of this machine offers a GPU (on Linux: install the vendor's Vulkan driver, or \
-               mesa-vulkan-drivers)"
+    let reason = match there.as_slice() {
+        [] => "no driver of this machine offers a GPU. On Linux install the card's Vulkan driver (the NVIDIA driver \
+               has one; mesa-vulkan-drivers has those of AMD and Intel), or choose the device \"cpu\""
             .to_string(),
-        list => format!("this machine has {}", list.join(", ")),
+        list => format!("this machine has {} and the cpu", list.join(", ")),
     };
-    TensorError::Failed { op: "device", reason: format!("there is no {asked}: {there}") }
+    TensorError::Absent { asked: asked.into(), reason }
 }
 
 /// Opens the device that `asked` names; `threads` are the CPU's.

@@ -8,7 +8,7 @@ use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
 use crate::error::Result;
 use crate::ops::{
-    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
+    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, Reading, RotaryTable, Segments, StatisticSet,
     TokenCoefficients, TokenStatistics, Weight, WeightKind,
 };
 use crate::random::Key;
@@ -88,6 +88,10 @@ impl Ops for Profiled {
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
         self.timed("read", || self.inner.read(x))
+    }
+
+    fn read_later(&self, x: &Tensor) -> Result<Reading<'_>> {
+        self.timed("read_later", || self.inner.read_later(x))
     }
 
     fn write(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {

@@ -252,6 +252,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     let step_options = StepOptions {
         micro_batch_size: options.sequences,
         gradient_checkpointing: options.gradient_checkpointing,
+        offload_activations: false,
         max_grad_norm: 1.0,
         seed: 1,
     };

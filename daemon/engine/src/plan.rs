@@ -38,6 +38,10 @@ pub struct Plan {
     pub peak_bytes: u64,
     /// What the device has to give; 0 where unknown.
     pub available_bytes: u64,
+    /// Host memory that `train.offload_activations` takes beside the peak, which is
+    /// the device's.
+    #[serde(default)]
+    pub offloaded_bytes: u64,
     pub fits: bool,
     /// Sequences per forward pass that the run will use.
     pub micro_batch_size: usize,
@@ -144,12 +148,13 @@ pub(crate) fn of_run(
         loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && only_logp(&loss.needs()));
     let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
-    let remedy = (!fits(peak)).then(|| remedy(recipe, longest));
+    let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));
     Ok(Plan {
         device: info.name,
         parts,
         peak_bytes: peak,
         available_bytes: available,
+        offloaded_bytes: footprint.offloaded(tokens),
         fits: fits(peak),
         micro_batch_size: micro,
         largest_micro_batch: largest,
@@ -184,13 +189,15 @@ fn part(name: &str, bytes: u64) -> PlanPart {
 }
 
 /// The first thing to change that would help most.
-fn remedy(recipe: &Recipe, longest: usize) -> String {
+fn remedy(recipe: &Recipe, longest: usize, on_host: bool) -> String {
     let mut ideas = Vec::new();
     if recipe.train.micro_batch_size != 1 && recipe.train.batch_size > 1 {
         ideas.push("train.micro_batch_size = 1".to_string());
     }
     if !recipe.train.gradient_checkpointing {
         ideas.push("train.gradient_checkpointing = true".into());
+    } else if !recipe.train.offload_activations && !on_host {
+        ideas.push("train.offload_activations = true".into());
     }
     if longest > 512 {
         ideas.push(format!("a train.sequence_length below {longest}"));
@@ -280,6 +287,8 @@ pub(crate) struct Footprint {
     dora: bool,
     full: bool,
     checkpointing: bool,
+    /// What checkpointing keeps waits on the host.
+    offload: bool,
     heads: Heads,
     weights: u64,
     adapter: u64,
@@ -345,6 +354,7 @@ impl Footprint {
             dora,
             full,
             checkpointing: recipe.train.gradient_checkpointing,
+            offload: recipe.train.offload_activations && !ops.info().on_host,
             heads,
             weights,
             adapter: 4 * adapter_numbers,
@@ -378,7 +388,12 @@ impl Footprint {
         let layers = s.layers as u64;
         let c = s.hidden as u64;
         let per_layer = self.layer_floats();
-        let kept = if self.checkpointing { layers * c + per_layer } else { layers * per_layer };
+        let kept = match (self.checkpointing, self.offload) {
+            (false, _) => layers * per_layer,
+            (true, false) => layers * c + per_layer,
+            // The one that leaves while its layer runs; the layer counts its own.
+            (true, true) => c + per_layer,
+        };
         // At its peak the backward pass of a layer holds the stream's gradient and
         // the MLP's four; the head, its input thrice and a chunk of logits.
         let backward = n * (3 * s.intermediate as u64 + 4 * c);
@@ -389,6 +404,11 @@ impl Footprint {
             (false, _) => ("value head's rows", 3 * m * c),
         };
         vec![part("activations", 4 * (n * kept + backward)), part(name, 4 * head)]
+    }
+
+    /// Bytes of the layers' inputs that wait in host memory.
+    fn offloaded(&self, tokens: usize) -> u64 {
+        if self.offload { 4 * (tokens * self.shape.layers * self.shape.hidden) as u64 } else { 0 }
     }
 
     fn step(&self, tokens: usize, trained: usize) -> u64 {

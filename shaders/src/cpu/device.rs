@@ -14,7 +14,13 @@ use crate::tensor::Tensor;
 
 impl Ops for Cpu {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { name: "cpu".into(), parallelism: self.workers.threads(), memory_bytes: 0, product_rounding: 0.0 }
+        DeviceInfo {
+            name: "cpu".into(),
+            parallelism: self.workers.threads(),
+            memory_bytes: 0,
+            product_rounding: 0.0,
+            on_host: true,
+        }
     }
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {

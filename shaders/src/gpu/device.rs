@@ -6,7 +6,7 @@ use super::Gpu;
 use crate::error::Result;
 use crate::ops::matmul::kernel::Operand;
 use crate::ops::{
-    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
+    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, Reading, RotaryTable, Segments, StatisticSet,
     TokenCoefficients, TokenStatistics, Weight, WeightKind, attention, columns, dropout, elementwise, gated, gather,
     layer_norm, linear, matmul, nf4, program, random_weight, reduce, rms_norm, rotary, token_logp,
 };
@@ -21,6 +21,7 @@ impl Ops for Gpu {
             parallelism: 1,
             memory_bytes: facts.memory_bytes,
             product_rounding: facts.product_rounding(),
+            on_host: false,
         }
     }
 
@@ -50,6 +51,10 @@ impl Ops for Gpu {
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
         self.read_values(x)
+    }
+
+    fn read_later(&self, x: &Tensor) -> Result<Reading<'_>> {
+        self.read_f32_later("read_later", x)
     }
 
     fn write(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {

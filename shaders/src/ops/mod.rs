@@ -102,7 +102,12 @@ pub struct DeviceInfo {
     /// By how much of itself an operand of a matrix product may be rounded: 0 for
     /// f32, 1/256 for tensor cores of bf16.
     pub product_rounding: f64,
+    /// Whether tensors lie in the host's own memory.
+    pub on_host: bool,
 }
+
+/// A tensor's values on their way to the host: calling it waits for them.
+pub type Reading<'a> = Box<dyn FnOnce() -> Result<Vec<f32>> + Send + 'a>;
 
 /// A linear layer's weight `[out, in]`, in the type it is kept in.
 #[derive(Debug, Clone)]
@@ -228,6 +233,12 @@ pub trait Ops: Send + Sync {
     fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight>;
     /// Values as f32, whatever the float type.
     fn read(&self, x: &Tensor) -> Result<Vec<f32>>;
+    /// The values of an f32 tensor as they are now. Where a device works behind the
+    /// caller's back, what is queued after this call runs while they are copied.
+    fn read_later(&self, x: &Tensor) -> Result<Reading<'_>> {
+        let values = self.read(x)?;
+        Ok(Box::new(move || Ok(values)))
+    }
     /// Overwrites an f32 tensor.
     fn write(&self, x: &mut Tensor, values: &[f32]) -> Result<()>;
     /// A copy with storage of its own.

@@ -123,7 +123,7 @@ fn test(args: &TestArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let results = devices::test(&spec, &mut |result| show.row(result))?;
             Tested { device: identity, failure: None, results }
         } else {
-            let tested = test_in_a_child(&spec, &identity)?;
+            let tested = test_in_a_child(&spec, &identity, &file)?;
             let mut show = Table::new(args.json);
             tested.results.iter().for_each(|result| show.row(result));
             tested
