@@ -110,6 +110,22 @@ impl Ops for Profiled {
         self.inner.trim()
     }
 
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        self.inner.reserve(bytes)
+    }
+
+    fn head_rows(&self, rows: usize, vocabulary: usize) -> usize {
+        self.inner.head_rows(rows, vocabulary)
+    }
+
+    fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
+        self.inner.unpacked_bytes(outputs, inputs)
+    }
+
+    fn adds_apart(&self) -> bool {
+        self.inner.adds_apart()
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.inner.synchronize()
     }

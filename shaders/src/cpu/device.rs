@@ -14,7 +14,13 @@ use crate::tensor::Tensor;
 
 impl Ops for Cpu {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { name: "cpu".into(), parallelism: self.workers.threads(), memory_bytes: 0, product_rounding: 0.0 }
+        DeviceInfo {
+            name: "cpu".into(),
+            parallelism: self.workers.threads(),
+            memory_bytes: 0,
+            shares_host_memory: true,
+            product_rounding: 0.0,
+        }
     }
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {
@@ -63,6 +69,14 @@ impl Ops for Cpu {
 
     fn trim(&self) {
         self.trim_pool();
+    }
+
+    fn head_rows(&self, rows: usize, vocabulary: usize) -> usize {
+        token_logp::cpu::chunk_rows(0, rows, vocabulary)
+    }
+
+    fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
+        linear::cpu::slab_bytes(outputs, inputs)
     }
 
     fn add_scaled(&self, y: &mut Tensor, x: &Tensor, alpha: f32) -> Result<()> {

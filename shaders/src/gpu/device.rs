@@ -20,6 +20,7 @@ impl Ops for Gpu {
             name: facts.name.clone(),
             parallelism: 1,
             memory_bytes: facts.memory_bytes,
+            shares_host_memory: facts.shares_host_memory(),
             product_rounding: facts.product_rounding(),
         }
     }
@@ -61,15 +62,36 @@ impl Ops for Gpu {
     }
 
     fn allocated_bytes(&self) -> (u64, u64) {
-        self.ledger.counts()
+        self.pool.ledger.counts()
     }
 
     fn reset_peak(&self) {
-        self.ledger.reset_peak();
+        self.pool.ledger.reset_peak();
     }
 
     fn trim(&self) {
         self.trim_pool();
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        self.pool.reserve(bytes)
+    }
+
+    fn head_rows(&self, rows: usize, vocabulary: usize) -> usize {
+        token_logp::kernel::chunk_rows(0, rows, vocabulary)
+    }
+
+    fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
+        4 * (outputs * inputs) as u64
+    }
+
+    fn adds_apart(&self) -> bool {
+        // The routine on tensor cores writes and never adds.
+        self.facts().tensor_cores.is_some()
+    }
+
+    fn program_scratch_bytes(&self, programs: &[Program]) -> u64 {
+        program::kernel::scratch_bytes(self, programs)
     }
 
     fn synchronize(&self) -> Result<()> {

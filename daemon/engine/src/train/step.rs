@@ -16,6 +16,7 @@ use super::optimize::Rules;
 use super::reference::{Reference, token_logp};
 use super::units::{Document, MicroBatch, documents};
 use crate::error::EngineError;
+use crate::plan::StepBytes;
 use crate::model::decoder::Decoder;
 use crate::model::linear::Pass;
 use crate::model::parameters::Gradients;
@@ -56,6 +57,8 @@ pub struct Trainer {
     reference: Option<Reference>,
     gradients: Gradients,
     options: StepOptions,
+    /// What steps make, where it was counted.
+    step_bytes: StepBytes,
     /// Kept between steps: a plugin's results.
     out: loss::Gradients,
 }
@@ -100,8 +103,31 @@ impl Trainer {
             reference,
             gradients,
             options,
+            step_bytes: StepBytes::default(),
             out: loss::Gradients::default(),
         })
+    }
+
+    /// Takes the memory for what steps make, before the first one; where the device
+    /// has not so much, for fewer units at a time. Returns how many these are.
+    ///
+    /// # Errors
+    /// A failing device. Memory for one unit may still be found in the step itself.
+    pub fn reserve(&mut self, step_bytes: StepBytes) -> Result<usize, EngineError> {
+        self.step_bytes = step_bytes;
+        self.reserve_again()?;
+        Ok(self.options.micro_batch_size)
+    }
+
+    fn reserve_again(&mut self) -> Result<(), EngineError> {
+        while let Some(bytes) = self.step_bytes.at(self.options.micro_batch_size) {
+            match self.ops.reserve(bytes) {
+                Err(TensorError::Memory { .. }) if self.options.micro_batch_size == 1 => break,
+                Err(error) => self.halve(error.into())?,
+                Ok(()) => break,
+            }
+        }
+        Ok(())
     }
 
     /// The data must be what the objective learns from.
@@ -184,6 +210,11 @@ impl Trainer {
     /// that the batch and its gradient stay what they are. Any other error, and
     /// one unit that does not fit, comes back.
     fn take_less(&mut self, error: EngineError) -> Result<(), EngineError> {
+        self.halve(error)?;
+        self.reserve_again()
+    }
+
+    fn halve(&mut self, error: EngineError) -> Result<(), EngineError> {
         let short = matches!(error, EngineError::Tensor(TensorError::Memory { .. }));
         if !short || self.options.micro_batch_size <= 1 {
             return Err(error);

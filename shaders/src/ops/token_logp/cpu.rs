@@ -26,8 +26,8 @@ const BLOCK: usize = 1024;
 const PARTS: usize = 8;
 
 /// Rows of a chunk.
-fn chunk_rows(asked: usize, rows: usize, vocabulary: usize) -> usize {
-    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary).clamp(32, 512) } else { asked };
+pub(crate) fn chunk_rows(asked: usize, rows: usize, vocabulary: usize) -> usize {
+    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary.max(1)).clamp(32, 512) } else { asked };
     most.min(rows.max(1))
 }
 

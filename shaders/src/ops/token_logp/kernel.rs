@@ -126,8 +126,8 @@ fn derivative_kernel(
     }
 }
 
-fn chunk_rows(asked: usize, rows: usize, vocabulary: usize) -> usize {
-    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary).clamp(32, 2048) } else { asked };
+pub(crate) fn chunk_rows(asked: usize, rows: usize, vocabulary: usize) -> usize {
+    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary.max(1)).clamp(32, 2048) } else { asked };
     most.min(rows.max(1))
 }
 
