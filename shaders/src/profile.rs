@@ -114,8 +114,8 @@ impl Ops for Profiled {
         self.inner.reserve(bytes)
     }
 
-    fn head_rows(&self, rows: usize, vocabulary: usize) -> usize {
-        self.inner.head_rows(rows, vocabulary)
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
+        self.inner.head_bytes(rows, vocabulary, columns)
     }
 
     fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {

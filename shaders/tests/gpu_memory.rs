@@ -132,6 +132,11 @@ fn what_goes_beyond_the_limit_or_the_device_is_refused_and_changes_nothing() {
     let most = gpu.zeros(&[1 << 17]).expect("memory");
     refused(gpu.zeros(&[1 << 18]).err(), "zeros");
     drop(most);
+    // Pages that would fit before one that does not are given back too.
+    gpu.limit_memory(300 << 20);
+    assert_eq!(refused(gpu.reserve(512 << 20).err(), "reserve"), 512 << 20);
+    assert_eq!(gpu.memory().reserved, 0);
+    gpu.reserve(1 << 19).expect("room");
     gpu.limit_memory(0);
     // No device has this much.
     refused(gpu.zeros(&[1 << 40]).err(), "zeros");

@@ -437,15 +437,13 @@ impl Footprint {
         let (n, m) = (tokens as u64, trained as u64);
         let s = &self.shape;
         let layers = s.layers as u64;
-        let (c, f, v) = (s.hidden as u64, s.intermediate as u64, s.vocab as u64);
+        let (c, f) = (s.hidden as u64, s.intermediate as u64);
         let per_layer = self.layer_floats();
         // The stream after the last layer stays until the head is done.
         let kept = n * (c + layers * if self.checkpointing { c } else { per_layer });
-        // The head's input before and after its norm and that one's gradient; a
-        // chunk of logits, with copies of its rows and their gradient; statistics,
-        // coefficients, targets.
-        let chunk = ops.head_rows(trained, s.vocab) as u64;
-        let logits = chunk * (v + 2 * c) + 12 * m;
+        // The head's input before and after its norm and that one's gradient, and
+        // what the device makes of them.
+        let logits = m + ops.head_bytes(trained, s.vocab, s.hidden) / 4;
         let (name, head) = match (self.heads.language, self.heads.value) {
             (true, false) => ("LM head", 3 * m * c + logits),
             // Each of the two reads, and gives back, a copy of its rows.

@@ -71,8 +71,8 @@ impl Ops for Cpu {
         self.trim_pool();
     }
 
-    fn head_rows(&self, rows: usize, vocabulary: usize) -> usize {
-        token_logp::cpu::chunk_rows(0, rows, vocabulary)
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
+        token_logp::cpu::scratch_bytes(rows, vocabulary, columns)
     }
 
     fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {

@@ -57,7 +57,9 @@ impl GpuEntry {
     pub fn compilers(&self) -> &'static [Compiler] {
         match self.compiler {
             Compiler::Cuda => &[Compiler::Cuda],
-            _ if cfg!(not(target_vendor = "apple")) && self.spec.starts_with("vulkan") => &[Compiler::SpirV, Compiler::Wgsl],
+            _ if cfg!(not(target_vendor = "apple")) && self.spec.starts_with("vulkan") => {
+                &[Compiler::SpirV, Compiler::Wgsl]
+            }
             _ => &[Compiler::Wgsl],
         }
     }

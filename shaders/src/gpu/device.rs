@@ -77,8 +77,8 @@ impl Ops for Gpu {
         self.pool.reserve(bytes)
     }
 
-    fn head_rows(&self, rows: usize, vocabulary: usize) -> usize {
-        token_logp::kernel::chunk_rows(0, rows, vocabulary)
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
+        token_logp::kernel::scratch_bytes(rows, vocabulary, columns)
     }
 
     fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {

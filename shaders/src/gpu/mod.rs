@@ -29,9 +29,9 @@ use cubecl::prelude::{BufferArg, CubeCount};
 pub use buffer::GpuBuffer;
 use buffer::Ledger;
 pub use catalogue::{Compiler, GpuEntry, GpuFacts, list, open};
+use launch::{UNITS, argument, grid};
 pub use pool::GpuMemory;
 use pool::{Lives, Pool};
-use launch::{UNITS, argument, grid};
 
 use crate::error::{Result, TensorError};
 use crate::tensor::{DType, Storage, Tensor};

@@ -127,7 +127,7 @@ impl Pool {
         arenas.take(bytes, lives).ok_or_else(|| self.ledger.refusal(op, bytes))
     }
 
-    /// Gives a tensor's place back; its handle must be gone.
+    /// Gives a tensor's place back, and its bytes in the ledger.
     pub(super) fn give(&self, place: Place, bytes: u64) {
         self.arenas().of(place.lives).give(place.region);
         self.ledger.give(bytes);
@@ -139,41 +139,37 @@ impl Pool {
         let shared = (arenas.of(lives).bytes() / GROWTH).clamp(*ADDED.start(), *ADDED.end());
         let shared = arenas.of(lives).rounded(shared).min(self.largest_buffer);
         if lives == Lives::On && needed >= LARGE {
-            return self.page(op, arenas, needed, lives);
+            return self.page_or_room(op, arenas, needed, lives);
         }
         if shared > needed && self.page(op, arenas, shared, lives).is_ok() {
             return Ok(());
         }
-        self.page(op, arenas, needed, lives)
+        self.page_or_room(op, arenas, needed, lives)
     }
 
-    /// One page of so many bytes. Where they would go beyond the limit, pages in
-    /// which nothing lies go first.
+    /// A page; where there is none, pages in which nothing lies go first.
+    fn page_or_room(&self, op: &'static str, arenas: &mut Arenas, bytes: u64, lives: Lives) -> Result<()> {
+        self.page(op, arenas, bytes, lives).or_else(|_| {
+            arenas.remove_free();
+            self.page(op, arenas, bytes, lives)
+        })
+    }
+
+    /// One page of so many bytes, within the limit.
     fn page(&self, op: &'static str, arenas: &mut Arenas, bytes: u64, lives: Lives) -> Result<()> {
         let limit = self.ledger.limit();
-        let fits = |arenas: &Arenas| limit == 0 || arenas.bytes() + bytes <= limit;
-        if !fits(arenas) {
-            arenas.remove_free();
-            if !fits(arenas) {
-                return Err(self.ledger.refusal(op, bytes));
-            }
+        if limit > 0 && arenas.bytes() + bytes > limit {
+            return Err(self.ledger.refusal(op, bytes));
         }
         arenas.requests += 1;
-        let handle = match self.ask(bytes) {
-            Some(handle) => handle,
-            None => {
-                // The driver has no room for it: what nobody uses may make some.
-                arenas.remove_free();
-                self.cleanup();
-                self.ask(bytes).ok_or_else(|| self.ledger.refusal(op, bytes))?
-            }
-        };
+        let handle = self.ask(bytes).ok_or_else(|| self.ledger.refusal(op, bytes))?;
         arenas.of(lives).add(bytes, handle);
         Ok(())
     }
 
-    /// Asks the runtime for a page. It allocates behind our back and tells nobody
-    /// that it could not; reading from the page does.
+    /// Asks the runtime for a page. It allocates behind our back, after it gave back
+    /// the pages that are gone, and tells nobody that it could not; reading from the
+    /// page does.
     fn ask(&self, bytes: u64) -> Option<Handle> {
         let asked = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let handle = own_allocation(&self.client, || self.client.empty(bytes as usize));
@@ -192,26 +188,25 @@ impl Pool {
     ///
     /// # Errors
     /// [`TensorError::Memory`](crate::TensorError::Memory) where the limit or the
-    /// device does not allow them; what was reserved before stays.
+    /// device does not allow them; what was reserved before is given back.
     pub(super) fn reserve(&self, bytes: u64) -> Result<()> {
         const OP: &str = "reserve";
         let mut arenas = self.arenas();
         let bytes = arenas.step.rounded(bytes);
         arenas.lasting.remove_free();
-        if arenas.step.used() == 0 && arenas.step.bytes() < bytes {
-            // Nothing lies there: one page is better than two.
+        // What lies there already (another run's weights) is no step's.
+        let wanted = arenas.step.used() + bytes;
+        if arenas.step.bytes() < wanted {
+            // One page is better than two.
             arenas.step.remove_free();
         }
         self.cleanup();
         let most = LARGEST_PAGE.min(self.largest_buffer);
-        while arenas.step.bytes() < bytes {
-            let missing = bytes - arenas.step.bytes();
-            if let Err(error) = self.page(OP, &mut arenas, missing.min(most), Lives::Step) {
+        while arenas.step.bytes() < wanted {
+            let missing = wanted - arenas.step.bytes();
+            if self.page(OP, &mut arenas, missing.min(most), Lives::Step).is_err() {
                 arenas.step.remove_free();
-                return Err(match error {
-                    crate::TensorError::Memory { .. } => self.ledger.refusal(OP, bytes),
-                    other => other,
-                });
+                return Err(self.ledger.refusal(OP, bytes));
             }
         }
         arenas.reserved = true;

@@ -233,13 +233,15 @@ pub trait Ops: Send + Sync {
     ///
     /// # Errors
     /// [`TensorError::Memory`](crate::TensorError::Memory) where the device has not
-    /// so much; what was reserved before then stays.
+    /// so much.
     fn reserve(&self, bytes: u64) -> Result<()> {
         let _ = bytes;
         Ok(())
     }
-    /// Rows of logits that exist at a time where [`Head::chunk_rows`] is 0.
-    fn head_rows(&self, rows: usize, vocabulary: usize) -> usize;
+    /// Bytes that exist while the head `[V, C]` takes so many rows forth and back,
+    /// beside its input and that one's gradient: a chunk of logits (where
+    /// [`Head::chunk_rows`] is 0) and what goes with them.
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64;
     /// Bytes of f32 values that exist at a time of a weight `[out, in]` that is
     /// kept in another type.
     fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64;

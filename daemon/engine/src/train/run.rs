@@ -95,7 +95,8 @@ impl Run {
         let ops = prepare::device(&request.device, request.threads)?;
         let order = Order::of(&prepared.train, &recipe.train);
         let total_steps = recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(recipe.train.epochs));
-        let plan::Planned { plan: planned, step_bytes } = plan::of_run(request, registry, &opened.files, prepared, total_steps, ops.as_ref())?;
+        let plan::Planned { plan: planned, step_bytes } =
+            plan::of_run(request, registry, &opened.files, prepared, total_steps, ops.as_ref())?;
         if !planned.fits {
             return Err(EngineError::TooLarge {
                 needed_bytes: planned.peak_bytes,

@@ -16,10 +16,10 @@ use super::optimize::Rules;
 use super::reference::{Reference, token_logp};
 use super::units::{Document, MicroBatch, documents};
 use crate::error::EngineError;
-use crate::plan::StepBytes;
 use crate::model::decoder::Decoder;
 use crate::model::linear::Pass;
 use crate::model::parameters::Gradients;
+use crate::plan::StepBytes;
 
 /// The choices of the recipe that a step reads.
 #[derive(Debug, Clone, Copy, PartialEq)]
