@@ -118,6 +118,22 @@ impl Ops for Profiled {
         self.inner.trim()
     }
 
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        self.inner.reserve(bytes)
+    }
+
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
+        self.inner.head_bytes(rows, vocabulary, columns)
+    }
+
+    fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
+        self.inner.unpacked_bytes(outputs, inputs)
+    }
+
+    fn adds_apart(&self) -> bool {
+        self.inner.adds_apart()
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.inner.synchronize()
     }

@@ -18,7 +18,7 @@ use crate::api::PluginLibrary;
 use crate::error::EngineError;
 use crate::model::shape::ModelShape;
 use crate::model::{adapter, build};
-use crate::plan::{Footprint, matrix_rate};
+use crate::plan::{Footprint, StepBytes, matrix_rate};
 use crate::recipe::{Method, Recipe};
 use crate::train::heads::Heads;
 use crate::train::prepare;
@@ -258,6 +258,10 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     };
     let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer, step_options, true)?;
 
+    trainer.reserve(StepBytes::new(options.sequences, |sequences| {
+        footprint.reserved(ops.as_ref(), sequences * options.tokens, sequences * options.tokens.saturating_sub(1))
+    }))?;
+
     let random = Key::new(7, 0, 0);
     let example = |i: usize| Example {
         tokens: (0..options.tokens)
@@ -427,12 +431,12 @@ pub fn shape_config(name: &str) -> Result<ModelConfig, EngineError> {
 
 /// Random weights of a model's shape. Matrices are made by the device that they
 /// are loaded on.
-struct RandomSource {
+pub(crate) struct RandomSource {
     shapes: std::collections::BTreeMap<String, Vec<usize>>,
 }
 
 impl RandomSource {
-    fn new(config: &ModelConfig) -> RandomSource {
+    pub(crate) fn new(config: &ModelConfig) -> RandomSource {
         let shape = ModelShape::of(config);
         let c = config.hidden_size;
         let mut shapes = std::collections::BTreeMap::new();

@@ -10,7 +10,7 @@ use finetuned_data::{Examples, Prepared, Row};
 use finetuned_formats::{Architecture, ModelConfig, ModelFiles, PeftAdapter, read_peft};
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_plugin_api::registry::Registry;
-use finetuned_shaders::Ops;
+use finetuned_shaders::{DeviceInfo, Ops};
 use serde::{Deserialize, Serialize};
 
 use crate::api::TrainRequest;
@@ -36,7 +36,7 @@ pub struct Plan {
     pub device: String,
     pub parts: Vec<PlanPart>,
     pub peak_bytes: u64,
-    /// What the device has to give; 0 where unknown.
+    /// What the device has to give; 0 where it does not say.
     pub available_bytes: u64,
     /// Host memory that `train.offload_activations` takes beside the peak, which is
     /// the device's.
@@ -70,9 +70,6 @@ const COMFORTABLE_TOKENS: usize = 1024;
 /// see BENCHMARKS.md.
 const STEP_EFFICIENCY: f64 = 0.8;
 
-/// Rows of logits that exist at a time (the CPU's choice).
-const HEAD_CHUNK_ROWS: u64 = 256;
-
 /// Plans a request without training.
 ///
 /// # Errors
@@ -84,7 +81,41 @@ pub fn plan(request: &TrainRequest) -> Result<Plan, EngineError> {
     let registry = prepare::registry(&request.plugins)?;
     let order = Order::of(&prepared.train, &request.recipe.train);
     let steps = request.recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(request.recipe.train.epochs));
-    of_run(request, &registry, &opened.files, &prepared, steps, ops.as_ref())
+    of_run(request, &registry, &opened.files, &prepared, steps, ops.as_ref()).map(|planned| planned.plan)
+}
+
+/// A plan, and what a step of the run makes.
+pub(crate) struct Planned {
+    pub plan: Plan,
+    pub step_bytes: StepBytes,
+}
+
+/// Bytes of what a step makes, by the sequences of a forward pass: each number
+/// that the halving of the micro-batch can come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepBytes(Vec<(usize, u64)>);
+
+impl StepBytes {
+    /// For micro-batches of `largest` sequences, half of that, and so on to one.
+    pub fn new(largest: usize, mut bytes: impl FnMut(usize) -> u64) -> StepBytes {
+        let mut list = Vec::new();
+        let mut micro = largest.max(1);
+        loop {
+            list.push((micro, bytes(micro)));
+            if micro == 1 {
+                return StepBytes(list);
+            }
+            micro = micro.div_ceil(2);
+        }
+    }
+
+    /// None where nobody counted. Between two known numbers the larger counts; a
+    /// resumed run may have begun with more than this plan's, in proportion.
+    pub fn at(&self, micro: usize) -> Option<u64> {
+        let (largest, most) = *self.0.first()?;
+        let known = self.0.iter().rev().find(|(known, _)| *known >= micro);
+        Some(known.map_or(most / largest as u64 * micro as u64, |(_, bytes)| *bytes))
+    }
 }
 
 pub(crate) fn of_run(
@@ -94,7 +125,7 @@ pub(crate) fn of_run(
     prepared: &Prepared,
     steps: usize,
     ops: &dyn Ops,
-) -> Result<Plan, EngineError> {
+) -> Result<Planned, EngineError> {
     let recipe = &request.recipe;
     let start = request.adapter.as_deref().map(read_peft).transpose()?;
     let objective = registry.objective(&recipe.loss.name, &recipe.loss.parameters)?;
@@ -102,15 +133,21 @@ pub(crate) fn of_run(
     let kl = objective.alignment_needs().is_some_and(|a| a.kl_completions);
     let mut order = Order::of(&prepared.train, &recipe.train);
     let info = ops.info();
-    let available = if info.memory_bytes == 0 { host_memory() } else { info.memory_bytes };
+    let available = available(&info, host_memory());
 
     let heads = Heads::of(&objective);
     let footprint = Footprint::new(ops, &files.config, recipe, start.as_ref(), heads, optimizer.as_ref())?;
-    let dataset = 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64;
+    // What lies in the host's memory counts where the device's is the same.
+    let mut host_parts = Vec::new();
+    if info.shares_host_memory {
+        host_parts.push(part("process", PROCESS_BYTES));
+        host_parts.push(part("dataset", 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64));
+    }
+    let host: u64 = host_parts.iter().map(|part| part.bytes).sum();
     let batch = recipe.train.batch_size;
     let peak_at = |order: &mut Order, micro: usize| {
         let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl, heads);
-        (footprint.fixed() + footprint.step(tokens, trained) + dataset, tokens, trained)
+        (footprint.fixed() + footprint.step(ops, tokens, trained) + host, tokens, trained)
     };
     let fits = |bytes: u64| available == 0 || bytes <= available;
 
@@ -133,8 +170,12 @@ pub(crate) fn of_run(
     };
     let (peak, tokens, trained) = peak_at(&mut order, micro);
     let mut parts = footprint.fixed_parts();
-    parts.extend(footprint.step_parts(tokens, trained));
-    parts.push(part("dataset", dataset));
+    parts.extend(footprint.step_parts(ops, tokens, trained));
+    parts.extend(host_parts);
+    let step_bytes = StepBytes::new(micro, |micro| {
+        let (tokens, trained) = largest_micro_batch(&mut order, &prepared.train, micro, steps, kl, heads);
+        footprint.reserved(ops, tokens, trained)
+    });
 
     let tokens_per_step = {
         let rows = order.rows_per_epoch().max(1);
@@ -149,7 +190,7 @@ pub(crate) fn of_run(
     let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));
-    Ok(Plan {
+    let plan = Plan {
         device: info.name,
         parts,
         peak_bytes: peak,
@@ -165,7 +206,19 @@ pub(crate) fn of_run(
         seconds_per_step,
         total_seconds: seconds_per_step * steps as f64,
         remedy,
-    })
+    };
+    Ok(Planned { plan, step_bytes })
+}
+
+/// What the device has to give; 0 where it does not say. One that shares the
+/// host's memory can give what the host has left.
+fn available(info: &DeviceInfo, host: u64) -> u64 {
+    match (info.memory_bytes, info.shares_host_memory) {
+        (own, false) => own,
+        (0, true) => host,
+        (own, true) if host == 0 => own,
+        (own, true) => own.min(host),
+    }
 }
 
 /// Memory that the host can give now, 0 where it does not say: what Linux calls
@@ -286,6 +339,10 @@ pub(crate) struct Footprint {
     ranks: Vec<usize>,
     dora: bool,
     full: bool,
+    /// Linear weights are kept in four bits.
+    packed: bool,
+    /// Dropout acts before the adapters.
+    dropout: bool,
     checkpointing: bool,
     /// What checkpointing keeps waits on the host.
     offload: bool,
@@ -353,6 +410,8 @@ impl Footprint {
             ranks,
             dora,
             full,
+            packed: recipe.method == Method::Qlora,
+            dropout: !full && recipe.lora.dropout > 0.0,
             checkpointing: recipe.train.gradient_checkpointing,
             offload: recipe.train.offload_activations && !ops.info().on_host,
             heads,
@@ -374,7 +433,6 @@ impl Footprint {
         if self.optimizer.scratch > 0 {
             parts.push(part("optimizer step", self.optimizer.scratch));
         }
-        parts.push(part("process", PROCESS_BYTES));
         parts
     }
 
@@ -382,28 +440,47 @@ impl Footprint {
         self.fixed_parts().iter().map(|p| p.bytes).sum()
     }
 
-    fn step_parts(&self, tokens: usize, trained: usize) -> Vec<PlanPart> {
+    /// What a step holds at its peak beside what lasts: what the forward pass
+    /// keeps, and the larger one of what the head and the backward pass add, which
+    /// are not there at the same time.
+    fn step_parts(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> Vec<PlanPart> {
         let (n, m) = (tokens as u64, trained as u64);
         let s = &self.shape;
         let layers = s.layers as u64;
-        let c = s.hidden as u64;
+        let (c, f) = (s.hidden as u64, s.intermediate as u64);
         let per_layer = self.layer_floats();
-        let kept = match (self.checkpointing, self.offload) {
+        // The stream after the last layer stays until the head is done.
+        let layers_kept = match (self.checkpointing, self.offload) {
             (false, _) => layers * per_layer,
-            (true, false) => layers * c + per_layer,
-            // The one that leaves while its layer runs; the layer counts its own.
-            (true, true) => c + per_layer,
+            (true, false) => layers * c,
+            // The one that leaves while the next layer runs.
+            (true, true) => c,
         };
-        // At its peak the backward pass of a layer holds the stream's gradient and
-        // the MLP's four; the head, its input thrice and a chunk of logits.
-        let backward = n * (3 * s.intermediate as u64 + 4 * c);
+        let kept = n * (c + layers_kept);
+        // The head's input before and after its norm and that one's gradient, and
+        // what the device makes of them.
+        let logits = m + ops.head_bytes(trained, s.vocab, s.hidden) / 4;
         let (name, head) = match (self.heads.language, self.heads.value) {
-            (true, false) => ("LM head", 3 * m * c + HEAD_CHUNK_ROWS.min(m) * s.vocab as u64),
+            (true, false) => ("LM head", 3 * m * c + logits),
             // Each of the two reads, and gives back, a copy of its rows.
-            (true, true) => ("heads", 5 * m * c + HEAD_CHUNK_ROWS.min(m) * s.vocab as u64),
+            (true, true) => ("heads", 5 * m * c + logits),
             (false, _) => ("value head's rows", 3 * m * c),
         };
-        vec![part("activations", 4 * (n * kept + backward)), part(name, 4 * head)]
+        // A layer's backward pass: its forward pass again, where only its input was
+        // kept; the stream's gradient before and after, the MLP's (three of the inner
+        // width) or attention's, and where dropout acts on an adapter, what it left.
+        let mlp = 3 * f + if self.dropout { f } else { 0 };
+        let attention = s.query.max(s.key_value) as u64 * 2 + 2 * s.key_value as u64;
+        let ranks = 2 * self.ranks.iter().max().copied().unwrap_or(0) as u64;
+        let again = if self.checkpointing { n * (per_layer + c) } else { 0 };
+        let backward = again + n * (mlp.max(attention) + 3 * c + ranks);
+        let (name, most) = if head >= backward { (name, head) } else { ("backward pass", backward) };
+        let mut parts = vec![part("activations", 4 * kept), part(name, 4 * most)];
+        let product = self.product_bytes(ops, n);
+        if product > 0 {
+            parts.push(part("products", product));
+        }
+        parts
     }
 
     /// Bytes of the layers' inputs that wait in host memory.
@@ -411,8 +488,34 @@ impl Footprint {
         if self.offload { 4 * (tokens * self.shape.layers * self.shape.hidden) as u64 } else { 0 }
     }
 
-    fn step(&self, tokens: usize, trained: usize) -> u64 {
-        self.step_parts(tokens, trained).iter().map(|p| p.bytes).sum()
+    /// What exists for the length of one product: a packed weight's values, a result
+    /// before it is added.
+    fn product_bytes(&self, ops: &dyn Ops, tokens: u64) -> u64 {
+        let linears = self.shape.linears.iter();
+        let unpacked = match self.packed {
+            true => linears.clone().map(|l| ops.unpacked_bytes(l.outputs, l.inputs)).max().unwrap_or(0),
+            false => 0,
+        };
+        if !ops.adds_apart() {
+            return unpacked;
+        }
+        let activation = tokens * linears.clone().map(|l| l.inputs.max(l.outputs)).max().unwrap_or(0) as u64;
+        let gradient = match self.full {
+            true => linears.map(|l| l.inputs * l.outputs).max().unwrap_or(0).max(self.shape.vocab * self.shape.hidden),
+            false => 0,
+        };
+        // A result before it is added, and both operands rounded to 16 bits.
+        unpacked + 4 * activation.max(gradient as u64) + 4 * activation
+    }
+
+    fn step(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> u64 {
+        self.step_parts(ops, tokens, trained).iter().map(|p| p.bytes).sum()
+    }
+
+    /// What to reserve for steps: they make this much at their peak, or the
+    /// optimizer does when the activations are gone.
+    pub(crate) fn reserved(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> u64 {
+        self.step(ops, tokens, trained).max(self.optimizer.scratch)
     }
 
     /// Numbers a token that one layer keeps for its backward pass.
@@ -468,13 +571,4 @@ fn adapter_ranks(shape: &ModelShape, recipe: &Recipe, start: Option<&PeftAdapter
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_read_as_linux_writes_it() {
-        let text = "MemTotal:       24689240 kB\nMemFree:        11042312 kB\nMemAvailable:   22000000 kB\n";
-        assert_eq!(available_bytes(text), 22_000_000 << 10);
-        assert_eq!(available_bytes(""), 0);
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ use finetuned_engine::api::{Outcome, TrainRequest, train};
 use finetuned_engine::error::EngineError;
 use finetuned_engine::event::Event;
 use finetuned_engine::model::adapter;
+use finetuned_engine::plan::StepBytes;
 use finetuned_engine::train::prepare;
 use finetuned_engine::train::step::{StepOptions, StepResult, Trainer};
 use finetuned_formats::read_peft;
@@ -105,6 +106,22 @@ fn memory_that_runs_short_halves_the_micro_batch_and_keeps_the_batch() {
     let (none, _) = one_step(&gpu, 8, Some(two / 4));
     let none = none.expect_err("too little").to_string();
     assert!(none.contains("no memory for") && none.contains("train.gradient_checkpointing = true"), "{none}");
+}
+
+#[test]
+fn memory_that_is_not_there_before_the_first_step_halves_the_micro_batch() {
+    let Some(_) = on_gpu() else { return };
+    let (whole, _) = one_step(&Arc::new(gpu::open(&gpu::list()[0]).expect("the GPU opens")), 8, None);
+    let gpu = Arc::new(gpu::open(&gpu::list()[0]).expect("the GPU opens"));
+    let (mut trainer, examples, rows) = trainer(&gpu, 8);
+    gpu.limit_memory(gpu.memory().pages + (2 << 20));
+    let micro = trainer.reserve(StepBytes::new(8, |micro| (micro as u64) << 19)).expect("memory for fewer");
+    assert_eq!((micro, gpu.memory().reserved), (4, 2 << 20), "nothing was computed yet");
+    gpu.limit_memory(0);
+    let step = trainer.step(&examples, &rows, 1, 1e-3, &mut |_, _| true).expect("a step").expect("a whole step");
+    let whole = whole.expect("a step");
+    assert_eq!((whole.micro_batch_size, step.micro_batch_size), (8, 4));
+    assert!((whole.loss - step.loss).abs() < 1e-5 * whole.loss, "{} {}", whole.loss, step.loss);
 }
 
 #[test]

@@ -20,6 +20,7 @@ impl Ops for Cpu {
             memory_bytes: 0,
             product_rounding: 0.0,
             on_host: true,
+            shares_host_memory: true,
         }
     }
 
@@ -73,6 +74,14 @@ impl Ops for Cpu {
 
     fn trim(&self) {
         self.trim_pool();
+    }
+
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
+        token_logp::cpu::scratch_bytes(rows, vocabulary, columns)
+    }
+
+    fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
+        linear::cpu::slab_bytes(outputs, inputs)
     }
 
     fn add_scaled(&self, y: &mut Tensor, x: &Tensor, alpha: f32) -> Result<()> {

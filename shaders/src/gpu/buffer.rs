@@ -1,14 +1,16 @@
-//! Device memory: buffers that are counted against a budget.
+//! A tensor's memory, and the ledger of all of it.
 //!
 //! The runtime allocates lazily and learns that memory is short long after the
 //! request. So the device keeps its own ledger: a request beyond the budget is
-//! refused here, by a typed error, before the runtime hears of it.
+//! refused here, by a typed error, before the runtime hears of it. Where a tensor
+//! lies is the [`pool`](super::pool)'s affair.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cubecl::server::Handle;
 
+use super::pool::{Place, Pool};
 use crate::error::{Result, TensorError};
 
 /// Bytes in use, the most there were, and how many there may be.
@@ -50,6 +52,16 @@ impl Ledger {
         (self.live.load(Ordering::Relaxed), self.peak.load(Ordering::Relaxed))
     }
 
+    /// What [`Ledger::take`] entered is gone.
+    pub(super) fn give(&self, bytes: u64) {
+        self.live.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// 0 where there is none.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     pub(super) fn reset_peak(&self) {
         self.peak.store(self.live.load(Ordering::Relaxed), Ordering::Relaxed);
     }
@@ -64,36 +76,37 @@ impl Ledger {
 pub struct GpuBuffer {
     handle: Handle,
     bytes: u64,
-    ledger: Arc<Ledger>,
+    place: Place,
+    pool: Arc<Pool>,
 }
 
 impl std::fmt::Debug for GpuBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "GpuBuffer({} bytes on {})", self.bytes, self.ledger.device)
+        write!(f, "GpuBuffer({} bytes on {})", self.bytes, self.device())
     }
 }
 
 impl GpuBuffer {
-    /// The bytes must have been entered in the ledger.
-    pub(super) fn new(handle: Handle, bytes: u64, ledger: Arc<Ledger>) -> GpuBuffer {
-        GpuBuffer { handle, bytes, ledger }
+    /// The bytes must have been entered in the pool's ledger.
+    pub(super) fn new(handle: Handle, bytes: u64, place: Place, pool: Arc<Pool>) -> GpuBuffer {
+        GpuBuffer { handle, bytes, place, pool }
     }
 
     pub(super) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    pub(super) fn is_of(&self, ledger: &Arc<Ledger>) -> bool {
-        Arc::ptr_eq(&self.ledger, ledger)
+    pub(super) fn is_of(&self, pool: &Arc<Pool>) -> bool {
+        Arc::ptr_eq(&self.pool, pool)
     }
 
     pub(super) fn device(&self) -> &str {
-        &self.ledger.device
+        &self.pool.ledger.device
     }
 }
 
 impl Drop for GpuBuffer {
     fn drop(&mut self) {
-        self.ledger.live.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.pool.give(self.place, self.bytes);
     }
 }

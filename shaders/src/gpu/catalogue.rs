@@ -125,6 +125,8 @@ pub struct GpuFacts {
     /// `vulkan:0 NVIDIA GeForce RTX 4090`.
     pub name: String,
     pub driver: String,
+    /// As [`GpuEntry::kind`].
+    pub kind: &'static str,
     pub compiler: Compiler,
     /// 0 where the driver does not say.
     pub memory_bytes: u64,
@@ -142,6 +144,11 @@ pub struct GpuFacts {
 }
 
 impl GpuFacts {
+    /// Whether the device's memory is the host's.
+    pub fn shares_host_memory(&self) -> bool {
+        matches!(self.kind, "integrated" | "software")
+    }
+
     /// By how much of itself an operand of a product may be rounded.
     pub fn product_rounding(&self) -> f64 {
         match self.tensor_cores {
@@ -325,6 +332,7 @@ fn facts(entry: &GpuEntry, client: &Client, tensor_cores: Option<TensorCores>) -
     GpuFacts {
         name: format!("{} {}", entry.spec, entry.name),
         driver: entry.driver.clone(),
+        kind: entry.kind,
         compiler: entry.compiler,
         memory_bytes: properties.memory.max_memory().unwrap_or(0),
         largest_buffer: properties.memory.max_page_size,

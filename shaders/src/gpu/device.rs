@@ -2,7 +2,7 @@
 
 use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
-use super::Gpu;
+use super::{Gpu, TensorCores};
 use crate::error::Result;
 use crate::ops::matmul::kernel::Operand;
 use crate::ops::{
@@ -20,6 +20,7 @@ impl Ops for Gpu {
             name: facts.name.clone(),
             parallelism: 1,
             memory_bytes: facts.memory_bytes,
+            shares_host_memory: facts.shares_host_memory(),
             product_rounding: facts.product_rounding(),
             on_host: false,
         }
@@ -70,15 +71,39 @@ impl Ops for Gpu {
     }
 
     fn allocated_bytes(&self) -> (u64, u64) {
-        self.ledger.counts()
+        self.pool.ledger.counts()
     }
 
     fn reset_peak(&self) {
-        self.ledger.reset_peak();
+        self.pool.ledger.reset_peak();
     }
 
     fn trim(&self) {
         self.trim_pool();
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        self.pool.reserve(bytes)
+    }
+
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
+        let bytes = token_logp::kernel::scratch_bytes(rows, vocabulary, columns);
+        // Tensor cores take their operands rounded, and may give sums to be scaled.
+        if self.facts().tensor_cores.is_some() { 2 * bytes } else { bytes }
+    }
+
+    fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
+        let element = self.facts().tensor_cores.map_or(DType::F32, TensorCores::dtype).bytes();
+        (element * (outputs * inputs).min(self.panel_elements())) as u64
+    }
+
+    fn adds_apart(&self) -> bool {
+        // The routine on tensor cores writes and never adds.
+        self.facts().tensor_cores.is_some()
+    }
+
+    fn program_scratch_bytes(&self, programs: &[Program]) -> u64 {
+        program::kernel::scratch_bytes(self, programs)
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+use cubecl::MemoryAllocationMode;
 use cubecl::client::Client;
 use cubecl::prelude::{BufferArg, CubeCount, TensorBinding};
 use cubecl::server::Handle;
@@ -34,6 +35,20 @@ pub(super) fn on_one_stream(client: &mut Client) {
     // SAFETY: the stream is chosen once, before the client is first used, and
     // every clone of the client keeps it.
     unsafe { client.set_stream(StreamId { value: 1 }) }
+}
+
+/// Runs `work` while what the client allocates is an allocation of the driver's
+/// of its own, exactly as large as asked for, and goes back once it is free.
+/// Otherwise the runtime cuts allocations from pages of its own choice.
+pub(super) fn own_allocation<T>(client: &Client, work: impl FnOnce() -> T) -> T {
+    // SAFETY: the mode is a stack on the client's one stream, and each mode that is
+    // put there is taken away again. What another thread allocates meanwhile gets
+    // an allocation of its own too, and is right.
+    unsafe { client.allocation_mode(MemoryAllocationMode::Dedicated) }
+    let done = work();
+    // SAFETY: as above; this takes the mode away.
+    unsafe { client.allocation_mode(MemoryAllocationMode::Auto) }
+    done
 }
 
 /// Units of a cube in kernels that take one element a unit.

@@ -1,11 +1,13 @@
 //! Making, filling, reading and writing tensors.
 
+use cubecl::bytes::Bytes;
 use half::bf16;
 
 use super::Gpu;
+use super::pool::Lives;
 use crate::error::{Result, TensorError, shape_error};
 use crate::ops::{Reading, elementwise};
-use crate::tensor::{DType, Storage, Tensor};
+use crate::tensor::{DType, Tensor};
 
 impl Gpu {
     fn expect_values(op: &'static str, shape: &[usize], got: usize) -> Result<()> {
@@ -18,23 +20,29 @@ impl Gpu {
 
     /// A tensor with these bytes.
     pub(crate) fn upload_bytes(&self, op: &'static str, shape: &[usize], dtype: DType, bytes: &[u8]) -> Result<Tensor> {
+        self.upload_living(op, shape, dtype, bytes, Lives::Step)
+    }
+
+    pub(super) fn upload_living(
+        &self,
+        op: &'static str,
+        shape: &[usize],
+        dtype: DType,
+        bytes: &[u8],
+        lives: Lives,
+    ) -> Result<Tensor> {
         Gpu::expect_values(op, shape, bytes.len() / dtype.bytes())?;
-        let whole = bytes.len().max(4).next_multiple_of(4) as u64;
-        if whole > self.facts.largest_buffer {
-            return Err(self.ledger.refusal(op, whole));
-        }
-        self.ledger.take(op, whole)?;
-        let handle = self.guarded(op, || {
-            if bytes.len() as u64 == whole {
-                self.client.create_from_slice(bytes)
-            } else {
-                let mut padded = bytes.to_vec();
-                padded.resize(whole as usize, 0);
-                self.client.create_from_slice(&padded)
-            }
-        })?;
-        let buffer = super::GpuBuffer::new(handle, whole, self.ledger.clone());
-        Ok(Tensor::new(shape, dtype, Storage::Gpu(std::sync::Arc::new(buffer))))
+        let tensor = self.uninitialized(op, shape, dtype, lives)?;
+        self.put(op, &tensor, bytes)?;
+        Ok(tensor)
+    }
+
+    /// Writes a tensor's bytes, after everything that was queued before.
+    fn put(&self, op: &'static str, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+        let handle = self.handle(op, tensor)?;
+        let mut whole = bytes.to_vec();
+        whole.resize(handle.size_in_used() as usize, 0);
+        self.guarded(op, || self.client.write(&handle, Bytes::from_bytes_vec(whole)))
     }
 
     pub(crate) fn zeros_f32(&self, op: &'static str, shape: &[usize]) -> Result<Tensor> {
@@ -93,11 +101,9 @@ impl Gpu {
     pub(super) fn write_values(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {
         const OP: &str = "write";
         Gpu::expect_values(OP, x.shape(), values.len())?;
-        let new = self.upload_f32(OP, x.shape(), values)?;
-        // Refuses what is shared, as a write in place does.
+        // Refuses what is shared.
         self.output_f32(OP, x)?;
-        *x = new;
-        Ok(())
+        self.put(OP, x, bytemuck::cast_slice(values))
     }
 
     pub(crate) fn copy_tensor(&self, op: &'static str, x: &Tensor) -> Result<Tensor> {
@@ -108,7 +114,6 @@ impl Gpu {
 
     pub(super) fn trim_pool(&self) {
         self.words.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
-        // Buffers that could not be given back stay for reuse.
-        let _ = self.guarded("trim", || self.client.memory_cleanup());
+        self.pool.trim();
     }
 }

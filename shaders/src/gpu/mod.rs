@@ -3,13 +3,14 @@
 //! CUDA.
 //!
 //! Each operation's kernels are in its folder, `ops/<op>/kernel.rs`. Here are
-//! what they share: memory ([`buffer`]), arguments and launch sizes
+//! what they share: memory ([`pool`], [`buffer`], [`arena`]), arguments and launch sizes
 //! ([`launch`]), sums over a cube ([`cube`]), the list of devices
 //! ([`catalogue`]), and the table of operations ([`device`]).
 //!
 //! A call returns when its kernels are queued. An error of the device shows
 //! when something is read back; a step reads at least its loss.
 
+mod arena;
 mod buffer;
 mod catalogue;
 pub(crate) mod cube;
@@ -17,6 +18,7 @@ mod device;
 pub(crate) mod launch;
 mod memory;
 pub(crate) mod philox;
+mod pool;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
@@ -29,6 +31,8 @@ pub use buffer::GpuBuffer;
 use buffer::Ledger;
 pub use catalogue::{Compiler, GpuEntry, GpuFacts, Products, TensorCores, list, open};
 use launch::{UNITS, argument, grid};
+pub use pool::GpuMemory;
+use pool::{Lives, Pool};
 
 use crate::error::{Result, TensorError};
 use crate::tensor::{DType, Storage, Tensor};
@@ -37,7 +41,7 @@ use crate::tensor::{DType, Storage, Tensor};
 pub struct Gpu {
     client: Client,
     facts: GpuFacts,
-    ledger: Arc<Ledger>,
+    pool: Arc<Pool>,
     /// Lists of indices that were uploaded lately: a step uses the same
     /// positions in each layer.
     words: Mutex<Vec<(Vec<u32>, Tensor)>>,
@@ -67,8 +71,9 @@ const KEPT_WORDS: usize = 16;
 impl Gpu {
     fn new(mut client: Client, facts: GpuFacts) -> Gpu {
         launch::on_one_stream(&mut client);
-        let ledger = Arc::new(Ledger::new(facts.memory_bytes, &facts.name));
-        Gpu { client, facts, ledger, words: Mutex::default(), program: Mutex::default(), limits: Limits::default() }
+        let ledger = Ledger::new(facts.memory_bytes, &facts.name);
+        let pool = Arc::new(Pool::new(client.clone(), ledger, facts.largest_buffer));
+        Gpu { client, facts, pool, words: Mutex::default(), program: Mutex::default(), limits: Limits::default() }
     }
 
     pub fn facts(&self) -> &GpuFacts {
@@ -81,7 +86,12 @@ impl Gpu {
 
     /// A budget of the caller's own, in bytes; 0 is none.
     pub fn limit_memory(&self, bytes: u64) {
-        self.ledger.set_limit(bytes);
+        self.pool.ledger.set_limit(bytes);
+    }
+
+    /// What tensors take, and what the device gave for them.
+    pub fn memory(&self) -> GpuMemory {
+        self.pool.memory()
     }
 
     /// The error for whatever the runtime says.
@@ -112,18 +122,21 @@ impl Gpu {
         })
     }
 
-    /// A tensor whose values are arbitrary.
-    pub(crate) fn empty(&self, op: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    /// Bytes of a tensor on the device: whole words of four bytes, at least one.
+    fn whole_bytes(&self, op: &'static str, shape: &[usize], dtype: DType) -> Result<u64> {
         let bytes = shape.iter().try_fold(dtype.bytes(), |bytes, size| bytes.checked_mul(*size));
         let bytes = bytes.and_then(|bytes| bytes.max(4).checked_next_multiple_of(4));
-        let bytes = bytes.ok_or_else(|| self.ledger.refusal(op, u64::MAX))? as u64;
-        if bytes > self.facts.largest_buffer {
-            return Err(self.ledger.refusal(op, bytes));
-        }
-        self.ledger.take(op, bytes)?;
-        let handle = self.guarded(op, || self.client.empty(bytes as usize))?;
-        let buffer = GpuBuffer::new(handle, bytes, self.ledger.clone());
+        Ok(bytes.ok_or_else(|| self.pool.ledger.refusal(op, u64::MAX))? as u64)
+    }
+
+    fn uninitialized(&self, op: &'static str, shape: &[usize], dtype: DType, lives: Lives) -> Result<Tensor> {
+        let buffer = self.pool.take(op, self.whole_bytes(op, shape, dtype)?, lives)?;
         Ok(Tensor::new(shape, dtype, Storage::Gpu(Arc::new(buffer))))
+    }
+
+    /// A tensor whose values are arbitrary.
+    pub(crate) fn empty(&self, op: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.uninitialized(op, shape, dtype, Lives::Step)
     }
 
     pub(crate) fn empty_f32(&self, op: &'static str, shape: &[usize]) -> Result<Tensor> {
@@ -133,7 +146,7 @@ impl Gpu {
     fn buffer<'a>(&self, op: &'static str, x: &'a Tensor) -> Result<&'a Arc<GpuBuffer>> {
         let other = |got: &str| TensorError::Device { op, expected: self.facts.name.clone(), got: got.into() };
         match &x.storage {
-            Storage::Gpu(buffer) if buffer.is_of(&self.ledger) => Ok(buffer),
+            Storage::Gpu(buffer) if buffer.is_of(&self.pool) => Ok(buffer),
             Storage::Gpu(buffer) => Err(other(buffer.device())),
             Storage::Host(_) => Err(other("cpu")),
         }
@@ -224,7 +237,8 @@ impl Gpu {
             kept.push(found);
             return Ok(tensor);
         }
-        let tensor = self.upload_bytes(op, &[words.len()], DType::U32, bytemuck::cast_slice(words))?;
+        let bytes = bytemuck::cast_slice(words);
+        let tensor = self.upload_living(op, &[words.len()], DType::U32, bytes, Lives::On)?;
         if kept.len() >= KEPT_WORDS {
             kept.remove(0);
         }

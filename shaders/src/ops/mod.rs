@@ -99,6 +99,9 @@ pub struct DeviceInfo {
     pub parallelism: usize,
     /// Memory in bytes, 0 where unknown.
     pub memory_bytes: u64,
+    /// Whether that is the host's own memory: the CPU, a graphics part of the
+    /// processor, a rasterizer that runs on it.
+    pub shares_host_memory: bool,
     /// By how much of itself an operand of a matrix product may be rounded: 0 for
     /// f32, 1/256 for tensor cores of bf16.
     pub product_rounding: f64,
@@ -250,6 +253,29 @@ pub trait Ops: Send + Sync {
     fn reset_peak(&self);
     /// Gives back the buffers kept for reuse.
     fn trim(&self);
+    /// Takes memory for the tensors that a step makes, before the step: what is
+    /// made from now on lies there, and asks the driver for nothing. What a run
+    /// keeps (weights, gradients, moments) is made before. A step that needs more
+    /// than was reserved gets it where the device has it.
+    ///
+    /// # Errors
+    /// [`TensorError::Memory`](crate::TensorError::Memory) where the device has not
+    /// so much.
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
+    /// Bytes that exist while the head `[V, C]` takes so many rows forth and back,
+    /// beside its input and that one's gradient: a chunk of logits (where
+    /// [`Head::chunk_rows`] is 0) and what goes with them.
+    fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64;
+    /// Bytes of f32 values that exist at a time of a weight `[out, in]` that is
+    /// kept in another type.
+    fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64;
+    /// Whether a product that is added to a tensor exists by itself before.
+    fn adds_apart(&self) -> bool {
+        false
+    }
     /// Waits for everything that was queued.
     ///
     /// # Errors

@@ -95,7 +95,8 @@ impl Run {
         let ops = prepare::device(&request.device, request.threads)?;
         let order = Order::of(&prepared.train, &recipe.train);
         let total_steps = recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(recipe.train.epochs));
-        let planned = plan::of_run(request, registry, &opened.files, prepared, total_steps, ops.as_ref())?;
+        let plan::Planned { plan: planned, step_bytes } =
+            plan::of_run(request, registry, &opened.files, prepared, total_steps, ops.as_ref())?;
         if !planned.fits {
             return Err(EngineError::TooLarge {
                 device: planned.device,
@@ -144,6 +145,8 @@ impl Run {
             checkpoint::clear(&request.out);
             (None, Vec::new())
         };
+        // All that lasts is there now; what steps make lies in memory of its own.
+        let fits = trainer.reserve(step_bytes)?;
         for message in notes {
             observer.event(&Event::Note { message });
         }
@@ -151,7 +154,9 @@ impl Run {
         let progress = restored.unwrap_or_default();
         observer.event(&Event::Started { total_steps, resumed_from: progress.step });
         let warmup = warmup_steps(&recipe.train, total_steps);
-        Ok(Run { trainer, order, total_steps, warmup, progress, metrics, file })
+        let mut run = Run { trainer, order, total_steps, warmup, progress, metrics, file };
+        run.keep_micro_batch(request, fits, observer)?;
+        Ok(run)
     }
 
     fn train_and_save(

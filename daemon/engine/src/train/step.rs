@@ -19,6 +19,7 @@ use crate::error::EngineError;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
 use crate::model::parameters::Gradients;
+use crate::plan::StepBytes;
 
 /// The choices of the recipe that a step reads.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,6 +69,8 @@ pub struct Trainer {
     reference: Option<Reference>,
     gradients: Gradients,
     options: StepOptions,
+    /// What steps make, where it was counted.
+    step_bytes: StepBytes,
     /// Kept between steps: a plugin's results.
     out: loss::Gradients,
 }
@@ -112,8 +115,31 @@ impl Trainer {
             reference,
             gradients,
             options,
+            step_bytes: StepBytes::default(),
             out: loss::Gradients::default(),
         })
+    }
+
+    /// Takes the memory for what steps make, before the first one; where the device
+    /// has not so much, for fewer units at a time. Returns how many these are.
+    ///
+    /// # Errors
+    /// A failing device. Memory for one unit may still be found in the step itself.
+    pub fn reserve(&mut self, step_bytes: StepBytes) -> Result<usize, EngineError> {
+        self.step_bytes = step_bytes;
+        self.reserve_again()?;
+        Ok(self.options.micro_batch_size)
+    }
+
+    fn reserve_again(&mut self) -> Result<(), EngineError> {
+        while let Some(bytes) = self.step_bytes.at(self.options.micro_batch_size) {
+            match self.ops.reserve(bytes) {
+                Err(TensorError::Memory { .. }) if self.options.micro_batch_size == 1 => break,
+                Err(error) => self.halve(error.into())?,
+                Ok(()) => break,
+            }
+        }
+        Ok(())
     }
 
     /// The data must be what the objective learns from.
@@ -196,6 +222,11 @@ impl Trainer {
     /// that the batch and its gradient stay what they are. Any other error, and
     /// one unit that does not fit, comes back.
     fn take_less(&mut self, error: EngineError) -> Result<(), EngineError> {
+        self.halve(error)?;
+        self.reserve_again()
+    }
+
+    fn halve(&mut self, error: EngineError) -> Result<(), EngineError> {
         let EngineError::Tensor(TensorError::Memory { .. }) = error else { return Err(error) };
         if self.options.micro_batch_size <= 1 {
             return Err(EngineError::StepTooLarge { reason: error.to_string(), remedy: self.less() });

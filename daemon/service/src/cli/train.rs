@@ -227,7 +227,11 @@ pub fn plan_lines(plan: &Plan) -> String {
         text +=
             &format!("\n  {:<22} {:>12} of host memory", "offloaded activations", words::bytes(plan.offloaded_bytes));
     }
-    text += &format!("\n  {}\n", if plan.fits { "it fits" } else { "IT DOES NOT FIT" });
+    text += match (plan.fits, plan.available_bytes) {
+        (_, 0) => "\n  the device does not say how much memory it has\n",
+        (true, _) => "\n  it fits\n",
+        (false, _) => "\n  IT DOES NOT FIT\n",
+    };
     if let Some(remedy) = &plan.remedy {
         text += &format!("  {remedy}\n");
     }

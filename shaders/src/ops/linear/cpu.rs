@@ -49,6 +49,18 @@ impl<'a> Values<'a> {
     }
 }
 
+/// Rows of a slab.
+fn slab_rows(rows: usize, columns: usize) -> usize {
+    // A multiple of a tile's columns, where it is that large.
+    let most = SLAB / columns.max(1);
+    (if most > 192 { most / 192 * 192 } else { most }).clamp(1, rows.max(1))
+}
+
+/// Bytes of a slab of a weight `[rows, columns]`.
+pub(crate) fn slab_bytes(rows: usize, columns: usize) -> u64 {
+    4 * (slab_rows(rows, columns) * columns) as u64
+}
+
 /// Calls `work` with each slab of rows of a weight that is not f32.
 fn each_slab(
     cpu: &Cpu,
@@ -58,9 +70,7 @@ fn each_slab(
     mut work: impl FnMut(Range<usize>, &[f32]),
 ) -> Result<()> {
     let (rows, columns) = shape;
-    // A multiple of a tile's columns, where it is that large.
-    let most = SLAB / columns.max(1);
-    let slab_rows = (if most > 192 { most / 192 * 192 } else { most }).clamp(1, rows.max(1));
+    let slab_rows = slab_rows(rows, columns);
     let mut scratch = cpu.empty_f32(op, &[slab_rows, columns])?;
     for from in (0..rows).step_by(slab_rows) {
         let to = (from + slab_rows).min(rows);

@@ -27,8 +27,13 @@ const PARTS: usize = 8;
 
 /// Rows of a chunk.
 fn chunk_rows(asked: usize, rows: usize, vocabulary: usize) -> usize {
-    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary).clamp(32, 512) } else { asked };
+    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary.max(1)).clamp(32, 512) } else { asked };
     most.min(rows.max(1))
+}
+
+/// Bytes of a chunk's logits and of the parts of its gradient.
+pub(crate) fn scratch_bytes(rows: usize, vocabulary: usize, columns: usize) -> u64 {
+    4 * (chunk_rows(0, rows, vocabulary) * (vocabulary + PARTS * columns)) as u64
 }
 
 /// l = cap · tanh(l / cap).

@@ -155,8 +155,14 @@ fn derivative_kernel(
 }
 
 fn chunk_rows(asked: usize, rows: usize, vocabulary: usize) -> usize {
-    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary).clamp(32, 2048) } else { asked };
+    let most = if asked == 0 { (CHUNK_LOGITS / vocabulary.max(1)).clamp(32, 2048) } else { asked };
     most.min(rows.max(1))
+}
+
+/// Bytes of a chunk's logits with a copy of its rows and their gradient, and of
+/// each row's statistics, coefficients and target.
+pub(crate) fn scratch_bytes(rows: usize, vocabulary: usize, columns: usize) -> u64 {
+    4 * (chunk_rows(0, rows, vocabulary) * (vocabulary + 2 * columns) + (STATISTICS + 4 + 1) * rows) as u64
 }
 
 fn soften(gpu: &Gpu, op: &'static str, logits: &mut Tensor, cap: f32) -> Result<()> {

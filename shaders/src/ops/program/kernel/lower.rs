@@ -78,6 +78,39 @@ impl Lowered {
         let Lower { passes, buffers, uniforms, .. } = lower;
         Lowered { passes, buffers, head, uniforms }
     }
+
+    /// Bytes of all buffers, each at its largest. They stay until the last pass;
+    /// what a reduction makes on its way is far smaller.
+    pub(super) fn scratch_bytes(&self) -> u64 {
+        let mut largest = vec![0; self.buffers];
+        let mut made = |index: usize, elements: usize| {
+            if let Some(largest) = largest.get_mut(index) {
+                *largest = elements.max(*largest);
+            }
+        };
+        for pass in &self.passes {
+            match pass {
+                Pass::Chain(chain) => {
+                    for (_, Sink::Float(buffer) | Sink::Bytes(buffer, _)) in &chain.code.sinks {
+                        if let Some(Memory::Buffer(index)) = chain.places.get(*buffer) {
+                            made(*index, chain.rows * chain.columns);
+                        }
+                    }
+                }
+                Pass::Reduce { chain, axis, into, .. } => made(
+                    *into,
+                    match axis {
+                        Axis::All => 1,
+                        Axis::EachRow => chain.rows,
+                        Axis::EachColumn => chain.columns,
+                    },
+                ),
+                Pass::MatMul { size: (m, _, n), into, .. } => made(*into, m * n),
+                Pass::Transpose { rows, columns, into, .. } => made(*into, rows * columns),
+            }
+        }
+        4 * largest.iter().sum::<usize>() as u64
+    }
 }
 
 /// A value of a stream; operands are earlier nodes.

@@ -66,6 +66,12 @@ fn most_buffers(gpu: &Gpu) -> usize {
     (gpu.client().properties().hardware.max_bindings as usize).saturating_sub(OTHERS)
 }
 
+/// Bytes of the buffers that a step of the largest of these programs makes.
+pub(crate) fn scratch_bytes(gpu: &Gpu, programs: &[Program]) -> u64 {
+    let most = most_buffers(gpu);
+    programs.iter().map(|program| Lowered::new(program, most).scratch_bytes()).max().unwrap_or(0)
+}
+
 /// Runs one step, changing `parameter` and `states`.
 ///
 /// # Errors

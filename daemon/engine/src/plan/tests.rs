@@ -1,0 +1,222 @@
+//! Plans beside what steps then take.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use finetuned_data::Example;
+use finetuned_shaders::cpu::Cpu;
+use finetuned_shaders::gpu::{self, Gpu};
+
+use super::*;
+use crate::bench::RandomSource;
+use crate::model::{adapter, build};
+use crate::train::step::{StepOptions, Trainer};
+
+#[test]
+fn memory_is_read_as_linux_writes_it() {
+    let text = "MemTotal:       24689240 kB\nMemFree:        11042312 kB\nMemAvailable:   22000000 kB\n";
+    assert_eq!(available_bytes(text), 22_000_000 << 10);
+    assert_eq!(available_bytes(""), 0);
+}
+
+#[test]
+fn a_device_with_memory_of_its_own_never_gets_the_hosts() {
+    let of = |memory_bytes, shares_host_memory, host| {
+        let info = DeviceInfo {
+            name: String::new(),
+            parallelism: 1,
+            memory_bytes,
+            shares_host_memory,
+            product_rounding: 0.0,
+            on_host: false,
+        };
+        available(&info, host)
+    };
+    assert_eq!(of(24, false, 64), 24);
+    assert_eq!(of(0, false, 64), 0, "unknown");
+    assert_eq!(of(0, true, 64), 64);
+    assert_eq!(of(32, true, 64), 32);
+    assert_eq!(of(64, true, 20), 20, "the host has no more");
+    assert_eq!(of(32, true, 0), 32);
+}
+
+#[test]
+fn the_bytes_of_a_step_are_known_for_each_half() {
+    let bytes = StepBytes::new(11, |micro| 10 * micro as u64);
+    let known: Vec<usize> = bytes.0.iter().map(|(micro, _)| *micro).collect();
+    assert_eq!(known, [11, 6, 3, 2, 1]);
+    assert_eq!(bytes.at(6), Some(60));
+    assert_eq!(bytes.at(5), Some(60), "the next larger");
+    assert_eq!(bytes.at(22), Some(220), "in proportion");
+    assert_eq!(StepBytes::default().at(1), None);
+}
+
+/// A llama of three layers.
+fn config() -> ModelConfig {
+    let text = r#"{"model_type":"llama","vocab_size":1024,"hidden_size":128,"num_hidden_layers":3,
+        "num_attention_heads":4,"num_key_value_heads":2,"intermediate_size":320,"max_position_embeddings":256,
+        "rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true}"#;
+    ModelConfig::from_json(serde_json::from_str(text).expect("json"), Path::new("a test")).expect("a configuration")
+}
+
+const TOKENS: usize = 48;
+
+fn recipe(method: Method, dropout: f64, gradient_checkpointing: bool) -> Recipe {
+    let mut recipe = Recipe { method, ..Recipe::default() };
+    recipe.lora.rank = 8;
+    recipe.lora.dropout = dropout;
+    recipe.train.gradient_checkpointing = gradient_checkpointing;
+    recipe
+}
+
+fn data(sequences: usize) -> (Examples, Vec<Row>) {
+    let example = |i: usize| Example {
+        tokens: (0..TOKENS).map(|t| (i * 31 + t * 7) as u32 % 1024).collect(),
+        trained: (0..TOKENS).map(|t| t > 0).collect(),
+        line: i + 1,
+    };
+    let rows = (0..sequences).map(|i| Row { examples: vec![i] }).collect();
+    (Examples::Supervised((0..sequences).map(example).collect()), rows)
+}
+
+fn trainer(ops: &Arc<dyn Ops>, recipe: &Recipe, sequences: usize) -> (Trainer, Footprint) {
+    let config = config();
+    let options = build::LoadOptions {
+        trainable: recipe.method == Method::Full,
+        nf4: (recipe.method == Method::Qlora).then_some(recipe.qlora.double_quant),
+        context: TOKENS,
+    };
+    let mut model = build::load(ops.as_ref(), &config, &RandomSource::new(&config), &options).expect("a model");
+    if recipe.method != Method::Full {
+        adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1).expect("an adapter");
+    }
+    let registry = prepare::registry(&[]).expect("plugins");
+    let optimizer = prepare::optimizer(recipe, &registry).expect("an optimizer");
+    let footprint = Footprint::new(ops.as_ref(), &config, recipe, None, Heads::LANGUAGE, optimizer.as_ref());
+    let objective = registry.objective("cross-entropy", &serde_json::Map::new()).expect("a loss");
+    let options = StepOptions {
+        micro_batch_size: sequences,
+        gradient_checkpointing: recipe.train.gradient_checkpointing,
+        max_grad_norm: 1.0,
+        seed: 1,
+    };
+    let trainer = Trainer::new(ops.clone(), model, objective, optimizer, options, true).expect("a trainer");
+    (trainer, footprint.expect("a footprint"))
+}
+
+fn gpu() -> Option<Arc<Gpu>> {
+    let Some(entry) = gpu::list().into_iter().next() else {
+        assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "no GPU was found");
+        println!("skipped: this machine has no GPU and no software driver (mesa-vulkan-drivers has one)");
+        return None;
+    };
+    Some(Arc::new(gpu::open(&entry).expect("the GPU opens")))
+}
+
+/// Planned bytes and the ledger's peak over two steps. `lasting` counts what the
+/// device's ledger holds of what lasts.
+fn planned_and_taken(
+    ops: &Arc<dyn Ops>,
+    recipe: &Recipe,
+    sequences: usize,
+    lasting: impl Fn(&Footprint) -> u64,
+) -> (u64, u64) {
+    let (mut trainer, footprint) = trainer(ops, recipe, sequences);
+    let tokens = sequences * TOKENS;
+    let step = footprint.step(ops.as_ref(), tokens, tokens - sequences);
+    trainer.reserve(StepBytes::new(sequences, |_| step)).expect("memory");
+    ops.reset_peak();
+    let (examples, rows) = data(sequences);
+    for step in 1..=2 {
+        trainer.step(&examples, &rows, step, 1e-4, &mut |_, _| true).expect("a step");
+    }
+    (lasting(&footprint) + step, ops.allocated_bytes().1)
+}
+
+fn compare(ops: &Arc<dyn Ops>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Footprint) -> u64) {
+    let device = ops.info().name;
+    for (method, dropout) in [(Method::Full, 0.0), (Method::Lora, 0.0), (Method::Lora, 0.1), (Method::Qlora, 0.1)] {
+        for checkpointing in [false, true] {
+            let recipe = recipe(method, dropout, checkpointing);
+            let (planned, taken) = planned_and_taken(ops, &recipe, 6, &lasting);
+            let ratio = planned as f64 / taken as f64;
+            let words = format!("{device}, {method:?}, dropout {dropout}, checkpointing {checkpointing}");
+            println!("{words}: planned {planned}, taken {taken}, {ratio:.3}");
+            assert!(allowed.contains(&ratio), "{words}: planned {planned}, taken {taken}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_is_a_close_upper_bound_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let ops: Arc<dyn Ops> = gpu;
+    compare(&ops, 1.0..1.25, Footprint::fixed);
+}
+
+#[test]
+fn a_plan_is_close_on_the_cpu() {
+    let ops: Arc<dyn Ops> = Cpu::new(Some(2)).expect("threads");
+    // The CPU keeps an optimizer's states and temporaries outside of its ledger; the
+    // scratch of its threads is in the plan's part for the process.
+    compare(&ops, 0.95..1.25, |footprint| footprint.fixed() - footprint.optimizer.states - footprint.optimizer.scratch);
+}
+
+#[test]
+fn steps_ask_the_driver_for_nothing_once_the_first_is_done() {
+    for (method, checkpointing) in [(Method::Full, false), (Method::Lora, true), (Method::Qlora, false)] {
+        let Some(gpu) = gpu() else { return };
+        let ops: Arc<dyn Ops> = gpu.clone();
+        let recipe = recipe(method, 0.1, checkpointing);
+        let (mut trainer, footprint) = trainer(&ops, &recipe, 4);
+        let tokens = 4 * TOKENS;
+        let bytes = StepBytes::new(4, |_| footprint.reserved(ops.as_ref(), tokens, tokens - 4));
+        trainer.reserve(bytes).expect("memory");
+        let reserved = gpu.memory();
+        gpu.reset_peak();
+        let (examples, rows) = data(4);
+        let mut after = Vec::new();
+        for step in 1..=5 {
+            trainer.step(&examples, &rows, step, 1e-4, &mut |_, _| true).expect("a step");
+            after.push(gpu.memory());
+        }
+        let last = after[4];
+        println!("{method:?}: reserved {reserved:?}, after five steps {last:?}");
+        assert!(after[1..].iter().all(|then| (then.requests, then.pages) == (last.requests, last.pages)), "{after:?}");
+        let ratio = last.pages as f64 / last.peak as f64;
+        println!("{method:?}: pages are {ratio:.3} of the peak");
+        assert!(ratio < 1.25, "{method:?}: pages of {} for {}", last.pages, last.peak);
+    }
+}
+
+#[test]
+fn a_run_has_the_same_bits_wherever_its_tensors_lie() {
+    let Some(gpu) = gpu() else { return };
+    let recipe = recipe(Method::Lora, 0.1, false);
+    let bits = |reserved: bool, aside: usize| {
+        let gpu = Arc::new(gpu::open(&gpu::list()[0]).expect("the GPU opens"));
+        let ops: Arc<dyn Ops> = gpu.clone();
+        let (mut trainer, footprint) = trainer(&ops, &recipe, 3);
+        if reserved {
+            let bytes = footprint.reserved(&*gpu, 3 * TOKENS, 3 * TOKENS);
+            trainer.reserve(StepBytes::new(3, |_| bytes)).expect("memory");
+        }
+        // Moves whatever comes after it.
+        let aside = ops.zeros(&[aside]).expect("memory");
+        let (examples, rows) = data(3);
+        let mut bits = Vec::new();
+        for step in 1..=3 {
+            let result = trainer.step(&examples, &rows, step, 1e-3, &mut |_, _| true).expect("a step");
+            bits.push(result.expect("a whole step").loss.to_bits());
+        }
+        for (_, gradient) in trainer.gradients().iter() {
+            bits.extend(ops.read(gradient).expect("a gradient").iter().map(|x| u64::from(x.to_bits())));
+        }
+        drop(aside);
+        bits
+    };
+    drop(gpu);
+    let want = bits(false, 1);
+    assert!(want == bits(true, 1), "with memory reserved");
+    assert!(want == bits(true, 100_003), "and something before it");
+}
