@@ -89,7 +89,7 @@ pub(super) fn quantise(ops: &dyn Ops) -> Result<Pairs> {
                 continue;
             };
             let want = to_bits(&values, double);
-            let nibble = |i: usize| if i % 2 == 0 { want.packed[i / 2] >> 4 } else { want.packed[i / 2] & 15 };
+            let nibble = |i: usize| [want.packed[i / 2] >> 4, want.packed[i / 2] & 15][i % 2];
             let mut wanted = vec![(0..values.len()).map(|i| CODEBOOK[nibble(i) as usize]).collect()];
             match want.scales.clone() {
                 QuantisedScales::Plain(absmax) => wanted.push(absmax),
