@@ -28,7 +28,7 @@ impl std::str::FromStr for DeviceChoice {
     type Err = TensorError;
 
     fn from_str(text: &str) -> Result<DeviceChoice> {
-        let refuse = |reason: &str| TensorError::Failed { op: "device", reason: format!("\"{text}\" {reason}") };
+        let refuse = |reason: &str| TensorError::Words { text: text.into(), reason: reason.into() };
         if let Some((device, compiler)) = text.split_once('/') {
             let compiler = match compiler {
                 "wgsl" => Compiler::Wgsl,
@@ -72,11 +72,14 @@ impl DeviceChoice {
             DeviceChoice::Cpu => Ok(None),
             DeviceChoice::With(choice, compiler) => match choice.find()? {
                 Some(entry) if entry.compilers().contains(compiler) => Ok(Some(entry.with(*compiler))),
-                Some(entry) => Err(TensorError::Failed {
-                    op: "device",
-                    reason: format!("{} does not take {} in this build", entry.spec, compiler.name()),
+                Some(entry) => Err(TensorError::Words {
+                    text: compiler.name().into(),
+                    reason: format!("is no compiler of {} in this build", entry.spec),
                 }),
-                None => Err(TensorError::Failed { op: "device", reason: "the CPU takes no compiler".into() }),
+                None => Err(TensorError::Words {
+                    text: compiler.name().into(),
+                    reason: "is a compiler of GPUs, and the device is the CPU".into(),
+                }),
             },
             // A rasterizer on the processor is slower than the CPU device.
             DeviceChoice::Auto => Ok(gpu::list().into_iter().find(|entry| !entry.is_software())),
