@@ -30,7 +30,7 @@ impl std::str::FromStr for DeviceChoice {
     type Err = TensorError;
 
     fn from_str(text: &str) -> Result<DeviceChoice> {
-        let refuse = |reason: &str| TensorError::Failed { op: "device", reason: format!("\"{text}\" {reason}") };
+        let refuse = |reason: &str| TensorError::Words { text: text.into(), reason: reason.into() };
         if let Some((device, words)) = text.split_once('/') {
             let (mut compiler, mut products) = (None, Products::Auto);
             for word in words.split('/') {
@@ -81,17 +81,22 @@ impl DeviceChoice {
         match self {
             DeviceChoice::Cpu => Ok(None),
             DeviceChoice::With(choice, compiler, products) => {
-                let failed = |reason: String| TensorError::Failed { op: "device", reason };
                 let Some(entry) = choice.find()? else {
-                    return Err(failed("the CPU takes no compiler, and its products are in f32".into()));
+                    return Err(TensorError::Words {
+                        text: "/".into(),
+                        reason:
+                            "names a compiler or a type of products, which are GPUs' to choose; the device is the CPU"
+                                .into(),
+                    });
                 };
                 let entry = entry.computing(*products);
                 match compiler {
                     None => Ok(Some(entry)),
                     Some(compiler) if entry.compilers().contains(compiler) => Ok(Some(entry.with(*compiler))),
-                    Some(compiler) => {
-                        Err(failed(format!("{} does not take {} in this build", entry.spec, compiler.name())))
-                    }
+                    Some(compiler) => Err(TensorError::Words {
+                        text: compiler.name().into(),
+                        reason: format!("is no compiler of {} in this build", entry.spec),
+                    }),
                 }
             }
             // A rasterizer on the processor is slower than the CPU device.

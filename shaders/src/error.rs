@@ -29,6 +29,9 @@ pub enum TensorError {
     /// more in this process.
     #[error("the device {device} was lost during {op} ({reason}); the system's log (`dmesg`) may tell why")]
     Lost { op: &'static str, device: String, reason: String },
+    /// Words that name no device.
+    #[error("\"{text}\" {reason}")]
+    Words { text: String, reason: String },
     /// A device that was asked for and that this machine has not.
     #[error("there is no {asked}: {reason}")]
     Absent { asked: String, reason: String },

@@ -64,8 +64,20 @@ impl From<&Finding> for OperationResult {
     }
 }
 
-fn refused(asked: &str, error: &TensorError) -> EngineError {
-    EngineError::Device { asked: asked.into(), reason: error.to_string() }
+/// Words that name no device are a mistake; the rest is the device's.
+pub(crate) fn refused(asked: &str, error: TensorError) -> EngineError {
+    match error {
+        TensorError::Words { .. } => error.into(),
+        _ => EngineError::Device { asked: asked.into(), reason: error.to_string() },
+    }
+}
+
+/// Whether words may name a device, on whatever machine.
+///
+/// # Errors
+/// Why not, and what there is.
+pub fn check_words(asked: &str) -> Result<(), EngineError> {
+    asked.parse::<DeviceChoice>().map(|_| ()).map_err(EngineError::from)
 }
 
 /// All devices: the CPU, then the GPUs in the order of `gpu:N`. Opens each.
@@ -140,8 +152,8 @@ pub struct Candidate {
 /// # Errors
 /// Words that name no device, a GPU that is not there.
 pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
-    let choice = asked.parse::<DeviceChoice>().map_err(|error| refused(asked, &error))?;
-    let Some(entry) = choice.find().map_err(|error| refused(asked, &error))? else { return Ok(Vec::new()) };
+    let choice = asked.parse::<DeviceChoice>().map_err(|error| refused(asked, error))?;
+    let Some(entry) = choice.find().map_err(|error| refused(asked, error))? else { return Ok(Vec::new()) };
     // Products of another type are a device of their own to be tested.
     let products = match entry.products {
         Products::Auto => "",
@@ -175,7 +187,7 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// # Errors
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
-    let device = open(asked, None).map_err(|error| refused(asked, &error))?;
+    let device = open(asked, None).map_err(|error| refused(asked, error))?;
     let device: &dyn Ops = device.as_ref();
     let checks = conformance::checks();
     let results = checks.iter().map(|check| {
