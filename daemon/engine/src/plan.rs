@@ -66,6 +66,9 @@ const COMFORTABLE_TOKENS: usize = 1024;
 /// see BENCHMARKS.md.
 const STEP_EFFICIENCY: f64 = 0.8;
 
+/// Lists of indices that a device may keep, each as long as the micro-batch.
+const INDICES: u64 = 16;
+
 /// Plans a request without training.
 ///
 /// # Errors
@@ -439,8 +442,9 @@ impl Footprint {
         let layers = s.layers as u64;
         let (c, f) = (s.hidden as u64, s.intermediate as u64);
         let per_layer = self.layer_floats();
-        // The stream after the last layer stays until the head is done.
-        let kept = n * (c + layers * if self.checkpointing { c } else { per_layer });
+        // The stream after the last layer stays until the head is done; tokens,
+        // positions, rows and targets are a few numbers each.
+        let kept = n * (c + INDICES + layers * if self.checkpointing { c } else { per_layer });
         // The head's input before and after its norm and that one's gradient, and
         // what the device makes of them.
         let logits = m + ops.head_bytes(trained, s.vocab, s.hidden) / 4;
@@ -452,9 +456,15 @@ impl Footprint {
         };
         // A layer's backward pass: its forward pass again, where only its input was
         // kept; the stream's gradient before and after, the MLP's (three of the inner
-        // width) or attention's, and where dropout acts on an adapter, what it left.
-        let mlp = 3 * f + if self.dropout { f } else { 0 };
-        let attention = s.query.max(s.key_value) as u64 * 2 + 2 * s.key_value as u64;
+        // width, four where gate and up are one product) or attention's, and what an
+        // adapter's dropout and scale make.
+        let fused = matches!(s.architecture, Architecture::Phi3 | Architecture::Gpt2);
+        let widest = |width: fn(&LinearShape) -> usize| s.linears.iter().map(width).max().unwrap_or(0) as u64;
+        let dropped = if self.dropout { widest(|linear| linear.inputs) } else { 0 };
+        let adapter = dropped + if self.dora { 2 * (widest(|linear| linear.outputs) + c) } else { 0 };
+        let mlp = f * if fused { 4 } else { 3 } + adapter;
+        let (query, key_value) = (s.query as u64, s.key_value as u64);
+        let attention = 2 * query + key_value * if fused { 4 } else { 2 };
         let ranks = 2 * self.ranks.iter().max().copied().unwrap_or(0) as u64;
         let again = if self.checkpointing { n * (per_layer + c) } else { 0 };
         let backward = again + n * (mlp.max(attention) + 3 * c + ranks);
@@ -467,11 +477,11 @@ impl Footprint {
         parts
     }
 
-    /// What exists for the length of one product: a packed weight's values, a result
-    /// before it is added.
+    /// What exists for the length of one product: a packed weight's values, or those of
+    /// which DoRA takes the norm; a result before it is added.
     fn product_bytes(&self, ops: &dyn Ops, tokens: u64) -> u64 {
         let linears = self.shape.linears.iter();
-        let unpacked = match self.packed {
+        let unpacked = match self.packed || self.dora {
             true => linears.clone().map(|l| ops.unpacked_bytes(l.outputs, l.inputs)).max().unwrap_or(0),
             false => 0,
         };
