@@ -136,17 +136,21 @@ pub(crate) fn of_run(
 
     let heads = Heads::of(&objective);
     let footprint = Footprint::new(ops, &files.config, recipe, start.as_ref(), heads, optimizer.as_ref())?;
-    // What lies in the host's memory counts where the device's is the same.
-    let mut host_parts = Vec::new();
-    if info.shares_host_memory {
-        host_parts.push(part("process", PROCESS_BYTES));
-        host_parts.push(part("dataset", 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64));
+    let mut others = Vec::new();
+    let frozen = recipe.method == Method::Full || start.is_some();
+    if frozen && objective.loss().needs().reference_logp {
+        others.push(part("reference", 4 * footprint.trainable));
     }
-    let host: u64 = host_parts.iter().map(|part| part.bytes).sum();
+    // What lies in the host's memory counts where the device's is the same.
+    if info.shares_host_memory {
+        others.push(part("process", PROCESS_BYTES));
+        others.push(part("dataset", 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64));
+    }
+    let other: u64 = others.iter().map(|part| part.bytes).sum();
     let batch = recipe.train.batch_size;
     let peak_at = |order: &mut Order, micro: usize| {
         let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl, heads);
-        (footprint.fixed() + footprint.step(ops, tokens, trained) + host, tokens, trained)
+        (footprint.fixed() + footprint.step(ops, tokens, trained) + other, tokens, trained)
     };
     let fits = |bytes: u64| available == 0 || bytes <= available;
 
@@ -170,7 +174,7 @@ pub(crate) fn of_run(
     let (peak, tokens, trained) = peak_at(&mut order, micro);
     let mut parts = footprint.fixed_parts();
     parts.extend(footprint.step_parts(ops, tokens, trained));
-    parts.extend(host_parts);
+    parts.extend(others);
     let step_bytes = StepBytes::new(micro, |micro| {
         let (tokens, trained) = largest_micro_batch(&mut order, &prepared.train, micro, steps, kl, heads);
         footprint.reserved(ops, tokens, trained)
