@@ -247,7 +247,8 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     }
     let registry = prepare::registry(&options.plugins)?;
     let optimizer = prepare::optimizer(&recipe, &registry)?;
-    let footprint = Footprint::new(ops.as_ref(), &config, &recipe, None, Heads::LANGUAGE, optimizer.as_ref())?;
+    let footprint =
+        Footprint::new(ops.as_ref(), &config, source.as_ref(), &recipe, None, Heads::LANGUAGE, optimizer.as_ref())?;
     let objective = registry.objective("cross-entropy", &serde_json::Map::new())?;
     let step_options = StepOptions {
         micro_batch_size: options.sequences,
@@ -462,7 +463,7 @@ impl TensorSource for RandomSource {
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        Some(TensorInfo { shape: self.shapes.get(name)?.clone(), stored: StoredType::F32 })
+        Some(TensorInfo { shape: self.shapes.get(name)?.clone(), stored: StoredType::BF16 })
     }
 
     fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<(), FormatError> {

@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use finetuned_data::{Examples, Prepared, Row};
-use finetuned_formats::{Architecture, ModelConfig, ModelFiles, PeftAdapter, read_peft};
+use finetuned_formats::{Architecture, ModelConfig, ModelFiles, PeftAdapter, TensorSource, read_peft};
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::{DeviceInfo, Ops};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::TrainRequest;
 use crate::error::EngineError;
+use crate::model::build::{EMBEDDING, HEAD, stays_bf16};
 use crate::model::shape::{LinearShape, ModelShape};
 use crate::recipe::{Method, Recipe};
 use crate::train::heads::Heads;
@@ -69,6 +70,9 @@ const COMFORTABLE_TOKENS: usize = 1024;
 /// Share of a device's matrix-product rate that a whole step reaches; measured,
 /// see BENCHMARKS.md.
 const STEP_EFFICIENCY: f64 = 0.8;
+
+/// Lists of indices that a device may keep, each as long as the micro-batch.
+const INDICES: u64 = 16;
 
 /// Plans a request without training.
 ///
@@ -136,18 +140,23 @@ pub(crate) fn of_run(
     let available = available(&info, host_memory());
 
     let heads = Heads::of(&objective);
-    let footprint = Footprint::new(ops, &files.config, recipe, start.as_ref(), heads, optimizer.as_ref())?;
-    // What lies in the host's memory counts where the device's is the same.
-    let mut host_parts = Vec::new();
-    if info.shares_host_memory {
-        host_parts.push(part("process", PROCESS_BYTES));
-        host_parts.push(part("dataset", 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64));
+    let footprint =
+        Footprint::new(ops, &files.config, files.tensors.as_ref(), recipe, start.as_ref(), heads, optimizer.as_ref())?;
+    let mut others = Vec::new();
+    let frozen = recipe.method == Method::Full || start.is_some();
+    if frozen && objective.loss().needs().reference_logp {
+        others.push(part("reference", 4 * footprint.trainable));
     }
-    let host: u64 = host_parts.iter().map(|part| part.bytes).sum();
+    // What lies in the host's memory counts where the device's is the same.
+    if info.shares_host_memory {
+        others.push(part("process", PROCESS_BYTES));
+        others.push(part("dataset", 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64));
+    }
+    let other: u64 = others.iter().map(|part| part.bytes).sum();
     let batch = recipe.train.batch_size;
     let peak_at = |order: &mut Order, micro: usize| {
         let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl, heads);
-        (footprint.fixed() + footprint.step(ops, tokens, trained) + host, tokens, trained)
+        (footprint.fixed() + footprint.step(ops, tokens, trained) + other, tokens, trained)
     };
     let fits = |bytes: u64| available == 0 || bytes <= available;
 
@@ -171,7 +180,7 @@ pub(crate) fn of_run(
     let (peak, tokens, trained) = peak_at(&mut order, micro);
     let mut parts = footprint.fixed_parts();
     parts.extend(footprint.step_parts(ops, tokens, trained));
-    parts.extend(host_parts);
+    parts.extend(others);
     let step_bytes = StepBytes::new(micro, |micro| {
         let (tokens, trained) = largest_micro_batch(&mut order, &prepared.train, micro, steps, kl, heads);
         footprint.reserved(ops, tokens, trained)
@@ -339,7 +348,7 @@ pub(crate) struct Footprint {
     ranks: Vec<usize>,
     dora: bool,
     full: bool,
-    /// Linear weights are kept in four bits.
+    /// Linear weights are kept in four bits, or in bf16.
     packed: bool,
     /// Dropout acts before the adapters.
     dropout: bool,
@@ -358,6 +367,7 @@ impl Footprint {
     pub(crate) fn new(
         ops: &dyn Ops,
         config: &ModelConfig,
+        source: &dyn TensorSource,
         recipe: &Recipe,
         start: Option<&PeftAdapter>,
         heads: Heads,
@@ -371,14 +381,22 @@ impl Footprint {
             None => !full && recipe.lora.variant == crate::recipe::Variant::Dora,
         };
         let linear: u64 = shape.linears.iter().map(|l| (l.inputs * l.outputs) as u64).sum();
+        // Bytes of one element of a frozen matrix.
+        let element = |name: &str| if !full && stays_bf16(ops, source, name) { 2 } else { 4 };
         let linear_bytes = match recipe.method {
             // 4 bits an element, and per block of 64 a scale: 8 bits and 4 bytes per 256
             // of them, or 4 bytes.
             Method::Qlora if recipe.qlora.double_quant => linear / 2 + linear / 64 + linear / 64 / 64,
             Method::Qlora => linear / 2 + linear / 16,
-            _ => 4 * linear,
+            _ => {
+                let bytes = |l: &LinearShape| element(&format!("{}.weight", l.module)) * (l.inputs * l.outputs) as u64;
+                shape.linears.iter().map(bytes).sum()
+            }
         };
-        let weights = linear_bytes + 4 * shape.other_parameters;
+        let tables = [Some(EMBEDDING), (!config.tied_embeddings).then_some(HEAD)];
+        let narrow = tables.into_iter().flatten().filter(|name| element(name) == 2).count() as u64;
+        let other_bytes = 4 * shape.other_parameters - narrow * 2 * (shape.vocab * shape.hidden) as u64;
+        let weights = linear_bytes + other_bytes;
         let mut trained: Vec<TensorShape> = Vec::new();
         let tensor = |name: &str, shape: &[usize], kind| TensorShape { shape: shape.to_vec(), name: name.into(), kind };
         for (linear, rank) in shape.linears.iter().zip(&ranks).filter(|(_, rank)| **rank > 0) {
@@ -410,7 +428,7 @@ impl Footprint {
             ranks,
             dora,
             full,
-            packed: recipe.method == Method::Qlora,
+            packed: recipe.method == Method::Qlora || narrow > 0,
             dropout: !full && recipe.lora.dropout > 0.0,
             checkpointing: recipe.train.gradient_checkpointing,
             offload: recipe.train.offload_activations && !ops.info().on_host,
@@ -449,14 +467,15 @@ impl Footprint {
         let layers = s.layers as u64;
         let (c, f) = (s.hidden as u64, s.intermediate as u64);
         let per_layer = self.layer_floats();
-        // The stream after the last layer stays until the head is done.
+        // The stream after the last layer stays until the head is done; tokens,
+        // positions, rows and targets are a few numbers each.
         let layers_kept = match (self.checkpointing, self.offload) {
             (false, _) => layers * per_layer,
             (true, false) => layers * c,
             // The one that leaves while the next layer runs.
             (true, true) => c,
         };
-        let kept = n * (c + layers_kept);
+        let kept = n * (c + INDICES + layers_kept);
         // The head's input before and after its norm and that one's gradient, and
         // what the device makes of them.
         let logits = m + ops.head_bytes(trained, s.vocab, s.hidden) / 4;
@@ -468,9 +487,15 @@ impl Footprint {
         };
         // A layer's backward pass: its forward pass again, where only its input was
         // kept; the stream's gradient before and after, the MLP's (three of the inner
-        // width) or attention's, and where dropout acts on an adapter, what it left.
-        let mlp = 3 * f + if self.dropout { f } else { 0 };
-        let attention = s.query.max(s.key_value) as u64 * 2 + 2 * s.key_value as u64;
+        // width, four where gate and up are one product) or attention's, and what an
+        // adapter's dropout and scale make.
+        let fused = matches!(s.architecture, Architecture::Phi3 | Architecture::Gpt2);
+        let widest = |width: fn(&LinearShape) -> usize| s.linears.iter().map(width).max().unwrap_or(0) as u64;
+        let dropped = if self.dropout { widest(|linear| linear.inputs) } else { 0 };
+        let adapter = dropped + if self.dora { 2 * (widest(|linear| linear.outputs) + c) } else { 0 };
+        let mlp = f * if fused { 4 } else { 3 } + adapter;
+        let (query, key_value) = (s.query as u64, s.key_value as u64);
+        let attention = 2 * query + key_value * if fused { 4 } else { 2 };
         let ranks = 2 * self.ranks.iter().max().copied().unwrap_or(0) as u64;
         let again = if self.checkpointing { n * (per_layer + c) } else { 0 };
         let backward = again + n * (mlp.max(attention) + 3 * c + ranks);
@@ -488,11 +513,11 @@ impl Footprint {
         if self.offload { 4 * (tokens * self.shape.layers * self.shape.hidden) as u64 } else { 0 }
     }
 
-    /// What exists for the length of one product: a packed weight's values, a result
-    /// before it is added.
+    /// What exists for the length of one product: a packed weight's values, or those of
+    /// which DoRA takes the norm; a result before it is added.
     fn product_bytes(&self, ops: &dyn Ops, tokens: u64) -> u64 {
         let linears = self.shape.linears.iter();
-        let unpacked = match self.packed {
+        let unpacked = match self.packed || self.dora {
             true => linears.clone().map(|l| ops.unpacked_bytes(l.outputs, l.inputs)).max().unwrap_or(0),
             false => 0,
         };

@@ -13,6 +13,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cubecl::MemoryScope;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
@@ -67,6 +68,9 @@ pub struct GpuMemory {
     pub reserved: u64,
     /// How often the runtime was asked for a page.
     pub requests: u64,
+    /// Of what the runtime holds of the device for all its users, the buffers of its
+    /// own for launches and reads left out.
+    pub runtime: u64,
 }
 
 struct Arenas {
@@ -221,8 +225,12 @@ impl Pool {
 
     pub(super) fn memory(&self) -> GpuMemory {
         let (live, peak) = self.ledger.counts();
+        let report = std::panic::catch_unwind(AssertUnwindSafe(|| self.client.memory_report(MemoryScope::Device)));
+        let streams = report.map(|report| report.streams).unwrap_or_default();
+        let runtime = streams.iter().map(|stream| stream.pools.usage().bytes_reserved).sum();
         let arenas = self.arenas();
-        GpuMemory { live, peak, pages: arenas.bytes(), reserved: arenas.step.bytes(), requests: arenas.requests }
+        let (pages, reserved, requests) = (arenas.bytes(), arenas.step.bytes(), arenas.requests);
+        GpuMemory { live, peak, pages, reserved, requests, runtime }
     }
 }
 

@@ -1,7 +1,9 @@
 //! From a checkpoint to a [`Decoder`]: which tensor is which part, family by
 //! family, and the loading, tensor by tensor.
 
-use finetuned_formats::{Activation as StoredActivation, Architecture, ModelConfig, Rope, RopeScaling, TensorSource};
+use finetuned_formats::{
+    Activation as StoredActivation, Architecture, ModelConfig, Rope, RopeScaling, StoredType, TensorSource,
+};
 use finetuned_shaders::random::Key;
 use finetuned_shaders::{Activation, AttentionSpec, Ops, RotaryTable, Weight, WeightKind};
 
@@ -53,7 +55,7 @@ pub fn load(
     let head = if config.tied_embeddings {
         embedding
     } else {
-        loader.tensor("lm_head.weight", &[config.vocab_size, c], Role::Embedding)?
+        loader.tensor(HEAD, &[config.vocab_size, c], Role::Embedding)?
     };
     let embedding_scale = match config.architecture {
         Architecture::Gemma2 | Architecture::Gemma3 => (c as f32).sqrt(),
@@ -76,6 +78,18 @@ pub fn load(
     })
 }
 
+/// Whether a frozen matrix stays in the bf16 that the checkpoint has it in: the
+/// same values in half the memory. A CPU multiplies f32 faster, and has more
+/// memory.
+pub(crate) fn stays_bf16(ops: &dyn Ops, source: &dyn TensorSource, name: &str) -> bool {
+    !ops.info().on_host && source.info(name).is_some_and(|info| info.stored == StoredType::BF16)
+}
+
+/// The embedding, of all families but GPT-2.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The language-model head where it is not the embedding.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// Names that differ between the Llama-like families and GPT-2.
 struct Names {
     embedding: &'static str,
@@ -86,7 +100,7 @@ impl Names {
     fn of(architecture: Architecture) -> Names {
         match architecture {
             Architecture::Gpt2 => Names { embedding: "transformer.wte.weight", final_norm: "transformer.ln_f" },
-            _ => Names { embedding: "model.embed_tokens.weight", final_norm: "model.norm" },
+            _ => Names { embedding: EMBEDDING, final_norm: "model.norm" },
         }
     }
 }
@@ -150,8 +164,15 @@ impl Loader<'_> {
         })
     }
 
+    /// The type of a weight that is not quantised.
+    fn dense(&self, name: &str) -> WeightKind {
+        let frozen = !self.options.trainable;
+        if frozen && stays_bf16(self.ops, self.source, name) { WeightKind::Bf16 } else { WeightKind::F32 }
+    }
+
     fn tensor(&mut self, name: &str, shape: &[usize], role: Role) -> Result<ParameterId, EngineError> {
-        let value = self.value(name, shape, WeightKind::F32)?;
+        let kind = if role == Role::Embedding { self.dense(name) } else { WeightKind::F32 };
+        let value = self.value(name, shape, kind)?;
         Ok(self.parameters.push(Parameter {
             name: name.to_string(),
             role,
@@ -180,7 +201,7 @@ impl Loader<'_> {
         let conv1d = self.config.architecture == Architecture::Gpt2;
         let kind = match self.options.nf4 {
             Some(double_quant) => WeightKind::Nf4 { double_quant },
-            None => WeightKind::F32,
+            None => self.dense(&name),
         };
         let value = if conv1d {
             let values = transposed(&self.read(&name, &[inputs, outputs])?, inputs, outputs);

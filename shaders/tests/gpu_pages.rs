@@ -1,0 +1,40 @@
+//! What the runtime holds of a device is what tensors' pages take. One test, as
+//! all users of a device in a process share the runtime's memory.
+
+use finetuned_shaders::gpu;
+use finetuned_shaders::{Ops, Tensor};
+
+#[test]
+fn the_runtime_holds_the_pages_of_tensors_and_no_more() {
+    let Some(entry) = gpu::list().into_iter().next() else {
+        assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "no GPU was found");
+        println!("skipped: this machine has no GPU and no software driver (mesa-vulkan-drivers has one)");
+        return;
+    };
+    let gpu = gpu::open(&entry).expect("the GPU opens");
+    // A large tensor has a page of its own, exactly as large; small ones share.
+    let large = gpu.zeros(&[9 << 18]).expect("memory");
+    assert_eq!(gpu.memory().pages, 9 << 20);
+    let lasting: Vec<Tensor> = (1..20).map(|i| gpu.zeros(&[i * 1001]).expect("memory")).collect();
+    gpu.reserve(3 << 20).expect("memory");
+    let step = || {
+        let values: Vec<f32> = (0..200 * 300).map(|i| (i as f32).sin()).collect();
+        let a = gpu.upload(&[200, 300], &values).expect("memory");
+        let b = gpu.upload(&[100, 300], &values[..100 * 300]).expect("memory");
+        let product = gpu.matmul(&a, false, &b, true, 1.0, None).expect("a product");
+        let rows = gpu.gather_rows(&product, &[3, 1, 4, 1, 5]).expect("rows");
+        gpu.read(&rows).expect("values");
+        gpu.memory()
+    };
+    let first = step();
+    assert_eq!(first.runtime, first.pages, "{first:?}");
+    for _ in 0..4 {
+        assert_eq!(step(), first);
+    }
+    println!("{first:?}");
+    assert!((first.pages as f64) < 1.1 * (first.live + (3 << 20)) as f64, "{first:?}");
+    drop((large, lasting));
+    gpu.trim();
+    let rest = gpu.memory();
+    assert_eq!((rest.live, rest.pages, rest.runtime), (0, 0, 0), "all of it went back to the driver: {rest:?}");
+}
