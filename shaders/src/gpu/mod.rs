@@ -79,10 +79,7 @@ impl Gpu {
 
     /// The error for whatever the runtime says.
     pub(crate) fn failed(&self, op: &'static str, reason: impl std::fmt::Display) -> TensorError {
-        // The first lines tell; a backtrace follows.
-        let text = reason.to_string();
-        let told: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Backtrace")).collect();
-        TensorError::Failed { op, reason: format!("{}: {}", self.facts.name, told.join(" ")) }
+        self.pool.ledger.failed(op, reason)
     }
 
     /// Runs what may panic in the runtime (a lost device does).
