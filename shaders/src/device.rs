@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::cpu::Cpu;
 use crate::error::{Result, TensorError};
-use crate::gpu::{self, Compiler, GpuEntry};
+use crate::gpu::{self, Compiler, GpuEntry, Products, TensorCores};
 use crate::ops::Ops;
 
 /// What `--device` takes.
-pub const DEVICE_WORDS: &str = "auto, cpu, gpu, gpu:N, vulkan, vulkan:N, metal, metal:N, dx12, dx12:N, cuda, cuda:N, and on Vulkan /wgsl or /spirv behind";
+pub const DEVICE_WORDS: &str = "auto, cpu, gpu, gpu:N, vulkan, vulkan:N, metal, metal:N, dx12, dx12:N, cuda, cuda:N; \
+    behind a GPU's name /wgsl or /spirv (Vulkan), and /f32, /bf16 or /f16 for its matrix products";
 
 /// A parsed `--device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,22 +21,31 @@ pub enum DeviceChoice {
     Gpu(usize),
     /// The N-th GPU of one graphics interface.
     On(&'static str, usize),
-    /// One of these with a compiler: `vulkan:0/spirv`.
-    With(Box<DeviceChoice>, Compiler),
+    /// One of these with a compiler, a type of products or both:
+    /// `vulkan:0/spirv/f32`.
+    With(Box<DeviceChoice>, Option<Compiler>, Products),
 }
 
 impl std::str::FromStr for DeviceChoice {
     type Err = TensorError;
 
     fn from_str(text: &str) -> Result<DeviceChoice> {
-        let refuse = |reason: &str| TensorError::Failed { op: "device", reason: format!("\"{text}\" {reason}") };
-        if let Some((device, compiler)) = text.split_once('/') {
-            let compiler = match compiler {
-                "wgsl" => Compiler::Wgsl,
-                "spirv" => Compiler::SpirV,
-                _ => return Err(refuse("names no compiler; there are wgsl and spirv")),
-            };
-            return Ok(DeviceChoice::With(Box::new(device.parse()?), compiler));
+        let refuse = |reason: &str| TensorError::Words { text: text.into(), reason: reason.into() };
+        if let Some((device, words)) = text.split_once('/') {
+            let (mut compiler, mut products) = (None, Products::Auto);
+            for word in words.split('/') {
+                match word {
+                    "wgsl" => compiler = Some(Compiler::Wgsl),
+                    "spirv" => compiler = Some(Compiler::SpirV),
+                    "f32" => products = Products::F32,
+                    "bf16" => products = Products::Cores(TensorCores::Bf16),
+                    "f16" => products = Products::Cores(TensorCores::F16),
+                    _ => {
+                        return Err(refuse(&format!("has /{word} behind; there are /wgsl, /spirv, /f32, /bf16, /f16")));
+                    }
+                }
+            }
+            return Ok(DeviceChoice::With(Box::new(device.parse()?), compiler, products));
         }
         let (kind, number) = match text.split_once(':') {
             Some((kind, number)) => {
@@ -70,14 +80,25 @@ impl DeviceChoice {
     pub fn find(&self) -> Result<Option<GpuEntry>> {
         match self {
             DeviceChoice::Cpu => Ok(None),
-            DeviceChoice::With(choice, compiler) => match choice.find()? {
-                Some(entry) if entry.compilers().contains(compiler) => Ok(Some(entry.with(*compiler))),
-                Some(entry) => Err(TensorError::Failed {
-                    op: "device",
-                    reason: format!("{} does not take {} in this build", entry.spec, compiler.name()),
-                }),
-                None => Err(TensorError::Failed { op: "device", reason: "the CPU takes no compiler".into() }),
-            },
+            DeviceChoice::With(choice, compiler, products) => {
+                let Some(entry) = choice.find()? else {
+                    return Err(TensorError::Words {
+                        text: "/".into(),
+                        reason:
+                            "names a compiler or a type of products, which are GPUs' to choose; the device is the CPU"
+                                .into(),
+                    });
+                };
+                let entry = entry.computing(*products);
+                match compiler {
+                    None => Ok(Some(entry)),
+                    Some(compiler) if entry.compilers().contains(compiler) => Ok(Some(entry.with(*compiler))),
+                    Some(compiler) => Err(TensorError::Words {
+                        text: compiler.name().into(),
+                        reason: format!("is no compiler of {} in this build", entry.spec),
+                    }),
+                }
+            }
             // A rasterizer on the processor is slower than the CPU device.
             DeviceChoice::Auto => Ok(gpu::list().into_iter().find(|entry| !entry.is_software())),
             DeviceChoice::Gpu(number) => pick("gpu", *number, gpu::list()),
@@ -102,13 +123,13 @@ fn pick(kind: &str, number: usize, mut all: Vec<GpuEntry>) -> Result<Option<GpuE
 
 fn absent(asked: &str, all: &[GpuEntry]) -> TensorError {
     let there: Vec<String> = all.iter().map(|entry| format!("{} {}", entry.spec, entry.name)).collect();
-    let there = match there.as_slice() {
-        [] => "no driver of this machine offers a GPU (on Linux: install the vendor's Vulkan driver, or \
-               mesa-vulkan-drivers)"
+    let reason = match there.as_slice() {
+        [] => "no driver of this machine offers a GPU. On Linux install the card's Vulkan driver (the NVIDIA driver \
+               has one; mesa-vulkan-drivers has those of AMD and Intel), or choose the device \"cpu\""
             .to_string(),
-        list => format!("this machine has {}", list.join(", ")),
+        list => format!("this machine has {} and the cpu", list.join(", ")),
     };
-    TensorError::Failed { op: "device", reason: format!("there is no {asked}: {there}") }
+    TensorError::Absent { asked: asked.into(), reason }
 }
 
 /// Opens the device that `asked` names; `threads` are the CPU's.
@@ -132,18 +153,24 @@ mod tests {
         assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
         assert_eq!("gpu".parse(), Ok(DeviceChoice::Gpu(0)));
         assert_eq!("vulkan:2".parse(), Ok(DeviceChoice::On("vulkan", 2)));
-        let with = DeviceChoice::With(Box::new(DeviceChoice::On("vulkan", 0)), Compiler::Wgsl);
-        assert_eq!("vulkan:0/wgsl".parse(), Ok(with));
-        for wrong in ["", "vulkan/glsl", "cpu:1", "auto:0", "vulkan:x", "gpu:-1", "tpu"] {
+        let with =
+            |compiler, products| Ok(DeviceChoice::With(Box::new(DeviceChoice::On("vulkan", 0)), compiler, products));
+        assert_eq!("vulkan:0/wgsl".parse(), with(Some(Compiler::Wgsl), Products::Auto));
+        assert_eq!("vulkan:0/spirv/f32".parse(), with(Some(Compiler::SpirV), Products::F32));
+        assert_eq!("vulkan/f16".parse(), with(None, Products::Cores(TensorCores::F16)));
+        for wrong in
+            ["", "vulkan/glsl", "vulkan/", "vulkan:0/f64", "cpu/f32/x", "cpu:1", "auto:0", "vulkan:x", "gpu:-1", "tpu"]
+        {
             assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_gpu_that_is_not_there_is_an_error_and_never_the_cpu() {
-        for asked in ["gpu:99", "vulkan:99", "metal:99"] {
+        for asked in ["gpu:99", "vulkan:99", "metal:99", "vulkan:99/f32"] {
             let error = open(asked, None).err().map(|error| error.to_string()).unwrap_or_default();
-            assert!(error.contains(asked), "{asked}: {error}");
+            let device = asked.split('/').next().unwrap_or_default();
+            assert!(error.contains(device), "{asked}: {error}");
         }
     }
 }

@@ -20,11 +20,21 @@ pub enum TensorError {
     #[error("{op}: the tensor lives on {got}, this device is {expected}")]
     Device { op: &'static str, expected: String, got: String },
     /// No memory left for a buffer of this size.
-    #[error("{op}: no memory for {bytes} bytes on {device}")]
+    #[error("{op}: no memory for {bytes} bytes on {device}: the job or other programs hold it all")]
     Memory { op: &'static str, bytes: usize, device: String },
-    /// The device failed or went away.
+    /// The device failed.
     #[error("{op}: the device failed: {reason}")]
     Failed { op: &'static str, reason: String },
+    /// The device went away, or its driver gave it up: nothing computes on it any
+    /// more in this process.
+    #[error("the device {device} was lost during {op} ({reason}); the system's log (`dmesg`) may tell why")]
+    Lost { op: &'static str, device: String, reason: String },
+    /// Words that name no device.
+    #[error("\"{text}\" {reason}")]
+    Words { text: String, reason: String },
+    /// A device that was asked for and that this machine has not.
+    #[error("there is no {asked}: {reason}")]
+    Absent { asked: String, reason: String },
 }
 
 pub type Result<T, E = TensorError> = std::result::Result<T, E>;

@@ -8,8 +8,8 @@ use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
 use crate::error::Result;
 use crate::ops::{
-    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
-    TokenCoefficients, TokenStatistics, Weight,
+    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, Reading, RotaryTable, Segments, StatisticSet,
+    TokenCoefficients, TokenStatistics, Weight, WeightKind,
 };
 use crate::random::Key;
 use crate::tensor::Tensor;
@@ -82,8 +82,16 @@ impl Ops for Profiled {
         self.timed("upload_nf4", || self.inner.upload_nf4(shape, values, double_quant))
     }
 
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight> {
+        self.timed("random_weight", || self.inner.random_weight(shape, scale, key, kind))
+    }
+
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
         self.timed("read", || self.inner.read(x))
+    }
+
+    fn read_later(&self, x: &Tensor) -> Result<Reading<'_>> {
+        self.timed("read_later", || self.inner.read_later(x))
     }
 
     fn write(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {

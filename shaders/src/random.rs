@@ -45,6 +45,15 @@ impl Key {
             .collect()
     }
 
+    /// Uniform in [−scale, scale), one number per element.
+    pub fn symmetric_vec(&self, len: usize, scale: f32) -> Vec<f32> {
+        (0..len.div_ceil(4) as u64)
+            .flat_map(|block| self.block(block))
+            .take(len)
+            .map(|word| scale * signed_unit(word))
+            .collect()
+    }
+
     /// Standard normal numbers by Box and Muller, times `std`.
     pub fn normal_vec(&self, len: usize, std: f32) -> Vec<f32> {
         (0..len.div_ceil(4) as u64)
@@ -69,6 +78,12 @@ impl Key {
 /// 24 bits of a word as a number in [0, 1).
 pub fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
+}
+
+/// 24 bits of a word as a number in [−1, 1), exactly: a product with it is rounded
+/// once, and alike on every device.
+pub fn signed_unit(word: u32) -> f32 {
+    ((word >> 8) as i32 - (1 << 23)) as f32 * (1.0 / 8_388_608.0)
 }
 
 /// Philox 4x32 with ten rounds.

@@ -12,6 +12,7 @@ use crate::gpu::GpuBuffer;
 pub enum DType {
     F32,
     Bf16,
+    F16,
     U32,
     /// Bytes of packed formats (NF4).
     U8,
@@ -22,7 +23,7 @@ impl DType {
     pub fn bytes(self) -> usize {
         match self {
             DType::F32 | DType::U32 => 4,
-            DType::Bf16 => 2,
+            DType::Bf16 | DType::F16 => 2,
             DType::U8 => 1,
         }
     }
@@ -31,6 +32,7 @@ impl DType {
         match self {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
+            DType::F16 => "f16",
             DType::U32 => "u32",
             DType::U8 => "u8",
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use finetuned_data::{Example, Examples, Row};
-use finetuned_formats::{FormatError, ModelConfig, StoredType, TensorInfo, TensorSource};
+use finetuned_formats::{FormatError, ModelConfig, RandomTensor, StoredType, TensorInfo, TensorSource};
 use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::Ops;
 use finetuned_shaders::profile::{Profiled, Timing};
@@ -90,6 +90,10 @@ pub struct BenchReport {
     pub ratio: f64,
     /// Tensors alone.
     pub peak_bytes: u64,
+    /// From opening the weights, or making random ones, to all of them on the
+    /// device.
+    #[serde(default)]
+    pub load_seconds: f64,
     pub loss: f64,
     /// Bytes a second that a copy reads and writes together.
     #[serde(default)]
@@ -142,6 +146,7 @@ impl fmt::Display for BenchReport {
             100.0 * self.ratio
         )?;
         writeln!(f, "  {:.1} GB/s in copies", self.copy_bytes_per_second / 1e9)?;
+        writeln!(f, "  {:.1} s to load the weights", self.load_seconds)?;
         write!(f, "  {:.2} GB of tensors at the peak", self.peak_bytes as f64 / 1e9)?;
         for line in &self.profile {
             write!(
@@ -233,7 +238,10 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         nf4: (options.method == Method::Qlora).then_some(true),
         context: options.tokens,
     };
+    let started = Instant::now();
     let mut model = build::load(ops.as_ref(), &config, source.as_ref(), &load)?;
+    ops.synchronize()?;
+    let load_seconds = started.elapsed().as_secs_f64();
     if options.method != Method::Full {
         adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1)?;
     }
@@ -244,6 +252,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     let step_options = StepOptions {
         micro_batch_size: options.sequences,
         gradient_checkpointing: options.gradient_checkpointing,
+        offload_activations: false,
         max_grad_norm: 1.0,
         seed: 1,
     };
@@ -321,6 +330,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         peak_gflops: peak / 1e9,
         ratio: rate / peak,
         peak_bytes,
+        load_seconds,
         loss,
         copy_bytes_per_second,
         profile,
@@ -419,7 +429,8 @@ pub fn shape_config(name: &str) -> Result<ModelConfig, EngineError> {
     Ok(ModelConfig::from_json(raw, std::path::Path::new(name))?)
 }
 
-/// Random weights of a model's shape, made tensor by tensor.
+/// Random weights of a model's shape. Matrices are made by the device that they
+/// are loaded on.
 pub(crate) struct RandomSource {
     shapes: std::collections::BTreeMap<String, Vec<usize>>,
 }
@@ -460,12 +471,47 @@ impl TensorSource for RandomSource {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, FormatError> {
-        let shape = self.shapes.get(name).cloned().unwrap_or_default();
+        let shape = self
+            .shapes
+            .get(name)
+            .ok_or_else(|| FormatError::NoSuchTensor { path: "random weights".into(), name: name.to_string() })?;
         let elements = shape.iter().product();
-        if shape.len() == 1 {
-            return Ok(vec![1.0; elements]);
-        }
-        let place = self.shapes.keys().position(|k| k == name).unwrap_or(0) as u32;
-        Ok(Key::new(3, 0, place).uniform_vec(elements, -0.035, 0.035))
+        Ok(match self.random(name) {
+            Some(random) => Key::new(random.seed, 0, random.place).symmetric_vec(elements, random.scale),
+            // Norms and biases.
+            None => vec![1.0; elements],
+        })
+    }
+
+    fn random(&self, name: &str) -> Option<RandomTensor> {
+        let matrix = self.shapes.get(name)?.len() == 2;
+        let place = self.shapes.keys().position(|known| known == name)? as u32;
+        // About the size of a trained model's weights.
+        matrix.then_some(RandomTensor { seed: 3, place, scale: 0.035 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finetuned_shaders::WeightKind;
+
+    #[test]
+    fn what_a_device_makes_is_what_the_source_would_read() {
+        let config = shape_config("smollm2-135m").expect("a shape");
+        let source = RandomSource::new(&config);
+        let name = "model.layers.3.self_attn.k_proj.weight";
+        let shape = source.info(name).expect("a tensor").shape;
+        let random = source.random(name).expect("a matrix is random");
+        let key = Key::new(random.seed, 0, random.place);
+        let ops = finetuned_shaders::cpu::Cpu::new(Some(2)).expect("a device");
+        let weight = ops.random_weight(&shape, random.scale, key, WeightKind::F32).expect("a weight");
+        assert!(ops.read_weight(&weight).expect("its values") == source.read_f32(name).expect("its values"));
+        // No two tensors are alike; norms are ones; other names are refused.
+        let other = source.random("model.layers.4.self_attn.k_proj.weight").expect("a matrix is random");
+        assert!(other.place != random.place);
+        assert!(source.random("model.norm.weight").is_none());
+        assert!(source.read_f32("model.norm.weight").expect("a norm").iter().all(|x| *x == 1.0));
+        assert!(source.read_f32("model.layers.99.mlp.up_proj.weight").is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use finetuned_shaders::conformance::{self, Finding};
 use finetuned_shaders::device::{DeviceChoice, open};
-use finetuned_shaders::gpu::{self, GpuEntry};
+use finetuned_shaders::gpu::{self, GpuEntry, Products, TensorCores};
 use finetuned_shaders::{Ops, TensorError};
 use serde::{Deserialize, Serialize};
 
@@ -64,8 +64,20 @@ impl From<&Finding> for OperationResult {
     }
 }
 
-fn refused(asked: &str, error: &TensorError) -> EngineError {
-    EngineError::Device { asked: asked.into(), reason: error.to_string() }
+/// Words that name no device are a mistake; the rest is the device's.
+pub(crate) fn refused(asked: &str, error: TensorError) -> EngineError {
+    match error {
+        TensorError::Words { .. } => error.into(),
+        _ => EngineError::Device { asked: asked.into(), reason: error.to_string() },
+    }
+}
+
+/// Whether words may name a device, on whatever machine.
+///
+/// # Errors
+/// Why not, and what there is.
+pub fn check_words(asked: &str) -> Result<(), EngineError> {
+    asked.parse::<DeviceChoice>().map(|_| ()).map_err(EngineError::from)
 }
 
 /// All devices: the CPU, then the GPUs in the order of `gpu:N`. Opens each.
@@ -105,15 +117,20 @@ fn line(entry: &GpuEntry) -> DeviceLine {
         tensor_cores: None,
         error: None,
     };
-    match gpu::open(entry) {
+    // What the first compiler that starts reaches: the self-test takes them in
+    // the same order.
+    let compilers = entry.compilers();
+    let opened = compilers.iter().map(|compiler| gpu::open(&entry.with(*compiler)));
+    let opened = opened.reduce(|first, next| first.or(next));
+    match opened.unwrap_or_else(|| gpu::open(entry)) {
         Ok(device) => {
             let facts = device.facts();
-            line.compiler = facts.compiler.name().into();
+            line.compiler = compilers.iter().map(|compiler| compiler.name()).collect::<Vec<_>>().join(", else ");
             line.memory_bytes = facts.memory_bytes;
             line.largest_buffer = facts.largest_buffer;
             line.types = facts.types.iter().map(ToString::to_string).collect();
             line.subgroup = facts.subgroup;
-            line.tensor_cores = facts.tensor_cores.map(Into::into);
+            line.tensor_cores = facts.tensor_cores.map(|cores| cores.name().to_string());
         }
         Err(error) => line.error = Some(error.to_string()),
     }
@@ -135,15 +152,25 @@ pub struct Candidate {
 /// # Errors
 /// Words that name no device, a GPU that is not there.
 pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
-    let choice = asked.parse::<DeviceChoice>().map_err(|error| refused(asked, &error))?;
-    let Some(entry) = choice.find().map_err(|error| refused(asked, &error))? else { return Ok(Vec::new()) };
-    let compilers =
-        if matches!(choice, DeviceChoice::With(..)) { vec![entry.compiler] } else { entry.compilers().to_vec() };
+    let choice = asked.parse::<DeviceChoice>().map_err(|error| refused(asked, error))?;
+    let Some(entry) = choice.find().map_err(|error| refused(asked, error))? else { return Ok(Vec::new()) };
+    // Products of another type are a device of their own to be tested.
+    let products = match entry.products {
+        Products::Auto => "",
+        Products::F32 => "/f32",
+        Products::Cores(TensorCores::Bf16) => "/bf16",
+        Products::Cores(TensorCores::F16) => "/f16",
+    };
+    let named = matches!(choice, DeviceChoice::With(_, Some(_), _));
+    let compilers = if named { vec![entry.compiler] } else { entry.compilers().to_vec() };
     let several = entry.compilers().len() > 1;
     let candidate = |compiler: finetuned_shaders::gpu::Compiler| Candidate {
-        spec: if several { format!("{}/{}", entry.spec, compiler.name()) } else { entry.spec.clone() },
+        spec: match several {
+            true => format!("{}/{}{products}", entry.spec, compiler.name()),
+            false => format!("{}{products}", entry.spec),
+        },
         identity: format!(
-            "{} {} {} {} / {}",
+            "{}{products} {} {} {} / {}",
             entry.spec,
             compiler.name(),
             entry.name,
@@ -160,7 +187,7 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// # Errors
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
-    let device = open(asked, None).map_err(|error| refused(asked, &error))?;
+    let device = open(asked, None).map_err(|error| refused(asked, error))?;
     let device: &dyn Ops = device.as_ref();
     let checks = conformance::checks();
     let results = checks.iter().map(|check| {

@@ -32,8 +32,11 @@ pub enum EngineError {
     PluginChanged { name: String, began: String, now: String },
     #[error("device `{asked}`: {reason}")]
     Device { asked: String, reason: String },
-    #[error("needs {needed_bytes} bytes of memory, {available_bytes} are there: {remedy}")]
-    TooLarge { needed_bytes: u64, available_bytes: u64, remedy: String },
+    #[error("needs {} of memory, {device} has {}: {remedy}", mebibytes(.needed_bytes), mebibytes(.available_bytes))]
+    TooLarge { device: String, needed_bytes: u64, available_bytes: u64, remedy: String },
+    /// Memory ran short in a step that already takes one sequence at a time.
+    #[error("{reason}, and a step takes one sequence at a time already; the last checkpoint is kept; {remedy}")]
+    StepTooLarge { reason: String, remedy: String },
     #[error("step {step}: {what} is not a finite number; {remedy}")]
     NotFinite { step: usize, what: String, remedy: String },
     #[error(
@@ -44,10 +47,15 @@ pub enum EngineError {
     Other(String),
 }
 
+fn mebibytes(bytes: &u64) -> String {
+    format!("{:.1} MiB", *bytes as f64 / f64::from(1 << 20))
+}
+
 impl EngineError {
     /// The device is not there, or failed on the way: the run itself is sound
     /// and goes on from its checkpoint once the device is back.
     pub fn is_of_the_device(&self) -> bool {
-        matches!(self, EngineError::Device { .. } | EngineError::Tensor(finetuned_shaders::TensorError::Failed { .. }))
+        use finetuned_shaders::TensorError::{Absent, Failed, Lost};
+        matches!(self, EngineError::Device { .. } | EngineError::Tensor(Failed { .. } | Lost { .. } | Absent { .. }))
     }
 }

@@ -38,6 +38,10 @@ pub struct Plan {
     pub peak_bytes: u64,
     /// What the device has to give; 0 where it does not say.
     pub available_bytes: u64,
+    /// Host memory that `train.offload_activations` takes beside the peak, which is
+    /// the device's.
+    #[serde(default)]
+    pub offloaded_bytes: u64,
     pub fits: bool,
     /// Sequences per forward pass that the run will use.
     pub micro_batch_size: usize,
@@ -192,12 +196,13 @@ pub(crate) fn of_run(
         loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && only_logp(&loss.needs()));
     let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
-    let remedy = (!fits(peak)).then(|| remedy(recipe, longest));
+    let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));
     let plan = Plan {
         device: info.name,
         parts,
         peak_bytes: peak,
         available_bytes: available,
+        offloaded_bytes: footprint.offloaded(tokens),
         fits: fits(peak),
         micro_batch_size: micro,
         largest_micro_batch: largest,
@@ -244,13 +249,15 @@ fn part(name: &str, bytes: u64) -> PlanPart {
 }
 
 /// The first thing to change that would help most.
-fn remedy(recipe: &Recipe, longest: usize) -> String {
+fn remedy(recipe: &Recipe, longest: usize, on_host: bool) -> String {
     let mut ideas = Vec::new();
     if recipe.train.micro_batch_size != 1 && recipe.train.batch_size > 1 {
         ideas.push("train.micro_batch_size = 1".to_string());
     }
     if !recipe.train.gradient_checkpointing {
         ideas.push("train.gradient_checkpointing = true".into());
+    } else if !recipe.train.offload_activations && !on_host {
+        ideas.push("train.offload_activations = true".into());
     }
     if longest > 512 {
         ideas.push(format!("a train.sequence_length below {longest}"));
@@ -344,6 +351,8 @@ pub(crate) struct Footprint {
     /// Dropout acts before the adapters.
     dropout: bool,
     checkpointing: bool,
+    /// What checkpointing keeps waits on the host.
+    offload: bool,
     heads: Heads,
     weights: u64,
     adapter: u64,
@@ -411,6 +420,7 @@ impl Footprint {
             packed: recipe.method == Method::Qlora,
             dropout: !full && recipe.lora.dropout > 0.0,
             checkpointing: recipe.train.gradient_checkpointing,
+            offload: recipe.train.offload_activations && !ops.info().on_host,
             heads,
             weights,
             adapter: 4 * adapter_numbers,
@@ -448,7 +458,13 @@ impl Footprint {
         let per_layer = self.layer_floats();
         // The stream after the last layer stays until the head is done; tokens,
         // positions, rows and targets are a few numbers each.
-        let kept = n * (c + INDICES + layers * if self.checkpointing { c } else { per_layer });
+        let layers_kept = match (self.checkpointing, self.offload) {
+            (false, _) => layers * per_layer,
+            (true, false) => layers * c,
+            // The one that leaves while the next layer runs.
+            (true, true) => c,
+        };
+        let kept = n * (c + INDICES + layers_kept);
         // The head's input before and after its norm and that one's gradient, and
         // what the device makes of them.
         let logits = m + ops.head_bytes(trained, s.vocab, s.hidden) / 4;
@@ -481,6 +497,11 @@ impl Footprint {
         parts
     }
 
+    /// Bytes of the layers' inputs that wait in host memory.
+    fn offloaded(&self, tokens: usize) -> u64 {
+        if self.offload { 4 * (tokens * self.shape.layers * self.shape.hidden) as u64 } else { 0 }
+    }
+
     /// What exists for the length of one product: a packed weight's values, or those of
     /// which DoRA takes the norm; a result before it is added.
     fn product_bytes(&self, ops: &dyn Ops, tokens: u64) -> u64 {
@@ -497,7 +518,8 @@ impl Footprint {
             true => linears.map(|l| l.inputs * l.outputs).max().unwrap_or(0).max(self.shape.vocab * self.shape.hidden),
             false => 0,
         };
-        unpacked + 4 * activation.max(gradient as u64)
+        // A result before it is added, and both operands rounded to 16 bits.
+        unpacked + 4 * activation.max(gradient as u64) + 4 * activation
     }
 
     fn step(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> u64 {

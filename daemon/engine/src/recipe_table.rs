@@ -165,6 +165,12 @@ fn check_values(r: &Recipe) -> Result<(), RecipeError> {
     if !(t.max_grad_norm.is_finite() && t.max_grad_norm >= 0.0) {
         return fail("train.max_grad_norm", format!("{} must be 0 (off) or more", t.max_grad_norm));
     }
+    if t.offload_activations && !t.gradient_checkpointing {
+        return fail(
+            "train.offload_activations",
+            "needs train.gradient_checkpointing = true: what it moves to host memory is the one activation that a layer then keeps".into(),
+        );
+    }
     fraction("train.warmup_ratio", t.warmup_ratio)?;
     fraction("train.validation_fraction", t.validation_fraction)?;
     fraction("lora.dropout", r.lora.dropout)?;
@@ -242,6 +248,7 @@ mod tests {
             max_grad_norm = 0
             seed = 1
             gradient_checkpointing = true
+            offload_activations = true
             validation_fraction = 0.0
             validation_every = 5
             early_stop_patience = 2
@@ -292,6 +299,7 @@ mod tests {
             ("[lora]\ndropout = 1.0", "lora.dropout"),
             ("method = \"prefix\"", "method"),
             ("[data]\ntoo_long = \"cut\"", "data.too_long"),
+            ("[train]\noffload_activations = true", "train.gradient_checkpointing = true"),
         ] {
             let e = parse(text).unwrap_err().to_string();
             assert!(e.contains(part), "{text}: {e}");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::*;
 use finetuned_data::{Examples, Row};
 use finetuned_engine::model::adapter;
-use finetuned_engine::model::decoder::{Batch, Decoder};
+use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::parameters::Gradients;
 use finetuned_engine::train::prepare;
@@ -58,7 +58,7 @@ fn logits_and_log_probabilities(device: &Device) {
             assert!(difference < device.forward, "{architecture} {kind}: logits differ by {difference}");
         }
         let model = model(ops.as_ref(), architecture, "base");
-        let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(false), false, false).expect("forward");
+        let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(false), Keep::Nothing).expect("forward");
         let t = ids[0].len();
         let rows: Vec<u32> = (0..batch.tokens.len() as u32).filter(|r| !(*r as usize + 1).is_multiple_of(t)).collect();
         let targets: Vec<u32> = rows.iter().map(|r| batch.tokens[*r as usize + 1]).collect();
@@ -145,7 +145,9 @@ fn gradients(
     let ops = ops.as_ref();
     let pass = Pass { training: true, adapters: true, seed: 1, step: 1, micro_batch: 0 };
     let mut gradients = Gradients::zeros(ops, &model.parameters).expect("memory");
-    let forward = model.forward(ops, &batch, &pass, true, checkpointing).expect("forward");
+    let forward = model
+        .forward(ops, &batch, &pass, if checkpointing { Keep::Inputs } else { Keep::Everything })
+        .expect("forward");
     let head = model.head_input(ops, &forward, &rows).expect("head");
     let coefficients =
         TokenCoefficients { logp: vec![-1.0 / rows.len() as f32; rows.len()], ..TokenCoefficients::default() };
@@ -180,6 +182,7 @@ fn run_curve(device: &Device, architecture: &str, kind: &str, micro_batch_size: 
     let options = StepOptions {
         micro_batch_size,
         gradient_checkpointing: false,
+        offload_activations: false,
         max_grad_norm: curve["clip"].as_f64().expect("clip"),
         seed: 1,
     };

@@ -10,7 +10,7 @@ use common::*;
 use finetuned_data::{Examples, PairExample, Row};
 use finetuned_engine::api::{Control, Observer, Outcome, TrainRequest, train};
 use finetuned_engine::event::{Event, Summary};
-use finetuned_engine::model::decoder::{Batch, Decoder};
+use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::parameters::ParameterId;
 use finetuned_engine::model::{adapter, value};
@@ -93,7 +93,13 @@ fn trainer(ops: &Arc<dyn Ops>, model: Decoder, parameters: Value, micro_batch_si
 fn trainer_of(ops: &Arc<dyn Ops>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
     let registry = prepare::registry(&[]).expect("registry");
     let optimizer = prepare::optimizer(&Recipe::default(), &registry).expect("optimizer");
-    let options = StepOptions { micro_batch_size, gradient_checkpointing: false, max_grad_norm: 0.0, seed: 3 };
+    let options = StepOptions {
+        micro_batch_size,
+        gradient_checkpointing: false,
+        offload_activations: false,
+        max_grad_norm: 0.0,
+        seed: 3,
+    };
     Trainer::new(ops.clone(), model, objective, optimizer, options, false).expect("trainer")
 }
 
@@ -122,7 +128,7 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     let documents: [&[u32]; 3] = [&[7, 8, 9, 10], &[11], &[12, 13]];
     let batch = Batch::from_documents(documents);
     let values = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head");
-    let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(true), false, false).expect("forward");
+    let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(true), Keep::Nothing).expect("forward");
     let h = model.head_input(ops.as_ref(), &forward, &[3, 4, 6]).expect("norm").h;
     let h = ops.read(&h).expect("read");
     for (value, h) in values.iter().zip(h.chunks(64)) {
@@ -152,7 +158,7 @@ fn compare_with_finite_differences(ops: &dyn Ops, trainer: &mut Trainer, example
         let epsilon = 1e-2;
         let mut at = |by: f32| {
             move_by(ops, &mut trainer.model, id, &direction, by);
-            let loss = trainer.evaluate(examples, &rows(n)).expect("loss").loss;
+            let loss = trainer.evaluate(examples, &rows(n), 0).expect("loss").loss;
             move_by(ops, &mut trainer.model, id, &direction, -by);
             loss
         };

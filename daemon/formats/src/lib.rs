@@ -35,7 +35,7 @@ pub use safetensors::{
     ElementType, NamedTensors, SafetensorsFile, TensorSink, TensorSpec, Values, open_safetensors, read_safetensors_f32,
     write_safetensors, write_safetensors_to,
 };
-pub use tensors::{StoredType, TensorInfo, TensorSource};
+pub use tensors::{RandomTensor, StoredType, TensorInfo, TensorSource};
 pub use tokenizer::TokenizerSource;
 
 // Both formats are little-endian, and tensors are read by casting.

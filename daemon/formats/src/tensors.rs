@@ -74,6 +74,18 @@ impl TensorInfo {
     }
 }
 
+/// A tensor that is not stored but made up of uniform random numbers. Who loads it
+/// may make it where it is needed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RandomTensor {
+    /// Seed of the random stream.
+    pub seed: u64,
+    /// Number of the stream among those of the seed.
+    pub place: u32,
+    /// The numbers lie in [−scale, scale).
+    pub scale: f32,
+}
+
 /// A checkpoint's tensors, under canonical names, read one at a time.
 ///
 /// Canonical names are those of transformers' causal language models:
@@ -100,6 +112,13 @@ pub trait TensorSource: Send + Sync {
 
     /// Reads a tensor as f32, row-major, dequantised.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, FormatError>;
+
+    /// How a tensor is made up; `None` for one that is stored, as all tensors of a
+    /// file are.
+    fn random(&self, name: &str) -> Option<RandomTensor> {
+        let _ = name;
+        None
+    }
 }
 
 /// The canonical name of a checkpoint's tensor, or `None` for one that is no

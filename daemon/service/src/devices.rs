@@ -3,7 +3,7 @@
 //! process with it; the result is remembered until the card, the driver or this
 //! program changes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,10 @@ pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow:
     let mut refusals = Vec::new();
     let candidates = candidates(asked)?;
     if candidates.is_empty() {
+        if asked == "auto" {
+            let message = "no graphics card with a driver was found, so the run computes on the CPU; `finetune device list` shows what there is";
+            observer.event(&Event::Note { message: message.into() });
+        }
         return Ok(asked.to_string());
     }
     for Candidate { spec, identity } in candidates {
@@ -90,7 +94,7 @@ pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow:
             None => {
                 let name = format!("testing {identity}, once: every operation, each kernel is compiled");
                 observer.event(&Event::Phase { name });
-                let tested = test_in_a_child(&spec, &identity)?;
+                let tested = test_in_a_child(&spec, &identity, file)?;
                 remember(file, &tested)?;
                 if let Some(why) = tested.refusal() {
                     observer.event(&Event::Note { message: format!("{spec} is not used: {why}") });
@@ -114,17 +118,28 @@ pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow:
     )
 }
 
-/// Every operation, in a process of its own.
+/// `XDG_RUNTIME_DIR` for a child that opens a GPU, where it is not set, as in a
+/// service: Mesa's Vulkan layer looks there for a display and complains on stderr,
+/// several times a process, where it cannot. It finds none in the state folder.
+pub fn runtime_dir(state_dir: &Path) -> Option<(&'static str, PathBuf)> {
+    const NAME: &str = "XDG_RUNTIME_DIR";
+    let is_set = std::env::var_os(NAME).is_some_and(|folder| Path::new(&folder).is_absolute());
+    if is_set { None } else { std::path::absolute(state_dir).ok().map(|folder| (NAME, folder)) }
+}
+
+/// Every operation, in a process of its own; `file` is where the result will be
+/// remembered.
 ///
 /// # Errors
 /// The process cannot be started.
-pub fn test_in_a_child(asked: &str, device: &str) -> anyhow::Result<Tested> {
+pub fn test_in_a_child(asked: &str, device: &str, file: &Path) -> anyhow::Result<Tested> {
     let program = std::env::current_exe().context("this program's own path is unknown")?;
     let mut child = Command::new(&program)
         .args(["device-child", "--device", asked])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .envs(file.parent().and_then(runtime_dir))
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
     let output = child.stdout.take().context("the child has no output")?;

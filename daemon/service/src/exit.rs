@@ -3,6 +3,8 @@
 
 use std::process::ExitCode;
 
+use finetuned_engine::error::EngineError;
+
 /// The command line is wrong.
 pub const USAGE: u8 = 64;
 /// The daemon, or the device, is not there.
@@ -34,6 +36,8 @@ pub fn report(program: &str, error: &anyhow::Error) -> ExitCode {
         coded.code
     } else if error.downcast_ref::<crate::config::ConfigError>().is_some() {
         CONFIG
+    } else if error.downcast_ref::<EngineError>().is_some_and(EngineError::is_of_the_device) {
+        UNAVAILABLE
     } else {
         1
     };

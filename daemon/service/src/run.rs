@@ -90,10 +90,12 @@ impl Observer for Seen<'_> {
             Event::Prepared { report } => self.dataset = Some((**report).clone()),
             Event::Planned { plan } => {
                 self.plan = Some((**plan).clone());
-                self.too_large = self.limit.filter(|&limit| plan.peak_bytes > limit).map(|limit| {
+                // The peak is the device's.
+                let needed = if plan.device == "cpu" { plan.peak_bytes } else { plan.offloaded_bytes };
+                self.too_large = self.limit.filter(|&limit| needed > limit).map(|limit| {
                     format!(
                         "needs {} of memory, workers.memory allows {}: lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\"",
-                        words::bytes(plan.peak_bytes),
+                        words::bytes(needed),
                         words::bytes(limit)
                     )
                 });

@@ -7,33 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use common::{House, read, rows};
+use common::{House, build, library, read, rows};
 use finetuned_service::store::{Job, State};
 
 const SHORT: &str = "[recipe.train]\nsteps = 3\nbatch_size = 2\nsequence_length = 128\nvalidation_fraction = 0.2\n[recipe.lora]\nrank = 2\n";
 
-fn library(name: &str) -> String {
-    format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
-}
-
 /// The folder with the libraries of the example plugins, built once.
 fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        // The target folder of this very test, so that dependencies are there.
-        let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
-        let release = profile.ends_with("release");
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--offline", "--quiet", "-p", "hard-tokens", "-p", "signum", "-p", "hostile"])
-            .arg("--target-dir")
-            .arg(profile.parent().unwrap())
-            .args(release.then_some("--release"))
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        profile
-    })
+    BUILT.get_or_init(|| build(&["hard-tokens", "signum", "hostile"]))
 }
 
 /// A house with a folder of plugins.

@@ -1,10 +1,11 @@
 //! The list of checks.
 
-use super::{Check, matrices, optimizer, rows};
+use super::{Check, matrices, nf4, optimizer, rows};
 
 pub(super) fn all() -> Vec<Check> {
     vec![
         Check { operation: "memory", run: rows::memory },
+        Check { operation: "random_weight", run: rows::random_weight },
         Check { operation: "add_scaled", run: rows::add_scaled },
         Check { operation: "columns", run: rows::columns },
         Check { operation: "sum_squares", run: rows::sum_squares },
@@ -21,7 +22,8 @@ pub(super) fn all() -> Vec<Check> {
         Check { operation: "gated_backward", run: rows::gated_backward },
         Check { operation: "activation", run: rows::activation },
         Check { operation: "matmul", run: matrices::matmul },
-        Check { operation: "nf4", run: matrices::nf4 },
+        Check { operation: "nf4_quantise", run: nf4::quantise },
+        Check { operation: "nf4", run: nf4::dequantise },
         Check { operation: "linear", run: matrices::linear },
         Check { operation: "linear_backward", run: matrices::linear_backward },
         Check { operation: "linear_weight_backward", run: matrices::linear_weight_backward },

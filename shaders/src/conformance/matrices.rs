@@ -4,7 +4,7 @@ use super::{Pairs, plus, random};
 use crate::error::Result;
 use crate::ops::{
     AttentionSpec, Head, Ops, Segments, StatisticSet, TokenCoefficients, TokenStatistics, Weight,
-    attention as attention_op, linear as linear_op, matmul as matmul_op, nf4 as nf4_op, token_logp as token_logp_op,
+    attention as attention_op, linear as linear_op, matmul as matmul_op, token_logp as token_logp_op,
 };
 
 pub(super) fn matmul(ops: &dyn Ops) -> Result<Pairs> {
@@ -22,20 +22,6 @@ pub(super) fn matmul(ops: &dyn Ops) -> Result<Pairs> {
             let got = ops.matmul(&at, transpose_a, &bt, transpose_b, -2.0, into)?;
             let scaled: Vec<f32> = product.iter().map(|x| -2.0 * x).collect();
             pairs.push((ops.read(&got)?, plus(&before, &scaled)));
-        }
-    }
-    Ok(pairs)
-}
-
-pub(super) fn nf4(ops: &dyn Ops) -> Result<Pairs> {
-    let mut pairs = Vec::new();
-    // Whole blocks, an odd number of elements, more than a nested block.
-    for (rows, columns) in [(2, 64), (3, 7), (33, 65), (300, 64)] {
-        let values = random(1, rows * columns);
-        for double in [false, true] {
-            let weight = ops.upload_nf4(&[rows, columns], &values, double)?;
-            let want = nf4_op::reference::dequantise(&nf4_op::reference::quantise(&values, double), values.len());
-            pairs.push((ops.read_weight(&weight)?, want));
         }
     }
     Ok(pairs)

@@ -3,8 +3,9 @@
 use super::{Pairs, plus, random};
 use crate::error::Result;
 use crate::ops::{
-    Activation, Ops, RotaryTable, columns as columns_op, dropout as dropout_op, elementwise, embedding as embedding_op,
-    gated as gated_op, gather as gather_op, layer_norm as layer_norm_op, rms_norm as rms_norm_op, rotary as rotary_op,
+    Activation, Ops, RotaryTable, WeightKind, columns as columns_op, dropout as dropout_op, elementwise,
+    embedding as embedding_op, gated as gated_op, gather as gather_op, layer_norm as layer_norm_op,
+    random_weight as random_weight_op, rms_norm as rms_norm_op, rotary as rotary_op,
 };
 use crate::random::Key;
 
@@ -22,6 +23,25 @@ pub(super) fn memory(ops: &dyn Ops) -> Result<Pairs> {
         pairs.push((ops.read(&ops.zeros(&[n, 2])?)?, vec![0.0; 2 * n]));
         let halves = ops.upload_bf16(&[n], &x)?;
         pairs.push((ops.read(&ops.copy(&halves)?)?, x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()));
+    }
+    Ok(pairs)
+}
+
+pub(super) fn random_weight(ops: &dyn Ops) -> Result<Pairs> {
+    let key = Key::new(0x1234_5678_9abc_def0, 7, 42);
+    let mut pairs = Vec::new();
+    for shape in [[1, 1], [3, 7], [33, 130]] {
+        let x = random_weight_op::reference::uniform(shape[0] * shape[1], 0.035, key);
+        for kind in [WeightKind::F32, WeightKind::Bf16] {
+            let got = ops.read_weight(&ops.random_weight(&shape, 0.035, key, kind)?)?;
+            let round = |x: &f32| if kind == WeightKind::Bf16 { half::bf16::from_f32(*x).to_f32() } else { *x };
+            pairs.push((got, x.iter().map(round).collect()));
+        }
+        for double_quant in [false, true] {
+            let got = ops.random_weight(&shape, 0.035, key, WeightKind::Nf4 { double_quant })?;
+            let want = ops.upload_nf4(&shape, &x, double_quant)?;
+            pairs.push((ops.read_weight(&got)?, ops.read_weight(&want)?));
+        }
     }
     Ok(pairs)
 }

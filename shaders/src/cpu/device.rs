@@ -6,8 +6,8 @@ use super::Cpu;
 use crate::error::{Result, shape_error};
 use crate::ops::{
     Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StateStorage, StatisticSet,
-    TokenCoefficients, TokenStatistics, Weight, attention, columns, dropout, elementwise, embedding, gated, gather,
-    layer_norm, linear, matmul, nf4, program, reduce, rms_norm, rotary, token_logp,
+    TokenCoefficients, TokenStatistics, Weight, WeightKind, attention, columns, dropout, elementwise, embedding, gated,
+    gather, layer_norm, linear, matmul, nf4, program, random_weight, reduce, rms_norm, rotary, token_logp,
 };
 use crate::random::Key;
 use crate::tensor::Tensor;
@@ -18,8 +18,9 @@ impl Ops for Cpu {
             name: "cpu".into(),
             parallelism: self.workers.threads(),
             memory_bytes: 0,
-            shares_host_memory: true,
             product_rounding: 0.0,
+            on_host: true,
+            shares_host_memory: true,
         }
     }
 
@@ -41,6 +42,10 @@ impl Ops for Cpu {
 
     fn upload_nf4(&self, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Weight> {
         Ok(Weight::Nf4(nf4::cpu::quantise(self, shape, values, double_quant)?))
+    }
+
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight> {
+        random_weight::cpu::random_weight(self, shape, scale, key, kind)
     }
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {

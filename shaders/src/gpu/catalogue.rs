@@ -9,6 +9,7 @@ use cubecl::{Device, client::Client};
 
 use super::Gpu;
 use crate::error::{Result, TensorError};
+use crate::tensor::DType;
 
 /// A GPU that a driver of this machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct GpuEntry {
     pub kind: &'static str,
     /// What kernels are compiled to.
     pub compiler: Compiler,
+    /// What matrix products are computed in.
+    pub products: Products,
     device: Device,
 }
 
@@ -46,6 +49,18 @@ impl Compiler {
     }
 }
 
+/// What matrix products are computed in. All else is f32 on every device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Products {
+    /// On tensor cores where a real device has them, else in f32.
+    #[default]
+    Auto,
+    /// On plain units.
+    F32,
+    /// On tensor cores of this type, on a software device too.
+    Cores(TensorCores),
+}
+
 impl GpuEntry {
     /// A rasterizer that runs on the processor: right, and slow.
     pub fn is_software(&self) -> bool {
@@ -67,6 +82,40 @@ impl GpuEntry {
     /// The same device with another compiler.
     pub fn with(&self, compiler: Compiler) -> GpuEntry {
         GpuEntry { compiler, ..self.clone() }
+    }
+
+    /// The same device with products computed in another type.
+    pub fn computing(&self, products: Products) -> GpuEntry {
+        GpuEntry { products, ..self.clone() }
+    }
+}
+
+/// Tensor cores by the type of their operands; their sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TensorCores {
+    /// The range of f32.
+    Bf16,
+    /// Three bits more, and a range that operands are scaled into.
+    F16,
+}
+
+impl TensorCores {
+    pub fn name(self) -> &'static str {
+        self.dtype().name()
+    }
+
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            TensorCores::Bf16 => DType::Bf16,
+            TensorCores::F16 => DType::F16,
+        }
+    }
+
+    pub(crate) fn float(self) -> FloatKind {
+        match self {
+            TensorCores::Bf16 => FloatKind::BF16,
+            TensorCores::F16 => FloatKind::F16,
+        }
     }
 }
 
@@ -90,9 +139,8 @@ pub struct GpuFacts {
     pub subgroup: (u32, u32),
     /// Number types that kernels may compute with.
     pub types: Vec<&'static str>,
-    /// What tensor cores round the operands of products to: `bf16`, `tf32`; none
-    /// without such cores.
-    pub tensor_cores: Option<&'static str>,
+    /// The type that products take their operands in; none without such cores.
+    pub tensor_cores: Option<TensorCores>,
 }
 
 impl GpuFacts {
@@ -104,8 +152,8 @@ impl GpuFacts {
     /// By how much of itself an operand of a product may be rounded.
     pub fn product_rounding(&self) -> f64 {
         match self.tensor_cores {
-            Some("bf16") => 1.0 / 256.0,
-            Some(_) => 1.0 / 2048.0,
+            Some(TensorCores::Bf16) => 1.0 / 256.0,
+            Some(TensorCores::F16) => 1.0 / 2048.0,
             None => 0.0,
         }
     }
@@ -141,6 +189,7 @@ fn on_cuda() -> Vec<GpuEntry> {
         driver: "CUDA".into(),
         kind: "discrete",
         compiler: Compiler::Cuda,
+        products: Products::Auto,
         device: Device::Cuda(cubecl::device::CudaDevice::new(index)),
     };
     (0..count.unwrap_or(0)).map(entry).collect()
@@ -181,6 +230,7 @@ fn on_backend(prefix: &'static str, api: wgpu::Backend, pinned: WgpuBackend) -> 
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
                 kind,
                 compiler: Compiler::Wgsl,
+                products: Products::Auto,
                 device: Device::Wgpu(WgpuDevice::new(device).on(pinned)),
             }
         })
@@ -208,7 +258,8 @@ pub fn open(entry: &GpuEntry) -> Result<Gpu> {
         }
         client
     };
-    let facts = facts(entry, &client);
+    let cores = cores_for(entry, &client).map_err(failed)?;
+    let facts = facts(entry, &client, cores);
     if facts.units_per_cube < 64 || facts.shared_bytes < 16 << 10 {
         return Err(failed(format!(
             "kernels need 64 units and 16 KiB of shared memory in a cube; this device has {} and {} bytes",
@@ -239,21 +290,37 @@ fn chooses_by_itself(entry: &GpuEntry) -> bool {
     entry.compilers().first() == Some(&entry.compiler)
 }
 
-/// The number type of tensor cores whose products add up in f32, the wider one
-/// first.
-fn tensor_type(client: &Client) -> Option<&'static str> {
+/// Tensor cores whose products add up in f32, those first that need no scaling.
+/// WGSL has no way to them.
+fn tensor_cores(entry: &GpuEntry, client: &Client) -> Vec<TensorCores> {
+    if entry.compiler == Compiler::Wgsl {
+        return Vec::new();
+    }
     let configurations = &client.properties().features.matmul.cmma;
-    let has = |kind: FloatKind| {
-        let (kind, f32) = (ElemType::Float(kind), ElemType::Float(FloatKind::F32));
+    let f32 = ElemType::Float(FloatKind::F32);
+    let there = |cores: &TensorCores| {
+        let kind = ElemType::Float(cores.float());
         configurations.iter().any(|c| c.a_type == kind && c.b_type == kind && c.cd_type == f32)
     };
-    if has(FloatKind::TF32) {
-        return Some("tf32");
-    }
-    has(FloatKind::BF16).then_some("bf16")
+    [TensorCores::Bf16, TensorCores::F16].into_iter().filter(there).collect()
 }
 
-fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
+/// The cores that products go to.
+fn cores_for(entry: &GpuEntry, client: &Client) -> Result<Option<TensorCores>, String> {
+    let there = tensor_cores(entry, client);
+    match entry.products {
+        // In software such cores are imitated, at a hundredth of the speed.
+        Products::Auto if entry.is_software() => Ok(None),
+        Products::Auto => Ok(there.first().copied()),
+        Products::F32 => Ok(None),
+        Products::Cores(asked) if there.contains(&asked) => Ok(Some(asked)),
+        Products::Cores(asked) => {
+            Err(format!("it has no tensor cores of {} that {} reaches", asked.name(), entry.compiler.name()))
+        }
+    }
+}
+
+fn facts(entry: &GpuEntry, client: &Client, tensor_cores: Option<TensorCores>) -> GpuFacts {
     let properties = client.properties();
     let hardware = &properties.hardware;
     let known = [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)];
@@ -273,6 +340,6 @@ fn facts(entry: &GpuEntry, client: &Client) -> GpuFacts {
         units_per_cube: hardware.max_units_per_cube as usize,
         subgroup: (hardware.plane_size_min, hardware.plane_size_max),
         types,
-        tensor_cores: tensor_type(client),
+        tensor_cores,
     }
 }

@@ -2,13 +2,13 @@
 
 use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
-use super::Gpu;
+use super::{Gpu, TensorCores};
 use crate::error::Result;
 use crate::ops::matmul::kernel::Operand;
 use crate::ops::{
-    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, RotaryTable, Segments, StatisticSet,
-    TokenCoefficients, TokenStatistics, Weight, attention, columns, dropout, elementwise, gated, gather, layer_norm,
-    linear, matmul, nf4, program, reduce, rms_norm, rotary, token_logp,
+    Activation, AttentionSpec, DeviceInfo, Head, Ops, ProgramState, Reading, RotaryTable, Segments, StatisticSet,
+    TokenCoefficients, TokenStatistics, Weight, WeightKind, attention, columns, dropout, elementwise, gated, gather,
+    layer_norm, linear, matmul, nf4, program, random_weight, reduce, rms_norm, rotary, token_logp,
 };
 use crate::random::Key;
 use crate::tensor::{DType, Tensor};
@@ -22,6 +22,7 @@ impl Ops for Gpu {
             memory_bytes: facts.memory_bytes,
             shares_host_memory: facts.shares_host_memory(),
             product_rounding: facts.product_rounding(),
+            on_host: false,
         }
     }
 
@@ -45,8 +46,16 @@ impl Ops for Gpu {
         Ok(Weight::Nf4(nf4::kernel::upload(self, shape, values, double_quant)?))
     }
 
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight> {
+        random_weight::kernel::random_weight(self, shape, scale, key, kind)
+    }
+
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
         self.read_values(x)
+    }
+
+    fn read_later(&self, x: &Tensor) -> Result<Reading<'_>> {
+        self.read_f32_later("read_later", x)
     }
 
     fn write(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {
@@ -58,7 +67,7 @@ impl Ops for Gpu {
     }
 
     fn read_weight(&self, w: &Weight) -> Result<Vec<f32>> {
-        self.read_values(linear::kernel::unpacked(self, "read_weight", w)?.as_ref())
+        linear::kernel::read(self, w)
     }
 
     fn allocated_bytes(&self) -> (u64, u64) {
@@ -78,11 +87,14 @@ impl Ops for Gpu {
     }
 
     fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
-        token_logp::kernel::scratch_bytes(rows, vocabulary, columns)
+        let bytes = token_logp::kernel::scratch_bytes(rows, vocabulary, columns);
+        // Tensor cores take their operands rounded, and may give sums to be scaled.
+        if self.facts().tensor_cores.is_some() { 2 * bytes } else { bytes }
     }
 
     fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
-        4 * (outputs * inputs) as u64
+        let element = self.facts().tensor_cores.map_or(DType::F32, TensorCores::dtype).bytes();
+        (element * (outputs * inputs).min(self.panel_elements())) as u64
     }
 
     fn adds_apart(&self) -> bool {

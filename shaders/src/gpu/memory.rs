@@ -6,7 +6,7 @@ use half::bf16;
 use super::Gpu;
 use super::pool::Lives;
 use crate::error::{Result, TensorError, shape_error};
-use crate::ops::elementwise;
+use crate::ops::{Reading, elementwise};
 use crate::tensor::{DType, Tensor};
 
 impl Gpu {
@@ -67,6 +67,19 @@ impl Gpu {
         let handle = self.handle(op, x)?;
         let bytes = self.guarded(op, || self.client.read_one(handle))?.map_err(|error| self.failed(op, error))?;
         bytes.get(..x.bytes()).map(<[u8]>::to_vec).ok_or_else(|| self.failed(op, "fewer bytes than asked for"))
+    }
+
+    /// A tensor's f32 values as they are now; the copy is queued, and what is
+    /// returned waits for it.
+    pub(super) fn read_f32_later(&self, op: &'static str, x: &Tensor) -> Result<Reading<'_>> {
+        x.expect_type(op, DType::F32)?;
+        let (handle, bytes) = (self.handle(op, x)?, x.bytes());
+        let copy = self.guarded(op, || self.client.read_async(vec![handle]))?;
+        Ok(Box::new(move || {
+            let read = self.guarded(op, || cubecl::future::block_on(copy))?.map_err(|error| self.failed(op, error))?;
+            let read = read.first().and_then(|read| read.get(..bytes));
+            Ok(bytemuck::pod_collect_to_vec(read.ok_or_else(|| self.failed(op, "fewer bytes than asked for"))?))
+        }))
     }
 
     pub(crate) fn read_f32(&self, op: &'static str, x: &Tensor) -> Result<Vec<f32>> {

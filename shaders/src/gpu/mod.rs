@@ -17,6 +17,7 @@ pub(crate) mod cube;
 mod device;
 pub(crate) mod launch;
 mod memory;
+pub(crate) mod philox;
 mod pool;
 
 use std::panic::AssertUnwindSafe;
@@ -28,7 +29,7 @@ use cubecl::prelude::{BufferArg, CubeCount};
 
 pub use buffer::GpuBuffer;
 use buffer::Ledger;
-pub use catalogue::{Compiler, GpuEntry, GpuFacts, list, open};
+pub use catalogue::{Compiler, GpuEntry, GpuFacts, Products, TensorCores, list, open};
 use launch::{UNITS, argument, grid};
 pub use pool::GpuMemory;
 use pool::{Lives, Pool};
@@ -46,6 +47,22 @@ pub struct Gpu {
     words: Mutex<Vec<(Vec<u32>, Tensor)>>,
     /// Plans and buffers of optimizer programs.
     pub(crate) program: Mutex<crate::ops::program::kernel::Scratch>,
+    pub(crate) limits: Limits,
+}
+
+/// Sizes of what exists for a moment. Tests make them small.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Bytes of a piece of a weight in f32 that is being quantised.
+    pub piece_bytes: u64,
+    /// Bytes of a weight's rows that are unpacked for a product.
+    pub panel_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { piece_bytes: 64 << 20, panel_bytes: 256 << 20 }
+    }
 }
 
 /// Lists of indices that are kept.
@@ -56,7 +73,7 @@ impl Gpu {
         launch::on_one_stream(&mut client);
         let ledger = Ledger::new(facts.memory_bytes, &facts.name);
         let pool = Arc::new(Pool::new(client.clone(), ledger, facts.largest_buffer));
-        Gpu { client, facts, pool, words: Mutex::default(), program: Mutex::default() }
+        Gpu { client, facts, pool, words: Mutex::default(), program: Mutex::default(), limits: Limits::default() }
     }
 
     pub fn facts(&self) -> &GpuFacts {
@@ -79,7 +96,21 @@ impl Gpu {
 
     /// The error for whatever the runtime says.
     pub(crate) fn failed(&self, op: &'static str, reason: impl std::fmt::Display) -> TensorError {
-        self.pool.ledger.failed(op, reason)
+        // The first lines tell; a backtrace follows.
+        let text = reason.to_string();
+        let told: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Backtrace")).map(str::trim).collect();
+        let told = told.join(" ");
+        // The driver's memory is out although the ledger has room: others hold it.
+        if let Some((_, bytes)) = told.split_once("out of device memory allocating ") {
+            let bytes = bytes.split(' ').next().and_then(|bytes| bytes.parse().ok()).unwrap_or_default();
+            return TensorError::Memory { op, bytes, device: self.facts.name.clone() };
+        }
+        // The runtime's words once the driver has reported the loss.
+        if told.contains("device is poisoned") {
+            let reason = told.rsplit("Caused by:").next().unwrap_or_default().trim().to_string();
+            return TensorError::Lost { op, device: self.facts.name.clone(), reason };
+        }
+        TensorError::Failed { op, reason: format!("{}: {told}", self.facts.name) }
     }
 
     /// Runs what may panic in the runtime (a lost device does).
@@ -185,6 +216,16 @@ impl Gpu {
     pub(crate) fn by_row(&self, rows: usize, columns: usize) -> (CubeCount, CubeDim, usize) {
         let units = columns.next_power_of_two().clamp(32, UNITS as usize).min(self.facts.units_per_cube);
         (grid(rows), CubeDim::new_1d(units as u32), units)
+    }
+
+    /// Elements of a piece of a weight that is being quantised.
+    pub(crate) fn piece_elements(&self) -> usize {
+        (self.limits.piece_bytes.min(self.facts.largest_buffer) / 4) as usize
+    }
+
+    /// Elements of a panel of a weight that is unpacked for a product.
+    pub(crate) fn panel_elements(&self) -> usize {
+        (self.limits.panel_bytes.min(self.facts.largest_buffer) / 4) as usize
     }
 
     /// Indices on the device.

@@ -29,6 +29,7 @@ pub mod linear;
 pub mod matmul;
 pub mod nf4;
 pub mod program;
+pub mod random_weight;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rotary;
@@ -104,7 +105,12 @@ pub struct DeviceInfo {
     /// By how much of itself an operand of a matrix product may be rounded: 0 for
     /// f32, 1/256 for tensor cores of bf16.
     pub product_rounding: f64,
+    /// Whether tensors lie in the host's own memory.
+    pub on_host: bool,
 }
+
+/// A tensor's values on their way to the host: calling it waits for them.
+pub type Reading<'a> = Box<dyn FnOnce() -> Result<Vec<f32>> + Send + 'a>;
 
 /// A linear layer's weight `[out, in]`, in the type it is kept in.
 #[derive(Debug, Clone)]
@@ -113,6 +119,17 @@ pub enum Weight {
     Dense(Tensor),
     /// 4-bit NormalFloat blocks (QLoRA).
     Nf4(crate::ops::nf4::Nf4Weight),
+}
+
+/// How the elements of a [`Weight`] are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    F32,
+    Bf16,
+    /// NF4; the flag says whether the block scales are quantised as well.
+    Nf4 {
+        double_quant: bool,
+    },
 }
 
 /// The angle table of rotary embeddings, one per rope base of a model.
@@ -213,8 +230,18 @@ pub trait Ops: Send + Sync {
     /// weight, as bitsandbytes does; `double_quant` quantises the block scales
     /// to 8 bits in blocks of 256.
     fn upload_nf4(&self, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Weight>;
+    /// A weight that no checkpoint has, made on the device: uniform numbers in
+    /// [−scale, scale), element i from word i of the key's stream. They are the same
+    /// on every device, and are then rounded or quantised as an upload's.
+    fn random_weight(&self, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight>;
     /// Values as f32, whatever the float type.
     fn read(&self, x: &Tensor) -> Result<Vec<f32>>;
+    /// The values of an f32 tensor as they are now. Where a device works behind the
+    /// caller's back, what is queued after this call runs while they are copied.
+    fn read_later(&self, x: &Tensor) -> Result<Reading<'_>> {
+        let values = self.read(x)?;
+        Ok(Box::new(move || Ok(values)))
+    }
     /// Overwrites an f32 tensor.
     fn write(&self, x: &mut Tensor, values: &[f32]) -> Result<()>;
     /// A copy with storage of its own.

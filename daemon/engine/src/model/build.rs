@@ -2,7 +2,8 @@
 //! family, and the loading, tensor by tensor.
 
 use finetuned_formats::{Activation as StoredActivation, Architecture, ModelConfig, Rope, RopeScaling, TensorSource};
-use finetuned_shaders::{Activation, AttentionSpec, Ops, RotaryTable, Weight};
+use finetuned_shaders::random::Key;
+use finetuned_shaders::{Activation, AttentionSpec, Ops, RotaryTable, Weight, WeightKind};
 
 use super::block::{Block, Mlp, Projection};
 use super::decoder::Decoder;
@@ -100,8 +101,8 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// The values of a tensor, its shape checked.
-    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
+    /// The tensor must be there, in this shape.
+    fn check(&self, name: &str, shape: &[usize]) -> Result<(), EngineError> {
         let info = self.source.info(name).ok_or_else(|| EngineError::Checkpoint {
             tensor: name.to_string(),
             reason: "is missing from the checkpoint".into(),
@@ -112,6 +113,12 @@ impl Loader<'_> {
                 reason: format!("has shape {:?}, the configuration asks for {shape:?}", info.shape),
             });
         }
+        Ok(())
+    }
+
+    /// The values of a tensor.
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
+        self.check(name, shape)?;
         let values = self.source.read_f32(name)?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(EngineError::Checkpoint {
@@ -125,9 +132,26 @@ impl Loader<'_> {
         Ok(values)
     }
 
+    /// A tensor on the device. One that is made up is made there.
+    fn value(&self, name: &str, shape: &[usize], kind: WeightKind) -> Result<Weight, EngineError> {
+        if let Some(random) = self.source.random(name) {
+            self.check(name, shape)?;
+            let key = Key::new(random.seed, 0, random.place);
+            return Ok(self.ops.random_weight(shape, random.scale, key, kind)?);
+        }
+        self.upload(shape, &self.read(name, shape)?, kind)
+    }
+
+    fn upload(&self, shape: &[usize], values: &[f32], kind: WeightKind) -> Result<Weight, EngineError> {
+        Ok(match kind {
+            WeightKind::F32 => Weight::Dense(self.ops.upload(shape, values)?),
+            WeightKind::Bf16 => Weight::Dense(self.ops.upload_bf16(shape, values)?),
+            WeightKind::Nf4 { double_quant } => self.ops.upload_nf4(shape, values, double_quant)?,
+        })
+    }
+
     fn tensor(&mut self, name: &str, shape: &[usize], role: Role) -> Result<ParameterId, EngineError> {
-        let values = self.read(name, shape)?;
-        let value = Weight::Dense(self.ops.upload(shape, &values)?);
+        let value = self.value(name, shape, WeightKind::F32)?;
         Ok(self.parameters.push(Parameter {
             name: name.to_string(),
             role,
@@ -154,16 +178,16 @@ impl Loader<'_> {
     fn linear(&mut self, module: String, inputs: usize, outputs: usize, bias: bool) -> Result<Linear, EngineError> {
         let name = format!("{module}.weight");
         let conv1d = self.config.architecture == Architecture::Gpt2;
-        let values = if conv1d {
-            transposed(&self.read(&name, &[inputs, outputs])?, inputs, outputs)
+        let kind = match self.options.nf4 {
+            Some(double_quant) => WeightKind::Nf4 { double_quant },
+            None => WeightKind::F32,
+        };
+        let value = if conv1d {
+            let values = transposed(&self.read(&name, &[inputs, outputs])?, inputs, outputs);
+            self.upload(&[outputs, inputs], &values, kind)?
         } else {
-            self.read(&name, &[outputs, inputs])?
+            self.value(&name, &[outputs, inputs], kind)?
         };
-        let value = match self.options.nf4 {
-            Some(double_quant) => self.ops.upload_nf4(&[outputs, inputs], &values, double_quant)?,
-            None => Weight::Dense(self.ops.upload(&[outputs, inputs], &values)?),
-        };
-        drop(values);
         let weight = self.parameters.push(Parameter {
             name,
             role: Role::Linear,

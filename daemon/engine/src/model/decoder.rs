@@ -2,7 +2,7 @@
 //! one step of generation.
 
 use finetuned_formats::ModelConfig;
-use finetuned_shaders::{Head, Ops, RotaryTable, Segments, Tensor, TensorError};
+use finetuned_shaders::{Head, Ops, Reading, RotaryTable, Segments, Tensor, TensorError};
 
 use super::block::{Block, BlockSaved, LayerCache, Layout};
 use super::linear::{Linear, Pass};
@@ -53,11 +53,29 @@ pub struct Decoder {
     pub context: usize,
 }
 
+/// What a forward pass keeps for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    Nothing,
+    /// All that the layers' backward passes read.
+    Everything,
+    /// Gradient checkpointing: each layer's input, from which the rest is computed
+    /// again.
+    Inputs,
+    /// The same, waiting in host memory: the device holds one layer's input at a time.
+    InputsOnHost,
+}
+
 /// What a layer keeps for its backward pass.
 enum LayerSaved {
     Whole(Box<BlockSaved>),
     /// Gradient checkpointing: only the layer's input.
     Input(Tensor),
+    /// Only the layer's input, in host memory.
+    OnHost {
+        shape: Vec<usize>,
+        values: Vec<f32>,
+    },
 }
 
 /// The state between forward and backward.
@@ -76,6 +94,11 @@ pub struct HeadForward {
     statistics: Tensor,
 }
 
+/// Waits for an input that was on its way to the host.
+fn arrived(leaving: Option<(Vec<usize>, Reading)>) -> Result<Option<LayerSaved>> {
+    leaving.map(|(shape, values)| Ok(LayerSaved::OnHost { shape, values: values()? })).transpose()
+}
+
 impl Decoder {
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(Block::linears)
@@ -86,32 +109,31 @@ impl Decoder {
         Head { weight: self.parameters.weight(self.head), softcap: self.config.final_softcap, chunk_rows: 0 }
     }
 
-    /// Runs all layers. With `keep` false nothing is kept for a backward pass;
-    /// with `checkpointing` only each layer's input is.
-    pub fn forward(
-        &self,
-        ops: &dyn Ops,
-        batch: &Batch,
-        pass: &Pass,
-        keep: bool,
-        checkpointing: bool,
-    ) -> Result<Forward> {
+    /// Runs all layers.
+    pub fn forward(&self, ops: &dyn Ops, batch: &Batch, pass: &Pass, keep: Keep) -> Result<Forward> {
         self.check_positions(batch.segments.longest())?;
         let layout = self.layout(batch);
         let mut x = self.embed(ops, &batch.tokens, &batch.positions)?;
-        let mut layers = Vec::with_capacity(if keep { self.blocks.len() } else { 0 });
+        let mut layers = Vec::with_capacity(self.blocks.len());
+        // The input that is on its way to the host: its copy was queued before its
+        // layer, and is waited for behind the next, so that the device never idles.
+        let mut leaving: Option<(Vec<usize>, Reading)> = None;
         for block in &self.blocks {
-            if keep && checkpointing {
-                layers.push(LayerSaved::Input(x.clone()));
-                x = block.forward(ops, &self.parameters, x, &layout, pass)?.0;
-            } else {
-                let (y, saved) = block.forward(ops, &self.parameters, x, &layout, pass)?;
-                if keep {
-                    layers.push(LayerSaved::Whole(Box::new(saved)));
+            match keep {
+                Keep::Inputs => layers.push(LayerSaved::Input(x.clone())),
+                Keep::InputsOnHost => {
+                    let next = (x.shape().to_vec(), ops.read_later(&x)?);
+                    layers.extend(arrived(leaving.replace(next))?);
                 }
-                x = y;
+                Keep::Nothing | Keep::Everything => {}
             }
+            let (y, saved) = block.forward(ops, &self.parameters, x, &layout, pass)?;
+            if keep == Keep::Everything {
+                layers.push(LayerSaved::Whole(Box::new(saved)));
+            }
+            x = y;
         }
+        layers.extend(arrived(leaving)?);
         Ok(Forward { x, layers })
     }
 
@@ -147,6 +169,10 @@ impl Decoder {
             let saved = match saved {
                 LayerSaved::Whole(saved) => *saved,
                 LayerSaved::Input(x) => block.forward(ops, p, x, &layout, pass)?.1,
+                LayerSaved::OnHost { shape, values } => {
+                    let x = ops.upload(&shape, &values)?;
+                    block.forward(ops, p, x, &layout, pass)?.1
+                }
             };
             let below = i > 0 || embedding_wanted;
             match block.backward(ops, p, gradients, dx, saved, &layout, below, pass)? {
@@ -168,7 +194,7 @@ impl Decoder {
     /// The logits `[rows, V]` of a batch at these rows, for tests, comparisons
     /// and short prompts: the whole matrix exists.
     pub fn logits(&self, ops: &dyn Ops, batch: &Batch, rows: &[u32], pass: &Pass) -> Result<Tensor> {
-        let forward = self.forward(ops, batch, pass, false, false)?;
+        let forward = self.forward(ops, batch, pass, Keep::Nothing)?;
         let head = self.head_input(ops, &forward, rows)?;
         ops.logits(&head.h, &self.lm_head())
     }
@@ -177,7 +203,7 @@ impl Decoder {
     /// token; None where the model has no such head.
     pub fn values(&self, ops: &dyn Ops, batch: &Batch, pass: &Pass) -> Result<Option<Vec<f32>>> {
         let Some(value_head) = &self.value_head else { return Ok(None) };
-        let forward = self.forward(ops, batch, pass, false, false)?;
+        let forward = self.forward(ops, batch, pass, Keep::Nothing)?;
         let last: Vec<u32> = batch.segments.ranges().map(|range| (range.end - 1) as u32).collect();
         let head = self.head_input(ops, &forward, &last)?;
         ops.read(&value_head.forward(ops, &self.parameters, &head.h)?).map(Some)

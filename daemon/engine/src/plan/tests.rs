@@ -23,8 +23,14 @@ fn memory_is_read_as_linux_writes_it() {
 #[test]
 fn a_device_with_memory_of_its_own_never_gets_the_hosts() {
     let of = |memory_bytes, shares_host_memory, host| {
-        let info =
-            DeviceInfo { name: String::new(), parallelism: 1, memory_bytes, shares_host_memory, product_rounding: 0.0 };
+        let info = DeviceInfo {
+            name: String::new(),
+            parallelism: 1,
+            memory_bytes,
+            shares_host_memory,
+            product_rounding: 0.0,
+            on_host: false,
+        };
         available(&info, host)
     };
     assert_eq!(of(24, false, 64), 24);

@@ -24,8 +24,7 @@ use crate::recipe::{Method, Recipe};
 /// # Errors
 /// A device that is not there, or that this build has not.
 pub fn device(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>, EngineError> {
-    finetuned_shaders::device::open(asked, threads)
-        .map_err(|error| EngineError::Device { asked: asked.to_string(), reason: error.to_string() })
+    finetuned_shaders::device::open(asked, threads).map_err(|error| crate::devices::refused(asked, error))
 }
 
 /// The built-in losses, optimizers and alignment methods, and those of these

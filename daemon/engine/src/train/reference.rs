@@ -12,7 +12,7 @@ use finetuned_plugin_api::loss::{Needs, Role};
 use finetuned_shaders::{Ops, StatisticSet, TensorError, Weight};
 
 use super::units::{Document, MicroBatch};
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
 use crate::model::parameters::ParameterId;
 
@@ -98,7 +98,7 @@ pub fn token_logp(ops: &dyn Ops, model: &Decoder, micro: &MicroBatch, pass: &Pas
     if micro.targets.is_empty() {
         return Ok(Vec::new());
     }
-    let forward = model.forward(ops, &micro.batch, pass, false, false)?;
+    let forward = model.forward(ops, &micro.batch, pass, Keep::Nothing)?;
     let head = model.head_input(ops, &forward, &micro.rows)?;
     Ok(ops.token_logp(&head.h, &model.lm_head(), &micro.targets, StatisticSet::default())?.logp)
 }

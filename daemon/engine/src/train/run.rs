@@ -99,14 +99,18 @@ impl Run {
             plan::of_run(request, registry, &opened.files, prepared, total_steps, ops.as_ref())?;
         if !planned.fits {
             return Err(EngineError::TooLarge {
+                device: planned.device,
                 needed_bytes: planned.peak_bytes,
                 available_bytes: planned.available_bytes,
-                remedy: planned.remedy.clone().unwrap_or_default(),
+                remedy: planned.remedy.unwrap_or_default(),
             });
         }
         // The cut into micro-batches decides the order of sums, so a resumed run
         // keeps the one it began with.
         let micro_batch_size = found.as_ref().map_or(planned.micro_batch_size, |run| run.micro_batch_size);
+        if recipe.train.offload_activations {
+            observer.event(&Event::Note { message: offloading(&planned, ops.info().on_host) });
+        }
         observer.event(&Event::Planned { plan: Box::new(planned) });
 
         phase(observer, "loading the weights");
@@ -118,6 +122,7 @@ impl Run {
         let options = StepOptions {
             micro_batch_size,
             gradient_checkpointing: recipe.train.gradient_checkpointing,
+            offload_activations: recipe.train.offload_activations && !ops.info().on_host,
             max_grad_norm: recipe.train.max_grad_norm,
             seed: recipe.train.seed,
         };
@@ -167,7 +172,7 @@ impl Run {
             && let Some(validation) = &validation
         {
             phase(observer, "measuring the held-out loss before training");
-            let result = self.trainer.evaluate(validation.examples, &validation.rows)?;
+            let result = self.trainer.evaluate(validation.examples, &validation.rows, 0)?;
             self.progress.validation_before = Some(result.loss);
             self.progress.last_validation = Some(result.loss);
             self.metrics.start(result.loss, &result.metrics)?;
@@ -289,7 +294,7 @@ impl Run {
         let ops = self.trainer.ops.clone();
         let scalars = Scalars { learning_rate: rate, step: step as u64 };
         let kept = self.trainer.rules.to_evaluation(ops.as_ref(), &mut self.trainer.model, &scalars)?;
-        let result = self.trainer.evaluate(validation.examples, &validation.rows)?;
+        let result = self.trainer.evaluate(validation.examples, &validation.rows, step)?;
         observer.event(&Event::Validation { step, loss: result.loss, tokens: result.trained_tokens });
         self.progress.last_validation = Some(result.loss);
         self.progress.last_metrics = result.metrics;
@@ -415,6 +420,18 @@ fn probe_tokens(examples: &Examples) -> Vec<u32> {
         Examples::Labelled(list) => list.first().map(|e| [&e.prompt[..], &e.completion].concat()),
     };
     first.unwrap_or_else(|| vec![0])
+}
+
+/// What `train.offload_activations` comes to.
+fn offloading(plan: &plan::Plan, on_host: bool) -> String {
+    if on_host {
+        return "train.offload_activations changes nothing on the CPU, whose memory is the host's".into();
+    }
+    let megabytes = plan.offloaded_bytes as f64 / 1e6;
+    format!(
+        "the layers' inputs wait in host memory: up to {megabytes:.1} MB in a step, which {} does not hold",
+        plan.device
+    )
 }
 
 fn phase(observer: &mut dyn Observer, name: &str) {

@@ -16,7 +16,7 @@ use super::optimize::Rules;
 use super::reference::{Reference, token_logp};
 use super::units::{Document, MicroBatch, documents};
 use crate::error::EngineError;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
 use crate::model::parameters::Gradients;
 use crate::plan::StepBytes;
@@ -27,9 +27,21 @@ pub struct StepOptions {
     /// Units of a forward pass.
     pub micro_batch_size: usize,
     pub gradient_checkpointing: bool,
+    /// Of what checkpointing keeps, to host memory; nothing without it.
+    pub offload_activations: bool,
     /// 0: no clipping.
     pub max_grad_norm: f64,
     pub seed: u64,
+}
+
+impl StepOptions {
+    fn keep(&self) -> Keep {
+        match (self.gradient_checkpointing, self.offload_activations) {
+            (false, _) => Keep::Everything,
+            (true, false) => Keep::Inputs,
+            (true, true) => Keep::InputsOnHost,
+        }
+    }
 }
 
 /// What a step was.
@@ -215,13 +227,23 @@ impl Trainer {
     }
 
     fn halve(&mut self, error: EngineError) -> Result<(), EngineError> {
-        let short = matches!(error, EngineError::Tensor(TensorError::Memory { .. }));
-        if !short || self.options.micro_batch_size <= 1 {
-            return Err(error);
+        let EngineError::Tensor(TensorError::Memory { .. }) = error else { return Err(error) };
+        if self.options.micro_batch_size <= 1 {
+            return Err(EngineError::StepTooLarge { reason: error.to_string(), remedy: self.less() });
         }
         self.options.micro_batch_size = self.options.micro_batch_size.div_ceil(2);
         self.ops.trim();
         Ok(())
+    }
+
+    /// What would make a step smaller whose sequences are taken one at a time.
+    fn less(&self) -> String {
+        let setting = match self.options.keep() {
+            Keep::Inputs if !self.ops.info().on_host => "set train.offload_activations = true, ",
+            Keep::Inputs | Keep::InputsOnHost => "",
+            _ => "set train.gradient_checkpointing = true, ",
+        };
+        format!("{setting}lower train.sequence_length, or end the programs beside it")
     }
 
     /// The gradients of a whole batch, micro-batch by micro-batch.
@@ -259,17 +281,20 @@ impl Trainer {
 
     /// The objective over all these rows as one batch, without gradient:
     /// (loss, trained tokens, metrics). Weighted by tokens, as the training loss
-    /// is.
-    pub fn evaluate(&mut self, examples: &Examples, rows: &[Row]) -> Result<StepResult, EngineError> {
+    /// is. `step` updates were made before.
+    ///
+    /// # Errors
+    /// A loss that is not finite, by name; a failing device.
+    pub fn evaluate(&mut self, examples: &Examples, rows: &[Row], step: usize) -> Result<StepResult, EngineError> {
         loop {
-            match self.evaluate_once(examples, rows) {
+            match self.evaluate_once(examples, rows, step) {
                 Err(error) => self.take_less(error)?,
                 result => return result,
             }
         }
     }
 
-    fn evaluate_once(&mut self, examples: &Examples, rows: &[Row]) -> Result<StepResult, EngineError> {
+    fn evaluate_once(&mut self, examples: &Examples, rows: &[Row], step: usize) -> Result<StepResult, EngineError> {
         let ops = self.ops.clone();
         let ops = ops.as_ref();
         let plan = self.plan(examples, rows)?;
@@ -282,7 +307,7 @@ impl Trainer {
                 continue;
             }
             let reference = self.reference_logp(documents)?;
-            let forward = self.model.forward(ops, &micro.batch, &pass, false, false)?;
+            let forward = self.model.forward(ops, &micro.batch, &pass, Keep::Nothing)?;
             let head = self.model.head_input(ops, &forward, &self.heads.rows(&micro)?)?;
             drop(forward);
             let inputs = self.heads.cut(ops, &micro, &head.h)?;
@@ -296,7 +321,8 @@ impl Trainer {
             add_metrics(&mut result.metrics, &self.out.metrics);
         }
         if !result.loss.is_finite() {
-            return Err(EngineError::Other(format!("the validation loss is {}", result.loss)));
+            // The weights are those of the step that would come next.
+            return Err(not_finite(step + 1, "the held-out loss"));
         }
         Ok(result)
     }
@@ -338,7 +364,7 @@ impl Trainer {
             return Ok(());
         }
         let reference = self.reference_logp(documents)?;
-        let forward = self.model.forward(ops, &micro.batch, pass, true, self.options.gradient_checkpointing)?;
+        let forward = self.model.forward(ops, &micro.batch, pass, self.options.keep())?;
         let head = self.model.head_input(ops, &forward, &self.heads.rows(&micro)?)?;
         let inputs = self.heads.cut(ops, &micro, &head.h)?;
         let values = self.values(&inputs)?;

@@ -14,6 +14,8 @@ use finetuned_engine::model::decoder::Decoder;
 use finetuned_formats::{ModelFiles, open_safetensors};
 use finetuned_shaders::Ops;
 use finetuned_shaders::cpu::Cpu;
+use finetuned_shaders::device::DeviceChoice;
+use finetuned_shaders::gpu;
 
 pub const ARCHITECTURES: [&str; 10] =
     ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"];
@@ -45,17 +47,25 @@ pub fn on_cpu() -> Device {
     Device { name: "cpu".into(), ops: cpu(), forward: 1e-4, gradient: 1e-3, curve: 1e-3 }
 }
 
-/// The first GPU of this machine. Where FINETUNED_REQUIRE_GPU is set, as it is
-/// in CI, a machine without one fails the test; elsewhere the test says that it
-/// compared nothing.
+/// The first GPU of this machine, or what FINETUNED_TEST_DEVICE names in the
+/// words of `--device` (`vulkan:0/spirv/f16`). Where FINETUNED_REQUIRE_GPU is
+/// set, as it is in CI, a machine without one fails the test; elsewhere the test
+/// says that it compared nothing.
 pub fn on_gpu() -> Option<Device> {
-    let Some(entry) = finetuned_shaders::gpu::list().into_iter().next() else {
+    let entry = match std::env::var("FINETUNED_TEST_DEVICE") {
+        Ok(words) => words.parse::<DeviceChoice>().and_then(|choice| choice.find()).expect("the device is there"),
+        Err(_) => gpu::list().into_iter().next(),
+    };
+    let Some(entry) = entry else {
         assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "no GPU was found");
         println!("skipped: this machine has no GPU and no software driver (mesa-vulkan-drivers has one)");
         return None;
     };
-    let gpu = finetuned_shaders::gpu::open(&entry).expect("the GPU opens");
-    Some(Device { name: entry.spec, ops: Arc::new(gpu), forward: 2e-4, gradient: 2e-3, curve: 5e-3 })
+    let gpu = gpu::open(&entry).expect("the GPU opens");
+    // Tensor cores round operands; the curves hold all the same.
+    let rounding = gpu.facts().product_rounding();
+    let (forward, gradient) = (f64::max(2e-4, 16.0 * rounding), f64::max(2e-3, 32.0 * rounding));
+    Some(Device { name: entry.spec, ops: Arc::new(gpu), forward, gradient, curve: 5e-3 })
 }
 
 pub fn tensors(path: &str) -> Tensors {

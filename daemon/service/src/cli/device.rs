@@ -32,7 +32,7 @@ Examples:
   finetune device test                   the device that --device auto takes
   finetune device test --device vulkan:0")]
 pub struct TestArgs {
-    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N, cuda:N; vulkan:0/spirv, vulkan:0/wgsl
+    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N, cuda:N; behind it /spirv or /wgsl, /f32, /bf16 or /f16
     #[arg(long, default_value = "gpu")]
     device: String,
     #[arg(long)]
@@ -123,7 +123,7 @@ fn test(args: &TestArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let results = devices::test(&spec, &mut |result| show.row(result))?;
             Tested { device: identity, failure: None, results }
         } else {
-            let tested = test_in_a_child(&spec, &identity)?;
+            let tested = test_in_a_child(&spec, &identity, &file)?;
             let mut show = Table::new(args.json);
             tested.results.iter().for_each(|result| show.row(result));
             tested

@@ -184,7 +184,8 @@ fn one_job(view: &JobView) -> String {
         text += &format!("\n  left       {}", words::seconds(left));
     }
     if let Some(error) = &job.error {
-        text += &format!("\n  error      {}", error.replace('\n', "\n             "));
+        let name = if job.state == State::Paused { "why" } else { "error" };
+        text += &format!("\n  {name:<10} {}", error.replace('\n', "\n             "));
     }
     if let Some(report) = &job.report {
         let mut rows = String::new();

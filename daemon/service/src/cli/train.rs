@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use finetuned_engine::api::{Outcome, PluginLibrary, TrainRequest};
+use finetuned_engine::error::EngineError;
 use finetuned_engine::plan::{self, Plan};
 use finetuned_engine::recipe::{Method, Recipe};
 
@@ -148,7 +149,14 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
         train,
     };
     let mut console = Console::new(if args.json { Style::Json } else { Style::of_terminal() });
-    let outcome = run::execute(&request, &mut console)?;
+    let outcome = run::execute(&request, &mut console).map_err(|error| {
+        let of_the_device = error.downcast_ref::<EngineError>().is_some_and(EngineError::is_of_the_device);
+        if !of_the_device {
+            return error;
+        }
+        let words = format!("{error:#}; once the device is there, the same command goes on from the last checkpoint");
+        exit::coded(exit::UNAVAILABLE, words)
+    })?;
     console.finish();
     match outcome {
         Outcome::Finished(summary) => {
@@ -214,6 +222,10 @@ pub fn plan_lines(plan: &Plan) -> String {
     text += &format!("  {:<22} {:>12}", "peak", words::bytes(plan.peak_bytes));
     if plan.available_bytes > 0 {
         text += &format!(" of {}", words::bytes(plan.available_bytes));
+    }
+    if plan.offloaded_bytes > 0 {
+        text +=
+            &format!("\n  {:<22} {:>12} of host memory", "offloaded activations", words::bytes(plan.offloaded_bytes));
     }
     text += match (plan.fits, plan.available_bytes) {
         (_, 0) => "\n  the device does not say how much memory it has\n",

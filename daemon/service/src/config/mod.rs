@@ -162,7 +162,7 @@ impl Typed<'_> {
             socket: self.path("control.socket", &state_dir),
             workers: WorkersConfig {
                 parallel: self.count("workers.parallel").max(1),
-                device: self.text("workers.device"),
+                device: self.device("workers.device"),
                 threads: Some(self.count("workers.threads")).filter(|&n| n > 0),
                 memory: Some(self.bytes("workers.memory")).filter(|&n| n > 0),
                 heartbeat_timeout: self.duration("workers.heartbeat_timeout", Duration::from_secs(1)),
@@ -250,6 +250,15 @@ impl Typed<'_> {
     fn wrong(&mut self, key: &str, expected: &str) {
         let (value, origin) = &self.layers.values[key];
         self.problems.push(format!("{origin}: `{key}` must be {expected}, not {value}"));
+    }
+
+    fn device(&mut self, key: &str) -> String {
+        let words = self.text(key);
+        if let Err(error) = finetuned_engine::devices::check_words(&words) {
+            let origin = &self.layers.values[key].1;
+            self.problems.push(format!("{origin}: `{key}`: {error}"));
+        }
+        words
     }
 
     fn text(&mut self, key: &str) -> String {

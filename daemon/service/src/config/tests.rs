@@ -59,10 +59,12 @@ fn an_unknown_recipe_key_names_its_line() {
 
 #[test]
 fn every_mistake_is_told_at_once() {
-    let (_dir, sources) =
-        with_file("[inbox]\nsettle = 5\nafter = \"mve\"\n[workers]\nmemory = \"lots\"\nparallel = -1\n");
+    let (_dir, sources) = with_file(
+        "[inbox]\nsettle = 5\nafter = \"mve\"\n[workers]\nmemory = \"lots\"\nparallel = -1\ndevice = \"tpu\"\n",
+    );
     let error = Config::load(&sources).unwrap_err();
-    assert_eq!(error.0.len(), 4, "{error}");
+    assert_eq!(error.0.len(), 5, "{error}");
+    assert!(error.to_string().contains("`workers.device`: \"tpu\" is no device; there are auto, cpu"), "{error}");
     assert!(error.to_string().contains("did you mean \"move\"?"), "{error}");
 }
 

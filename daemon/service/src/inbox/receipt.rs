@@ -67,6 +67,9 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
             }
         }
         State::Paused => {
+            if let Some(why) = &job.error {
+                let _ = writeln!(text, "{}", why.replace('\n', "\n  "));
+            }
             let _ = writeln!(text, "paused at step {}: finetune resume {}", job.progress.step, job.id);
         }
         State::Cancelled => {

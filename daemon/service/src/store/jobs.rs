@@ -94,7 +94,7 @@ pub struct Job {
     pub progress: Progress,
     pub report: Option<DatasetReport>,
     pub summary: Option<Summary>,
-    /// Why it failed; the worker's last words where it died.
+    /// Why it failed, or is paused; the worker's last words where it died.
     pub error: Option<String>,
     pub fresh: bool,
     /// The builds of the plugins that it trains with; built-in ones are not here.
@@ -208,7 +208,10 @@ impl Store {
             State::Cancelled => {
                 transaction.execute("UPDATE jobs SET ended_ms = ? WHERE id = ?", params![now as i64, id])?;
             }
-            State::Running | State::Paused => {}
+            State::Paused => {
+                transaction.execute("UPDATE jobs SET error = ? WHERE id = ?", params![why, id])?;
+            }
+            State::Running => {}
         }
         let body = serde_json::json!({ "from": current, "to": next, "why": why });
         add_event(&transaction, id, now, "state", &body)?;

@@ -78,7 +78,8 @@ async fn start(setup: &Setup, job: &Job) -> anyhow::Result<Child> {
         .stderr(Stdio::piped())
         // Ctrl-C in the daemon's terminal is the daemon's to handle.
         .process_group(0)
-        .kill_on_drop(true);
+        .kill_on_drop(true)
+        .envs(crate::devices::runtime_dir(&setup.config.state_dir));
     command.spawn().with_context(|| format!("cannot start {}", setup.program.display()))
 }
 
@@ -379,7 +380,10 @@ impl Attendant {
         } else if now - self.heard > workers.heartbeat_timeout {
             Some(format!("no heartbeat for {}", humantime::format_duration(workers.heartbeat_timeout)))
         } else if now - self.moved > workers.stall_timeout {
-            Some(format!("no progress for {}", humantime::format_duration(workers.stall_timeout)))
+            // Work that a driver has swallowed never comes back by itself.
+            let perhaps = if workers.device == "cpu" { "" } else { ": the device or its driver may hang" };
+            let limit = humantime::format_duration(workers.stall_timeout);
+            Some(format!("no progress for {limit} (workers.stall_timeout){perhaps}"))
         } else {
             None
         };

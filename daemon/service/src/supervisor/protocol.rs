@@ -93,7 +93,7 @@ pub enum Line {
 pub fn parse(line: &str) -> Result<Line, serde_json::Error> {
     let value: serde_json::Value = serde_json::from_str(line)?;
     let name = value.get("event").and_then(serde_json::Value::as_str).unwrap_or_default();
-    if matches!(name, "hello" | "heartbeat" | "done" | "stopped" | "cancelled" | "failed") {
+    if matches!(name, "hello" | "heartbeat" | "done" | "stopped" | "cancelled" | "device_lost" | "failed") {
         return serde_json::from_value(value).map(Line::Worker);
     }
     serde_json::from_value(value).map(|event| Line::Engine(Box::new(event)))
@@ -130,6 +130,7 @@ mod tests {
             WorkerLine::Heartbeat { progress: 3 },
             WorkerLine::Stopped { step: 4 },
             WorkerLine::Cancelled { step: 4 },
+            WorkerLine::DeviceLost { message: "the device vulkan:0 was lost".into() },
             WorkerLine::Failed { message: "a\nb".into() },
         ] {
             let text = serde_json::to_string(&line).unwrap();

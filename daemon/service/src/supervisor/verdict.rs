@@ -72,7 +72,9 @@ fn death_in_call(exit: &Exit, words: &str, call: &str) -> String {
 
 fn death(exit: &Exit, words: &str) -> String {
     let mut text = match (&exit.killed_because, exit.signal, exit.code) {
-        (Some(why), ..) => format!("the worker was killed: {why}"),
+        (Some(why), ..) => {
+            format!("the worker was killed: {why}; `finetune retry` goes on from its last checkpoint")
+        }
         (None, Some(9), _) => "the worker was killed (signal 9). If you did not, the kernel did, for want of memory: \
              lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\""
             .into(),

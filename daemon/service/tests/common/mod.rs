@@ -14,7 +14,32 @@ pub const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/tests/go
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A package's library by its file name.
+pub fn library(name: &str) -> String {
+    format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
+}
+
+/// Builds libraries of the workspace that tests load, and gives their folder.
+pub fn build(packages: &[&str]) -> PathBuf {
+    // The target folder of this very test, so that dependencies are there.
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
+    let release = profile.ends_with("release");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--offline", "--quiet"])
+        .args(packages.iter().flat_map(|package| ["-p", package]))
+        .arg("--target-dir")
+        .arg(profile.parent().unwrap())
+        .args(release.then_some("--release"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    profile
+}
+
 pub struct House {
+    /// How long a test waits for something, at most.
+    pub patience: Duration,
     dir: tempfile::TempDir,
     pub daemon: Option<Child>,
 }
@@ -22,7 +47,7 @@ pub struct House {
 impl House {
     /// A state folder whose recipe trains the tiny model; `recipe` goes on top.
     pub fn new(recipe: &str) -> House {
-        let house = House { dir: tempfile::tempdir().unwrap(), daemon: None };
+        let house = House { patience: PATIENCE, dir: tempfile::tempdir().unwrap(), daemon: None };
         house.configure(&format!(
             "state_dir = \".\"\n[inbox]\nsettle = \"200ms\"\nscan_every = \"1s\"\n[workers]\nthreads = 1\ndevice = \"cpu\"\n[recipe]\nbase = \"{MODEL}\"\n{recipe}"
         ));
@@ -88,7 +113,7 @@ impl House {
             if let Some(status) = child.try_wait().unwrap() {
                 return status.code();
             }
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > self.patience {
                 let _ = child.kill();
                 panic!("the daemon does not end\n{}", self.log());
             }
@@ -112,7 +137,7 @@ impl House {
             if let Some(found) = check() {
                 return found;
             }
-            assert!(begin.elapsed() < PATIENCE, "waited in vain for {what}\n{}", self.log());
+            assert!(begin.elapsed() < self.patience, "waited in vain for {what}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -219,8 +219,8 @@ pub(crate) fn column_dot(gpu: &Gpu, a: &Tensor, b: &Tensor, out: &mut Tensor) ->
     column_sums(gpu, OP, Summand::Product, [a, b, b], a.columns(), out)
 }
 
-/// A rectangle of columns: (tensor, its columns, the first that is copied).
-fn copy_columns(
+/// A rectangle of columns: (tensor, the first column that is copied or written).
+pub(crate) fn copy_columns(
     gpu: &Gpu,
     op: &'static str,
     (from, from_first): (&Tensor, usize),

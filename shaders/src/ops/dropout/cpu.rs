@@ -32,12 +32,12 @@ pub(crate) fn dropout(cpu: &Cpu, x: &Tensor, p: f32, key: Key) -> Result<Tensor>
 }
 
 /// Blocks of random words made side by side.
-const BLOCKS: usize = 16;
+pub(crate) const BLOCKS: usize = 16;
 
 /// The words of the key's stream from block `first` on:
 /// [`crate::random::philox`] in lanes.
 #[inline(always)]
-fn words(key: Key, first: u64) -> [u32; 4 * BLOCKS] {
+pub(crate) fn words(key: Key, first: u64) -> [u32; 4 * BLOCKS] {
     let mut c = [
         std::array::from_fn(|i| (first + i as u64) as u32),
         std::array::from_fn(|i| ((first + i as u64) >> 32) as u32),

@@ -1,11 +1,12 @@
-//! One unit a block of four elements: [`crate::random::philox`] on the device,
-//! to the bit, so that a run goes on elsewhere with the same masks.
+//! One unit a block of four elements of the host's random words, so that a run
+//! goes on elsewhere with the same masks.
 
 use cubecl::prelude::*;
 
 use super::check;
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::gpu::philox::philox;
 use crate::random::Key;
 use crate::tensor::Tensor;
 
@@ -14,25 +15,7 @@ use crate::tensor::Tensor;
 fn dropout_kernel(x: &[f32], y: &mut [f32], p: f32, scale: f32, step: u32, place: u32, seed_low: u32, seed_high: u32) {
     let first = 4 * ABSOLUTE_POS;
     if first < y.len() {
-        let mut c0 = ABSOLUTE_POS as u32;
-        let mut c1 = 0u32;
-        let mut c2 = step;
-        let mut c3 = place;
-        let mut k0 = seed_low;
-        let mut k1 = seed_high;
-        #[unroll]
-        for _ in 0..10u32 {
-            let a_high = c0.mul_hi(0xD251_1F53u32);
-            let a_low = c0 * 0xD251_1F53u32;
-            let b_high = c2.mul_hi(0xCD9E_8D57u32);
-            let b_low = c2 * 0xCD9E_8D57u32;
-            c0 = b_high ^ c1 ^ k0;
-            c1 = b_low;
-            c2 = a_high ^ c3 ^ k1;
-            c3 = a_low;
-            k0 += 0x9E37_79B9u32;
-            k1 += 0xBB67_AE85u32;
-        }
+        let (c0, c1, c2, c3) = philox(ABSOLUTE_POS as u32, step, place, seed_low, seed_high);
         write(x, y, first, c0, p, scale);
         write(x, y, first + 1, c1, p, scale);
         write(x, y, first + 2, c2, p, scale);

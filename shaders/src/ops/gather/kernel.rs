@@ -53,6 +53,13 @@ fn copy_at_kernel(from: &[f32], to: &mut [f32], from_first: usize, to_first: usi
     }
 }
 
+#[cube(launch)]
+fn add_at_kernel(from: &[f32], to: &mut [f32], first: usize) {
+    if ABSOLUTE_POS < from.len() {
+        to[first + ABSOLUTE_POS] += from[ABSOLUTE_POS];
+    }
+}
+
 /// Rows of `x` (f32 or bf16) at `indices`, times `scale`.
 pub(crate) fn rows(gpu: &Gpu, op: &'static str, x: &Tensor, indices: &[u32], scale: f32) -> Result<Tensor> {
     check_indices(op, indices, x.rows())?;
@@ -135,6 +142,17 @@ pub(crate) fn copy_at(
     if length > 0 {
         let (count, dim) = gpu.elementwise(length);
         copy_at_kernel::launch(gpu.client(), count, dim, from, to, from_first, to_first, length);
+    }
+    Ok(())
+}
+
+/// `to[first..] += from`, in elements.
+pub(crate) fn add_at(gpu: &Gpu, op: &'static str, from: &Tensor, to: &mut Tensor, first: usize) -> Result<()> {
+    let (count, dim) = gpu.elementwise(from.len());
+    let (elements, from) = (from.len(), gpu.input_f32(op, from)?);
+    let to = gpu.output_f32(op, to)?;
+    if elements > 0 {
+        add_at_kernel::launch(gpu.client(), count, dim, from, to, first);
     }
     Ok(())
 }

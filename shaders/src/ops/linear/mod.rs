@@ -9,6 +9,8 @@ pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_gpu;
 
 use super::Weight;
 use crate::error::{Result, shape_error};

@@ -13,6 +13,9 @@ pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_gpu;
+pub(crate) mod thresholds;
 
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;

@@ -81,7 +81,7 @@ pub(crate) fn nest(absmax: &[f32]) -> QuantisedScales {
 /// bitsandbytes' CPU code reads a table of 65,536 entries over [−1, 1], so a
 /// number within half a step of the middle between two values takes the side of
 /// its table entry; that is its code, so it is ours.
-fn nearest_in(map: &[f32], x: f32) -> u8 {
+pub(crate) fn nearest_in(map: &[f32], x: f32) -> u8 {
     let entry = ((x.clamp(-1.0, 1.0) + 1.0) * TABLE_STEPS + 0.5).floor();
     let x = entry / TABLE_STEPS - 1.0;
     let above = map.partition_point(|value| *value <= x);
@@ -103,7 +103,7 @@ pub fn dynamic_map() -> Vec<f32> {
 /// SumKernel.cpp, in vectors of eight): the offset enters every scale, so its
 /// last bit counts. Four running sums of vectors, each in four levels so that
 /// small numbers meet small ones.
-fn mean(x: &[f32]) -> f32 {
+pub(crate) fn mean(x: &[f32]) -> f32 {
     const LANES: usize = 8;
     const ROWS: usize = 4;
     const LEVELS: usize = 4;

@@ -1,6 +1,11 @@
 //! A chunk of rows at a time: the logits by a product, then one cube a row for
 //! the statistics, then one unit a logit for its derivative, in place, and two
 //! products back. The statistics cross to the host once, at the end.
+//!
+//! Where the head's weight does not fit unpacked into one panel, [`slabs`] of the
+//! vocabulary take its place.
+
+mod slabs;
 
 use cubecl::prelude::*;
 
@@ -10,7 +15,7 @@ use crate::gpu::Gpu;
 use crate::gpu::cube::{cube_max, cube_sum};
 use crate::ops::gated::kernel::safe_tanh;
 use crate::ops::gather::kernel::copy_at;
-use crate::ops::linear::kernel::unpacked;
+use crate::ops::linear::kernel::{self as linear, operand_rows, panels_of};
 use crate::ops::matmul::kernel::{Operand, product};
 use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics};
 use crate::tensor::{DType, Tensor};
@@ -28,9 +33,65 @@ fn soften_kernel(logits: &mut [f32], cap: f32) {
     }
 }
 
+/// Of a row of logits l: their largest, and the sums of e^(l − largest), of
+/// e^(l − largest) (l − largest) and of l.
+#[cube]
+fn row_parts(
+    logits: &[f32],
+    base: usize,
+    columns: usize,
+    shared: &mut Shared<[f32]>,
+    #[comptime] units: usize,
+) -> (f32, f32, f32, f32) {
+    let unit = UNIT_POS as usize;
+    let mut largest = logits[base];
+    let mut i = unit;
+    while i < columns {
+        let l = logits[base + i];
+        if l > largest {
+            largest = l;
+        }
+        i += units;
+    }
+    let max = cube_max(largest, shared, units);
+    let mut sum = 0.0f32;
+    let mut weighted = 0.0f32;
+    let mut total = 0.0f32;
+    let mut i = unit;
+    while i < columns {
+        let l = logits[base + i];
+        let shifted = l - max;
+        let e = shifted.exp();
+        sum += e;
+        // e^x x is 0 for x so small that e^x is.
+        if e != 0.0f32 {
+            weighted += e * shifted;
+        }
+        total += l;
+        i += units;
+    }
+    let sum = cube_sum(sum, shared, units);
+    let weighted = cube_sum(weighted, shared, units);
+    let total = cube_sum(total, shared, units);
+    (max, sum, weighted, total)
+}
+
+/// A row's statistics from the parts of all its logits and the target's.
+#[cube]
+fn write_statistics(statistics: &mut [f32], row: usize, parts: (f32, f32, f32, f32), target: f32, vocabulary: usize) {
+    let (max, sum, weighted, total) = parts;
+    let ln = sum.ln();
+    let lse = max + ln;
+    let at = STATISTICS * row;
+    statistics[at] = target - lse;
+    statistics[at + 1] = lse;
+    statistics[at + 2] = ln - weighted / sum;
+    statistics[at + 3] = total / f32::cast_from(vocabulary) - lse;
+    statistics[at + 4] = select(target == max, 1.0f32, 0.0f32);
+}
+
 /// Rows `first..` of `statistics [M, 5]` from a chunk of logits.
 #[cube(launch)]
-#[allow(clippy::too_many_arguments)]
 fn statistics_kernel(
     logits: &[f32],
     targets: &[u32],
@@ -43,53 +104,18 @@ fn statistics_kernel(
     let mut shared = Shared::<[f32]>::new_slice(units);
     let row = CUBE_POS;
     if row < rows {
-        let unit = UNIT_POS as usize;
         let base = row * vocabulary;
-        let mut largest = logits[base];
-        let mut i = unit;
-        while i < vocabulary {
-            let l = logits[base + i];
-            if l > largest {
-                largest = l;
-            }
-            i += units;
-        }
-        let max = cube_max(largest, &mut shared, units);
-        let mut sum = 0.0f32;
-        let mut weighted = 0.0f32;
-        let mut total = 0.0f32;
-        let mut i = unit;
-        while i < vocabulary {
-            let l = logits[base + i];
-            let shifted = l - max;
-            let e = shifted.exp();
-            sum += e;
-            // e^x x is 0 for x so small that e^x is.
-            if e != 0.0f32 {
-                weighted += e * shifted;
-            }
-            total += l;
-            i += units;
-        }
-        let sum = cube_sum(sum, &mut shared, units);
-        let weighted = cube_sum(weighted, &mut shared, units);
-        let total = cube_sum(total, &mut shared, units);
-        if unit == 0 {
-            let ln = sum.ln();
-            let lse = max + ln;
+        let parts = row_parts(logits, base, vocabulary, &mut shared, units);
+        if UNIT_POS == 0 {
             let target = logits[base + targets[first + row] as usize];
-            let at = STATISTICS * (first + row);
-            statistics[at] = target - lse;
-            statistics[at + 1] = lse;
-            statistics[at + 2] = ln - weighted / sum;
-            statistics[at + 3] = total / f32::cast_from(vocabulary) - lse;
-            statistics[at + 4] = select(target == max, 1.0f32, 0.0f32);
+            write_statistics(statistics, first + row, parts, target, vocabulary);
         }
     }
 }
 
-/// Turns a chunk of logits into d loss / d (h Wᵀ), in place. `coefficients
-/// [M, 4]`: of logp, lse, entropy and mean_logp.
+/// Turns a chunk of logits, of `columns` entries of the vocabulary from
+/// `first_column` on, into d loss / d (h Wᵀ), in place. `coefficients [M, 4]`: of
+/// logp, lse, entropy and mean_logp.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 fn derivative_kernel(
@@ -99,13 +125,15 @@ fn derivative_kernel(
     coefficients: &[f32],
     first: usize,
     rows: usize,
+    first_column: usize,
+    columns: usize,
     vocabulary: usize,
     cap: f32,
     #[comptime] capped: bool,
 ) {
-    if ABSOLUTE_POS < rows * vocabulary {
-        let row = first + ABSOLUTE_POS / vocabulary;
-        let column = ABSOLUTE_POS % vocabulary;
+    if ABSOLUTE_POS < rows * columns {
+        let row = first + ABSOLUTE_POS / columns;
+        let column = first_column + ABSOLUTE_POS % columns;
         let a = coefficients[4 * row];
         let b = coefficients[4 * row + 1];
         let e = coefficients[4 * row + 2];
@@ -146,8 +174,11 @@ fn soften(gpu: &Gpu, op: &'static str, logits: &mut Tensor, cap: f32) -> Result<
 pub(crate) fn logits(gpu: &Gpu, h: &Tensor, head: &Head) -> Result<Tensor> {
     const OP: &str = "logits";
     check_head(OP, h, head)?;
-    let w = unpacked(gpu, OP, head.weight)?;
-    logits_of(gpu, OP, h, &w, head.softcap)
+    let mut out = linear::forward(gpu, OP, h, head.weight)?;
+    if let Some(cap) = head.softcap.filter(|_| !out.is_empty()) {
+        soften(gpu, OP, &mut out, cap)?;
+    }
+    Ok(out)
 }
 
 fn logits_of(gpu: &Gpu, op: &'static str, h: &Tensor, w: &Tensor, softcap: Option<f32>) -> Result<Tensor> {
@@ -174,6 +205,51 @@ struct Back<'a> {
     dweight: Option<&'a mut Tensor>,
 }
 
+/// Rows of h from `first` on, in a tensor of their own where they are not all.
+fn part_of(gpu: &Gpu, op: &'static str, h: &Tensor, first: usize, rows: usize) -> Result<Tensor> {
+    if rows == h.rows() {
+        return Ok(h.clone());
+    }
+    let c = h.columns();
+    let mut part = gpu.empty_f32(op, &[rows, c])?;
+    copy_at(gpu, op, (h, first * c), (&mut part, 0), rows * c)?;
+    Ok(part)
+}
+
+/// The derivatives of rows `first..` and the vocabulary's entries from
+/// `first_column` on, in the place of their logits.
+#[allow(clippy::too_many_arguments)]
+fn differentiate(
+    gpu: &Gpu,
+    op: &'static str,
+    logits: &mut Tensor,
+    (first, first_column): (usize, usize),
+    targets: &Tensor,
+    statistics: &Tensor,
+    coefficients: &Tensor,
+    head: &Head,
+) -> Result<()> {
+    let (rows, columns) = (logits.rows(), logits.columns());
+    let (count, dim) = gpu.elementwise(logits.len());
+    derivative_kernel::launch(
+        gpu.client(),
+        count,
+        dim,
+        gpu.output_f32(op, logits)?,
+        gpu.input(op, targets, DType::U32)?,
+        gpu.input_f32(op, statistics)?,
+        gpu.input_f32(op, coefficients)?,
+        first,
+        rows,
+        first_column,
+        columns,
+        head.weight.shape()[0],
+        head.softcap.unwrap_or(1.0),
+        head.softcap.is_some(),
+    );
+    Ok(())
+}
+
 /// Statistics `[M, 5]`, and where wanted the gradients.
 fn run(
     gpu: &Gpu,
@@ -190,17 +266,16 @@ fn run(
         return Ok(statistics);
     }
     let targets = gpu.indices(op, targets)?;
-    let w = unpacked(gpu, op, head.weight)?;
+    let slabs = panels_of(gpu, op, head.weight)?;
+    if slabs.len() > 1 {
+        slabs::run(gpu, op, h, head, &targets, &slabs, &mut statistics, back)?;
+        return Ok(statistics);
+    }
+    let w = operand_rows(gpu, op, head.weight, 0..v)?;
     let most = chunk_rows(head.chunk_rows, m, v);
     for first in (0..m).step_by(most) {
         let rows = most.min(m - first);
-        let part = if rows == m {
-            h.clone()
-        } else {
-            let mut part = gpu.empty_f32(op, &[rows, c])?;
-            copy_at(gpu, op, (h, first * c), (&mut part, 0), rows * c)?;
-            part
-        };
+        let part = part_of(gpu, op, h, first, rows)?;
         let mut logits = logits_of(gpu, op, &part, &w, head.softcap)?;
         let (count, dim, units) = gpu.by_row(rows, v);
         statistics_kernel::launch(
@@ -216,21 +291,7 @@ fn run(
             units,
         );
         let Some(back) = back.as_deref_mut() else { continue };
-        let (count, dim) = gpu.elementwise(rows * v);
-        derivative_kernel::launch(
-            gpu.client(),
-            count,
-            dim,
-            gpu.output_f32(op, &mut logits)?,
-            gpu.input(op, &targets, DType::U32)?,
-            gpu.input_f32(op, &statistics)?,
-            gpu.input_f32(op, &back.coefficients)?,
-            first,
-            rows,
-            v,
-            head.softcap.unwrap_or(1.0),
-            head.softcap.is_some(),
-        );
+        differentiate(gpu, op, &mut logits, (first, 0), &targets, &statistics, &back.coefficients, head)?;
         let mut dh = gpu.empty_f32(op, &[rows, c])?;
         let plain = |tensor| Operand { tensor, transpose: false };
         product(gpu, op, plain(&logits), plain(&w), 1.0, false, &mut dh)?;

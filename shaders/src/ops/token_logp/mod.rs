@@ -14,6 +14,8 @@ pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_gpu;
 
 use super::linear::{check_columns, weight_shape};
 use super::{Head, TokenCoefficients, gather};

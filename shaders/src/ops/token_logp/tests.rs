@@ -4,17 +4,17 @@ use crate::cpu::Cpu;
 use crate::ops::testing::{assert_gradient, assert_near, on_each, random, read, upload};
 use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics, Weight};
 
-const ALL: StatisticSet = StatisticSet { entropy: true, mean_logp: true, correct: true };
+pub(super) const ALL: StatisticSet = StatisticSet { entropy: true, mean_logp: true, correct: true };
 
-fn targets(m: usize, v: usize) -> Vec<u32> {
+pub(super) fn targets(m: usize, v: usize) -> Vec<u32> {
     (0..m).map(|i| if i == 0 { v - 1 } else { i * 37 % v } as u32).collect()
 }
 
-fn coefficients(m: usize) -> TokenCoefficients {
+pub(super) fn coefficients(m: usize) -> TokenCoefficients {
     TokenCoefficients { logp: random(5, m), lse: random(6, m), entropy: random(7, m), mean_logp: random(8, m) }
 }
 
-fn flat(s: TokenStatistics) -> Vec<Vec<f32>> {
+pub(super) fn flat(s: TokenStatistics) -> Vec<Vec<f32>> {
     vec![s.logp, s.lse, s.entropy, s.mean_logp, s.correct.iter().map(|c| f32::from(u8::from(*c))).collect()]
 }
 

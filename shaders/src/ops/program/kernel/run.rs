@@ -13,7 +13,7 @@ use super::state::GpuState;
 use crate::error::{Result, TensorError};
 use crate::gpu::Gpu;
 use crate::gpu::launch::{self, grid};
-use crate::ops::matmul::kernel::{Operand, product};
+use crate::ops::matmul::kernel::{Operand, product_f32};
 use crate::ops::program::OP;
 use crate::ops::program::plan::Memory;
 use crate::tensor::Tensor;
@@ -44,7 +44,7 @@ impl Run<'_> {
                 let a = (self.matrix(a.0, *m, *k, a.1)?, a.1);
                 let b = (self.matrix(b.0, *k, *n, b.1)?, b.1);
                 let operand = |(tensor, transpose)| Operand { tensor, transpose };
-                product(self.gpu, OP, operand((&a.0, a.1)), operand((&b.0, b.1)), 1.0, false, &mut out)?;
+                product_f32(self.gpu, OP, operand((&a.0, a.1)), operand((&b.0, b.1)), &mut out)?;
                 self.buffers[*into] = Some(out);
                 Ok(())
             }

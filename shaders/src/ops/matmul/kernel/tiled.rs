@@ -1,27 +1,11 @@
-//! Products: cubek's tensor-core routine where the device has such cores, a
-//! tiled routine on plain units where not. Any shape, either side transposed.
+//! Products in f32 on plain units. Any shape, either side transposed.
 
 use cubecl::prelude::*;
 
-use cubecl::ir::{ElemType, FloatKind};
-use cubek::matmul::definition::MatmulElems;
-use cubek::matmul::launch::launch_ref;
-use cubek::matmul::multi_level::Strategy;
-use cubek::std::InputBinding;
-
-use super::check;
-use crate::error::{Result, TensorError};
+use super::{Operand, Size};
+use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::launch::matrix;
-use crate::ops::elementwise;
-use crate::tensor::{DType, Tensor};
-
-/// A matrix as a product uses it.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand<'a> {
-    pub tensor: &'a Tensor,
-    pub transpose: bool,
-}
+use crate::tensor::Tensor;
 
 /// Rows and columns of a cube's tile, and the depth of a step.
 const TILE: usize = 64;
@@ -118,37 +102,12 @@ fn tiled_kernel(
     }
 }
 
-/// out `[rows, columns]` = alpha · op(a) op(b), added to what is there where
-/// `add` says.
-pub(crate) fn product(
+/// out (+)= alpha · op(a) op(b), operands in f32.
+pub(super) fn product(
     gpu: &Gpu,
     op: &'static str,
-    a: Operand,
-    b: Operand,
-    alpha: f32,
-    add: bool,
-    out: &mut Tensor,
-) -> Result<()> {
-    let (rows, depth, columns) = check(a.tensor, a.transpose, b.tensor, b.transpose)?;
-    if rows * columns == 0 {
-        return Ok(());
-    }
-    if depth == 0 {
-        return if add { Ok(()) } else { elementwise::kernel::fill(gpu, op, out, 0.0) };
-    }
-    if let Some(kind) = gpu.facts().tensor_cores {
-        return on_tensor_cores(gpu, op, kind, a, b, (rows, depth, columns), alpha, add, out);
-    }
-    tiled(gpu, op, a, b, (rows, depth, columns), alpha, add, out)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn tiled(
-    gpu: &Gpu,
-    op: &'static str,
-    a: Operand,
-    b: Operand,
-    (rows, depth, columns): (usize, usize, usize),
+    (a, b): (Operand, Operand),
+    Size { rows, depth, columns }: Size,
     alpha: f32,
     add: bool,
     out: &mut Tensor,
@@ -175,70 +134,4 @@ fn tiled(
         add,
     );
     Ok(())
-}
-
-/// By cubek: operands rounded to the cores' type on their way into shared
-/// memory, sums in f32. Its routines overwrite: what is added goes through a
-/// tensor of its own.
-#[allow(clippy::too_many_arguments)]
-fn on_tensor_cores(
-    gpu: &Gpu,
-    op: &'static str,
-    kind: &'static str,
-    a: Operand,
-    b: Operand,
-    (rows, depth, columns): (usize, usize, usize),
-    alpha: f32,
-    add: bool,
-    out: &mut Tensor,
-) -> Result<()> {
-    let cores = ElemType::Float(if kind == "bf16" { FloatKind::BF16 } else { FloatKind::TF32 });
-    let f32 = ElemType::Float(FloatKind::F32);
-    let operand = |x: Operand, rows: usize, columns: usize| {
-        x.tensor.expect_type(op, DType::F32)?;
-        let strides = if x.transpose { [1, rows] } else { [columns, 1] };
-        Ok::<_, TensorError>(InputBinding::new(matrix(gpu.handle(op, x.tensor)?, [rows, columns], strides), f32))
-    };
-    let (left, right) = (operand(a, rows, depth)?, operand(b, depth, columns)?);
-    let mut sum = if add { Some(gpu.empty_f32(op, &[rows, columns])?) } else { None };
-    let target = sum.as_mut().unwrap_or(out);
-    // Refuses what is shared, as every kernel's output does.
-    gpu.output_f32(op, target)?;
-    let result = matrix(gpu.handle(op, target)?, [rows, columns], [columns, 1]);
-    let mut types = MatmulElems {
-        lhs_stage: cores,
-        rhs_stage: cores,
-        lhs_register: cores,
-        rhs_register: cores,
-        ..MatmulElems::from_single_dtype(f32)
-    };
-    let strategy = Strategy::SimpleCyclicCmma(Default::default());
-    let launched = gpu.guarded(op, || {
-        launch_ref(&strategy.into(), gpu.client(), left, right, result, &mut types)
-            .map_err(|error| format!("{error:?}"))
-    })?;
-    if launched.is_err() {
-        // No tensor-core routine for this shape.
-        return tiled(gpu, op, a, b, (rows, depth, columns), alpha, add, out);
-    }
-    match sum {
-        Some(sum) => elementwise::kernel::add_scaled(gpu, out, &sum, alpha),
-        None if alpha != 1.0 => elementwise::kernel::scale(gpu, out, alpha),
-        None => Ok(()),
-    }
-}
-
-/// alpha · op(a) op(b), added to `into`.
-pub(crate) fn matmul(
-    gpu: &Gpu,
-    op: &'static str,
-    a: Operand,
-    b: Operand,
-    alpha: f32,
-    into: Option<Tensor>,
-) -> Result<Tensor> {
-    let (rows, _, columns) = check(a.tensor, a.transpose, b.tensor, b.transpose)?;
-    let (mut out, add) = gpu.accumulator(op, &[rows, columns], into)?;
-    product(gpu, op, a, b, alpha, add, &mut out)?;
-    Ok(out)
 }
