@@ -15,6 +15,7 @@ mod buffer;
 mod catalogue;
 pub(crate) mod cube;
 mod device;
+mod failure;
 pub(crate) mod launch;
 mod memory;
 pub(crate) mod philox;
@@ -96,21 +97,7 @@ impl Gpu {
 
     /// The error for whatever the runtime says.
     pub(crate) fn failed(&self, op: &'static str, reason: impl std::fmt::Display) -> TensorError {
-        // The first lines tell; a backtrace follows.
-        let text = reason.to_string();
-        let told: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Backtrace")).map(str::trim).collect();
-        let told = told.join(" ");
-        // The driver's memory is out although the ledger has room: others hold it.
-        if let Some((_, bytes)) = told.split_once("out of device memory allocating ") {
-            let bytes = bytes.split(' ').next().and_then(|bytes| bytes.parse().ok()).unwrap_or_default();
-            return TensorError::Memory { op, bytes, device: self.facts.name.clone() };
-        }
-        // The runtime's words once the driver has reported the loss.
-        if told.contains("device is poisoned") {
-            let reason = told.rsplit("Caused by:").next().unwrap_or_default().trim().to_string();
-            return TensorError::Lost { op, device: self.facts.name.clone(), reason };
-        }
-        TensorError::Failed { op, reason: format!("{}: {told}", self.facts.name) }
+        failure::failure(op, &self.facts.name, &reason.to_string())
     }
 
     /// Runs what may panic in the runtime (a lost device does).
