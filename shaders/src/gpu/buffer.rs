@@ -48,14 +48,6 @@ impl Ledger {
         TensorError::Memory { op, bytes, device: self.device.clone() }
     }
 
-    /// The error for whatever the runtime says.
-    pub(super) fn failed(&self, op: &'static str, reason: impl std::fmt::Display) -> TensorError {
-        // The first lines tell; a backtrace follows.
-        let text = reason.to_string();
-        let told: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Backtrace")).collect();
-        TensorError::Failed { op, reason: format!("{}: {}", self.device, told.join(" ")) }
-    }
-
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.live.load(Ordering::Relaxed), self.peak.load(Ordering::Relaxed))
     }
@@ -63,6 +55,10 @@ impl Ledger {
     /// What [`Ledger::take`] entered is gone.
     pub(super) fn give(&self, bytes: u64) {
         self.live.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn device(&self) -> &str {
+        &self.device
     }
 
     /// 0 where there is none.

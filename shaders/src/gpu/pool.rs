@@ -15,10 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cubecl::MemoryScope;
 use cubecl::client::Client;
+use cubecl::future::block_on;
 use cubecl::server::Handle;
 
 use super::arena::{Arena, Region};
 use super::buffer::{GpuBuffer, Ledger};
+use super::failure::failure;
 use super::launch::own_allocation;
 use crate::error::{Result, TensorError};
 
@@ -180,7 +182,7 @@ impl Pool {
     /// page does.
     ///
     /// # Errors
-    /// [`TensorError::Memory`]; [`TensorError::Failed`] where the device is lost.
+    /// [`TensorError::Memory`]; [`TensorError::Lost`] where the device is.
     fn ask(&self, op: &'static str, bytes: u64) -> Result<Handle> {
         let asked = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let handle = own_allocation(&self.client, || self.client.empty(bytes as usize));
@@ -191,11 +193,12 @@ impl Pool {
             return Ok(handle);
         }
         // A device that is lost gives no page either, and no other call anything.
-        match std::panic::catch_unwind(AssertUnwindSafe(|| cubecl::future::block_on(self.client.sync()))) {
-            Ok(Ok(())) => Err(self.ledger.refusal(op, bytes)),
-            Ok(Err(error)) => Err(self.ledger.failed(op, error)),
-            Err(_) => Err(self.ledger.failed(op, "the driver gave up")),
-        }
+        let fault = match std::panic::catch_unwind(AssertUnwindSafe(|| block_on(self.client.sync()))) {
+            Ok(Ok(())) => return Err(self.ledger.refusal(op, bytes)),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the driver gave up".into(),
+        };
+        Err(failure(op, self.ledger.device(), &fault))
     }
 
     fn cleanup(&self) {
