@@ -57,6 +57,10 @@ impl Ledger {
         self.live.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    pub(super) fn device(&self) -> &str {
+        &self.device
+    }
+
     /// 0 where there is none.
     pub(super) fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)

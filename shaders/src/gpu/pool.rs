@@ -15,12 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cubecl::MemoryScope;
 use cubecl::client::Client;
+use cubecl::future::block_on;
 use cubecl::server::Handle;
 
 use super::arena::{Arena, Region};
 use super::buffer::{GpuBuffer, Ledger};
+use super::failure::failure;
 use super::launch::own_allocation;
-use crate::error::Result;
+use crate::error::{Result, TensorError};
 
 /// At least what drivers ask of a storage buffer's offset.
 const ALIGNMENT: u64 = 256;
@@ -105,8 +107,9 @@ impl Pool {
     /// Memory of `bytes` bytes, a multiple of four.
     ///
     /// # Errors
-    /// [`TensorError::Memory`](crate::TensorError::Memory) beyond the ledger's
-    /// limit, beyond the largest buffer, and where the device gives no page.
+    /// [`TensorError::Memory`] beyond the ledger's
+    /// limit, beyond the largest buffer, and where the device gives no page. A lost
+    /// device.
     pub(super) fn take(self: &Arc<Pool>, op: &'static str, bytes: u64, lives: Lives) -> Result<GpuBuffer> {
         if bytes > self.largest_buffer {
             return Err(self.ledger.refusal(op, bytes));
@@ -153,10 +156,13 @@ impl Pool {
 
     /// A page; where there is none, pages in which nothing lies go first.
     fn page_or_room(&self, op: &'static str, arenas: &mut Arenas, bytes: u64, lives: Lives) -> Result<()> {
-        self.page(op, arenas, bytes, lives).or_else(|_| {
-            arenas.remove_free();
-            self.page(op, arenas, bytes, lives)
-        })
+        match self.page(op, arenas, bytes, lives) {
+            Err(TensorError::Memory { .. }) => {
+                arenas.remove_free();
+                self.page(op, arenas, bytes, lives)
+            }
+            done => done,
+        }
     }
 
     /// One page of so many bytes, within the limit.
@@ -166,7 +172,7 @@ impl Pool {
             return Err(self.ledger.refusal(op, bytes));
         }
         arenas.requests += 1;
-        let handle = self.ask(bytes).ok_or_else(|| self.ledger.refusal(op, bytes))?;
+        let handle = self.ask(op, bytes)?;
         arenas.of(lives).add(bytes, handle);
         Ok(())
     }
@@ -174,13 +180,25 @@ impl Pool {
     /// Asks the runtime for a page. It allocates behind our back, after it gave back
     /// the pages that are gone, and tells nobody that it could not; reading from the
     /// page does.
-    fn ask(&self, bytes: u64) -> Option<Handle> {
+    ///
+    /// # Errors
+    /// [`TensorError::Memory`]; [`TensorError::Lost`] where the device is.
+    fn ask(&self, op: &'static str, bytes: u64) -> Result<Handle> {
         let asked = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let handle = own_allocation(&self.client, || self.client.empty(bytes as usize));
             let first = handle.clone().offset_end(bytes - 4);
             self.client.read_one(first).map(|_| handle)
         }));
-        asked.ok().and_then(std::result::Result::ok)
+        if let Ok(Ok(handle)) = asked {
+            return Ok(handle);
+        }
+        // A device that is lost gives no page either, and no other call anything.
+        let fault = match std::panic::catch_unwind(AssertUnwindSafe(|| block_on(self.client.sync()))) {
+            Ok(Ok(())) => return Err(self.ledger.refusal(op, bytes)),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the driver gave up".into(),
+        };
+        Err(failure(op, self.ledger.device(), &fault))
     }
 
     fn cleanup(&self) {
@@ -191,8 +209,9 @@ impl Pool {
     /// Makes the pages of the arena in which the tensors of steps then lie.
     ///
     /// # Errors
-    /// [`TensorError::Memory`](crate::TensorError::Memory) where the limit or the
-    /// device does not allow them; what was reserved before is given back.
+    /// [`TensorError::Memory`] where the limit or the
+    /// device does not allow them; what was reserved before is given back. A lost
+    /// device.
     pub(super) fn reserve(&self, bytes: u64) -> Result<()> {
         const OP: &str = "reserve";
         let mut arenas = self.arenas();
@@ -208,9 +227,12 @@ impl Pool {
         let most = LARGEST_PAGE.min(self.largest_buffer);
         while arenas.step.bytes() < wanted {
             let missing = wanted - arenas.step.bytes();
-            if self.page(OP, &mut arenas, missing.min(most), Lives::Step).is_err() {
+            if let Err(error) = self.page(OP, &mut arenas, missing.min(most), Lives::Step) {
                 arenas.step.remove_free();
-                return Err(self.ledger.refusal(OP, bytes));
+                return Err(match error {
+                    TensorError::Memory { .. } => self.ledger.refusal(OP, bytes),
+                    other => other,
+                });
             }
         }
         arenas.reserved = true;
