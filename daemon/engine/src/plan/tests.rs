@@ -104,7 +104,7 @@ fn trainer_of(
     }
     let registry = prepare::registry(&[]).expect("plugins");
     let optimizer = prepare::optimizer(recipe, &registry).expect("an optimizer");
-    let footprint = Footprint::new(ops.as_ref(), config, recipe, None, Heads::LANGUAGE, optimizer.as_ref());
+    let footprint = Footprint::new(ops.as_ref(), config, source, recipe, None, Heads::LANGUAGE, optimizer.as_ref());
     let objective = registry.objective("cross-entropy", &serde_json::Map::new()).expect("a loss");
     let options = StepOptions {
         micro_batch_size: sequences,
