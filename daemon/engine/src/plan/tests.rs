@@ -109,6 +109,7 @@ fn trainer_of(
     let options = StepOptions {
         micro_batch_size: sequences,
         gradient_checkpointing: recipe.train.gradient_checkpointing,
+        offload_activations: recipe.train.offload_activations,
         max_grad_norm: 1.0,
         seed: 1,
     };
