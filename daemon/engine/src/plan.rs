@@ -350,6 +350,8 @@ pub(crate) struct Footprint {
     full: bool,
     /// Linear weights are kept in four bits, or in bf16.
     packed: bool,
+    /// So is the LM head, in bf16.
+    narrow_head: bool,
     /// Dropout acts before the adapters.
     dropout: bool,
     checkpointing: bool,
@@ -429,6 +431,7 @@ impl Footprint {
             dora,
             full,
             packed: recipe.method == Method::Qlora || narrow > 0,
+            narrow_head: element(if config.tied_embeddings { EMBEDDING } else { HEAD }) == 2,
             dropout: !full && recipe.lora.dropout > 0.0,
             checkpointing: recipe.train.gradient_checkpointing,
             offload: recipe.train.offload_activations && !ops.info().on_host,
@@ -478,7 +481,8 @@ impl Footprint {
         let kept = n * (c + INDICES + layers_kept);
         // The head's input before and after its norm and that one's gradient, and
         // what the device makes of them.
-        let logits = m + ops.head_bytes(trained, s.vocab, s.hidden) / 4;
+        let unpacked = if self.narrow_head { ops.unpacked_bytes(s.vocab, s.hidden) / 4 } else { 0 };
+        let logits = m + unpacked + ops.head_bytes(trained, s.vocab, s.hidden) / 4;
         let (name, head) = match (self.heads.language, self.heads.value) {
             (true, false) => ("LM head", 3 * m * c + logits),
             // Each of the two reads, and gives back, a copy of its rows.
