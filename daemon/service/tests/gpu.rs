@@ -240,7 +240,7 @@ fn the_command_says_what_is_wrong_with_a_device_and_what_to_do() {
     assert!(said.contains("kernels need 64 units") && said.contains("vulkan:0"), "{said}");
 
     // Other programs hold what the device has.
-    let run = train(&house, &[], |command| above_the_layer(command, &[("BAD_DEVICE_FULL_AT", "20000000")]));
+    let run = train(&house, &[], |command| above_the_layer(command, &[("BAD_DEVICE_FULL_AT", "12000000")]));
     let said = words(&run);
     assert_eq!(run.status.code(), Some(1), "{said}");
     assert!(said.contains("no memory for") && said.contains("other programs hold it"), "{said}");
