@@ -319,7 +319,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     let rate = work * tokens as f64 / seconds;
     let info = ops.info();
     Ok(BenchReport {
-        device: info.name,
+        device: if info.on_host { info.name } else { format!("{}, products in {}", info.name, info.products()) },
         threads: info.parallelism,
         model: name,
         method: options.method.name().into(),

@@ -112,6 +112,17 @@ pub struct DeviceInfo {
 /// A tensor's values on their way to the host: calling it waits for them.
 pub type Reading<'a> = Box<dyn FnOnce() -> Result<Vec<f32>> + Send + 'a>;
 
+impl DeviceInfo {
+    /// The type that matrix products round their operands to.
+    pub fn products(&self) -> &'static str {
+        match self.product_rounding {
+            rounding if rounding > 1.0 / 1024.0 => "bf16",
+            rounding if rounding > 0.0 => "f16",
+            _ => "f32",
+        }
+    }
+}
+
 /// A linear layer's weight `[out, in]`, in the type it is kept in.
 #[derive(Debug, Clone)]
 pub enum Weight {

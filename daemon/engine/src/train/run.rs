@@ -111,6 +111,15 @@ impl Run {
         if recipe.train.offload_activations {
             observer.event(&Event::Note { message: offloading(&planned, ops.info().on_host) });
         }
+        let info = ops.info();
+        if info.product_rounding > 0.0 {
+            let message = format!(
+                "matrix products take operands of {} on the GPU's tensor cores, sums are f32; \
+                 /f32 behind the device's name computes without",
+                info.products()
+            );
+            observer.event(&Event::Note { message });
+        }
         observer.event(&Event::Planned { plan: Box::new(planned) });
 
         phase(observer, "loading the weights");

@@ -4,6 +4,7 @@ use clap::Args;
 use finetuned_engine::bench::{BenchOptions, bench};
 use finetuned_engine::recipe::Recipe;
 
+use super::generate::ToStderr;
 use super::train::MethodArg;
 use super::{Global, print, print_json};
 
@@ -44,7 +45,7 @@ pub struct BenchArgs {
     /// Also time every operation of a step by itself
     #[arg(long)]
     profile: bool,
-    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N
+    /// auto, cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N; behind it /f32 for products in f32
     #[arg(long, default_value = "auto")]
     device: String,
     #[arg(long)]
@@ -68,6 +69,9 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         }
         None => Vec::new(),
     };
+    // The compiler that the self-test trusts, as a run would take it.
+    let file = global.load()?.state_dir.join(crate::devices::FILE);
+    let device = crate::devices::trusted(&args.device, &file, &mut ToStderr)?;
     let report = bench(&BenchOptions {
         model,
         shape: args.shape.clone(),
@@ -76,7 +80,7 @@ pub fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         sequences: args.sequences,
         lora_rank: args.lora_rank,
         gradient_checkpointing: args.gradient_checkpointing,
-        device: args.device.clone(),
+        device,
         threads: args.threads,
         steps: args.steps,
         profile: args.profile,

@@ -55,7 +55,7 @@ pub struct GenerateArgs {
 }
 
 /// What is told while a device is tested.
-struct ToStderr;
+pub(super) struct ToStderr;
 
 impl Observer for ToStderr {
     fn event(&mut self, event: &Event) {
