@@ -2,7 +2,7 @@
 
 use finetuned_shaders::conformance::{self, Finding};
 use finetuned_shaders::device::{DeviceChoice, open};
-use finetuned_shaders::gpu::{self, GpuEntry, Products, TensorCores};
+use finetuned_shaders::gpu::{self, GpuEntry, Products};
 use finetuned_shaders::{Ops, TensorError};
 use serde::{Deserialize, Serialize};
 
@@ -120,9 +120,8 @@ fn line(entry: &GpuEntry) -> DeviceLine {
     // What the first compiler that starts reaches: the self-test takes them in
     // the same order.
     let compilers = entry.compilers();
-    let opened = compilers.iter().map(|compiler| gpu::open(&entry.with(*compiler)));
-    let opened = opened.reduce(|first, next| first.or(next));
-    match opened.unwrap_or_else(|| gpu::open(entry)) {
+    let mut opened = compilers.iter().map(|compiler| gpu::open(&entry.with(*compiler)));
+    match opened.find(Result::is_ok).unwrap_or_else(|| gpu::open(entry)) {
         Ok(device) => {
             let facts = device.facts();
             line.compiler = compilers.iter().map(|compiler| compiler.name()).collect::<Vec<_>>().join(", else ");
@@ -156,10 +155,9 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
     let Some(entry) = choice.find().map_err(|error| refused(asked, error))? else { return Ok(Vec::new()) };
     // Products of another type are a device of their own to be tested.
     let products = match entry.products {
-        Products::Auto => "",
-        Products::F32 => "/f32",
-        Products::Cores(TensorCores::Bf16) => "/bf16",
-        Products::Cores(TensorCores::F16) => "/f16",
+        Products::Auto => String::new(),
+        Products::F32 => "/f32".into(),
+        Products::Cores(cores) => format!("/{}", cores.name()),
     };
     let named = matches!(choice, DeviceChoice::With(_, Some(_), _));
     let compilers = if named { vec![entry.compiler] } else { entry.compilers().to_vec() };
