@@ -14,10 +14,10 @@ use indicatif::ProgressBar;
 use crate::config::{Config, Sources};
 use crate::filesystem::display;
 use crate::foreground::{Style, bar, step_words, summary_lines};
+use crate::api::{self, JobView};
 use crate::http::client::Client;
-use crate::http::messages::{JobView, Status};
 use crate::report::{self, Page, Sample};
-use crate::store::{EventRow, Progress, State};
+use crate::store::{EventRow, Page, Progress, State};
 use crate::{models, sample, words};
 
 #[derive(Args)]
@@ -153,7 +153,7 @@ impl Daemon {
     fn wait(&mut self, state: &Path) -> anyhow::Result<Client> {
         let client = Client::new(&state.join("finetuned.sock"))?;
         let begin = Instant::now();
-        while client.get::<Status>("/status").is_err() {
+        while client.ask(&api::HEALTH, &(), &()).is_err() {
             self.check()?;
             anyhow::ensure!(
                 begin.elapsed() < START_TIMEOUT,
@@ -193,8 +193,7 @@ impl Drop for Daemon {
 fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Option<Plan>)> {
     let id = loop {
         daemon.check()?;
-        let status: Status = client.get("/status")?;
-        if let Some(view) = status.jobs.first() {
+        if let Some(view) = client.ask(&api::JOBS, &Page::default(), &())?.first() {
             break view.job.id;
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -206,7 +205,7 @@ fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Opti
         last: None,
         plan: None,
     };
-    client.follow(&format!("/jobs/{id}/events?follow=true"), &mut |line| {
+    client.follow(Some(id), &mut |line| {
         if let Ok(row) = serde_json::from_str::<EventRow>(line) {
             shown.show(&row);
         }
@@ -217,7 +216,7 @@ fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Opti
     let begin = Instant::now();
     loop {
         daemon.check()?;
-        let view: JobView = client.get(&format!("/jobs/{id}"))?;
+        let view = client.ask_of(&api::JOB, id, &(), &())?;
         if view.job.state.is_ended() || begin.elapsed() > Duration::from_secs(10) {
             return Ok((view, shown.plan));
         }

@@ -11,6 +11,7 @@ use finetuned_engine::event::{StepMetrics, Summary};
 use finetuned_engine::plan::Plan;
 use finetuned_engine::recipe::Recipe;
 
+use crate::error::Result;
 use crate::filesystem::replace_file;
 use crate::preferences::Preferences;
 use crate::words;
@@ -55,7 +56,7 @@ pub fn read_metrics(out: &Path) -> Vec<StepMetrics> {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn write(out: &Path, page: &Page) -> anyhow::Result<()> {
+pub fn write(out: &Path, page: &Page) -> Result<()> {
     replace_file(&out.join(FILE), render(page).as_bytes())
 }
 

@@ -1,10 +1,9 @@
 //! What a worker and the daemon say to each other: JSON lines from the worker's
-//! stdout, words on its stdin.
+//! stdout, orders on its stdin.
 
 use std::path::PathBuf;
 
-use finetuned_engine::api::TrainRequest;
-use finetuned_engine::event::{Event, Summary};
+use finetuned_engine::{ErrorKind, Event, Summary, TrainRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::config::PluginsConfig;
@@ -23,14 +22,14 @@ pub struct RunRequest {
     /// A path or a name of the catalogue; replaces `train.model`.
     pub base: String,
     pub models_dir: PathBuf,
-    /// The data is read where it lies: it must have this hash.
+    /// The data is read in place: it must have this hash.
     pub verify_sha256: Option<String>,
     /// Where tests of devices are remembered; none: the device is not tested.
     #[serde(default)]
     pub devices_file: Option<PathBuf>,
-    /// Most memory of the process, where it is limited.
+    /// Most memory of the process, if it is limited.
     pub memory_bytes: Option<u64>,
-    /// Limits of a plugin's call, where the run loads plugins.
+    /// Limits of a plugin's call, if the run loads plugins.
     #[serde(default)]
     pub plugin_limits: Option<PluginLimits>,
     pub train: TrainRequest,
@@ -40,7 +39,7 @@ pub struct RunRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PluginLimits {
     pub seconds: f64,
-    /// By how many bytes the process may grow; none: as it likes.
+    /// By how many bytes the process may grow; none: without limit.
     pub memory_bytes: Option<u64>,
 }
 
@@ -50,7 +49,7 @@ impl PluginLimits {
     }
 }
 
-/// What a worker says of itself; the engine's events stand beside these.
+/// What a worker says of itself, between the engine's events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum WorkerLine {
@@ -61,7 +60,7 @@ pub enum WorkerLine {
     Heartbeat {
         progress: u64,
     },
-    /// The last word, one of these five.
+    /// The last line is this one or one of the next three.
     Done {
         summary: Box<Summary>,
     },
@@ -71,32 +70,49 @@ pub enum WorkerLine {
     Cancelled {
         step: usize,
     },
-    /// The device is lost or not there; the job can go on when it is back.
-    DeviceLost {
-        message: String,
-    },
+    /// After [`ErrorKind::Device`] the job can go on when the device is back.
     Failed {
+        kind: ErrorKind,
         message: String,
     },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+/// A line of a worker's stdout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Line {
-    Worker(WorkerLine),
+    Worker { worker: WorkerLine },
     Engine(Box<Event>),
 }
 
-/// Reads a line of a worker.
-///
-/// # Errors
-/// It is neither.
-pub fn parse(line: &str) -> Result<Line, serde_json::Error> {
-    let value: serde_json::Value = serde_json::from_str(line)?;
-    let name = value.get("event").and_then(serde_json::Value::as_str).unwrap_or_default();
-    if matches!(name, "hello" | "heartbeat" | "done" | "stopped" | "cancelled" | "device_lost" | "failed") {
-        return serde_json::from_value(value).map(Line::Worker);
+impl From<WorkerLine> for Line {
+    fn from(worker: WorkerLine) -> Line {
+        Line::Worker { worker }
     }
-    serde_json::from_value(value).map(|event| Line::Engine(Box::new(event)))
+}
+
+/// A line on a worker's stdin. The end of stdin means [`Order::Stop`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Checkpoint and end.
+    Stop,
+    /// End without a checkpoint.
+    Cancel,
+}
+
+impl Order {
+    /// The order's line, without its end.
+    pub fn line(self) -> &'static str {
+        match self {
+            Order::Stop => "stop",
+            Order::Cancel => "cancel",
+        }
+    }
+
+    /// The order that a line gives; another line is not an order.
+    pub fn of_line(line: &str) -> Option<Order> {
+        [Order::Stop, Order::Cancel].into_iter().find(|order| order.line() == line.trim())
+    }
 }
 
 /// What the daemon asks of a worker.
@@ -110,11 +126,11 @@ pub enum Ask {
 }
 
 impl Ask {
-    /// The line on the worker's stdin. Its end means `stop`.
-    pub fn word(self) -> &'static str {
+    /// What the worker is told.
+    pub fn order(self) -> Order {
         match self {
-            Ask::Stop | Ask::Pause => "stop\n",
-            Ask::Cancel => "cancel\n",
+            Ask::Stop | Ask::Pause => Order::Stop,
+            Ask::Cancel => Order::Cancel,
         }
     }
 }
@@ -125,22 +141,29 @@ mod tests {
 
     #[test]
     fn lines_read_back() {
-        for line in [
+        let worker_lines = [
             WorkerLine::Hello { pid: 7 },
             WorkerLine::Heartbeat { progress: 3 },
             WorkerLine::Stopped { step: 4 },
             WorkerLine::Cancelled { step: 4 },
-            WorkerLine::DeviceLost { message: "the device vulkan:0 was lost".into() },
-            WorkerLine::Failed { message: "a\nb".into() },
-        ] {
+            WorkerLine::Failed { kind: ErrorKind::Device, message: "a\nb".into() },
+        ];
+        let events = [Event::Checkpoint { step: 9 }, Event::Note { message: "n".into() }];
+        let lines = worker_lines.map(Line::from).into_iter().chain(events.map(|event| Line::Engine(Box::new(event))));
+        for line in lines {
             let text = serde_json::to_string(&line).unwrap();
             assert!(!text.contains('\n'));
-            assert_eq!(parse(&text).unwrap(), Line::Worker(line));
+            assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line);
         }
-        let event = Event::Checkpoint { step: 9 };
-        let text = serde_json::to_string(&event).unwrap();
-        assert_eq!(parse(&text).unwrap(), Line::Engine(Box::new(event)));
-        assert!(parse("not json").is_err());
-        assert!(parse("{\"event\":\"unheard_of\"}").is_err());
+        assert!(serde_json::from_str::<Line>("not json").is_err());
+        assert!(serde_json::from_str::<Line>("{\"event\":\"unheard_of\"}").is_err());
+    }
+
+    #[test]
+    fn orders_read_back() {
+        for order in [Order::Stop, Order::Cancel] {
+            assert_eq!(Order::of_line(&format!("{}\n", order.line())), Some(order));
+        }
+        assert_eq!(Order::of_line("go on"), None);
     }
 }

@@ -1,19 +1,37 @@
-//! What goes over the control socket, as JSON.
+//! What is sent over the control socket, as JSON.
 
 use std::path::PathBuf;
 
+use finetuned_engine::ErrorKind;
 use serde::{Deserialize, Serialize};
 
 use crate::inbox::InboxStatus;
-use crate::store::Job;
+use crate::store::{Counts, Job, JobSummary};
 
-/// `GET /status`.
+/// Whether the daemon is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `ok`, or `stopping`.
+    pub status: String,
+    pub pid: u32,
+}
+
+/// What the daemon does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub daemon: DaemonStatus,
     pub inboxes: Vec<InboxStatus>,
-    /// Oldest first.
-    pub jobs: Vec<JobView>,
+    /// Jobs by state; a state without jobs is not there.
+    pub counts: Counts,
+    /// The jobs to see first.
+    pub jobs: Vec<SummaryView>,
+}
+
+impl Status {
+    /// Jobs that are not among [`Status::jobs`].
+    pub fn more(&self) -> u64 {
+        self.counts.values().sum::<u64>().saturating_sub(self.jobs.len() as u64)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,20 +47,32 @@ pub struct DaemonStatus {
 
 /// A job and what can be worked out of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobView {
+pub struct View<J> {
     #[serde(flatten)]
-    pub job: Job,
+    pub job: J,
     pub seconds_left: Option<f64>,
 }
+
+/// A job in full.
+pub type JobView = View<Job>;
+/// A job in short, as lists have it.
+pub type SummaryView = View<JobSummary>;
 
 impl From<Job> for JobView {
     fn from(job: Job) -> JobView {
         let seconds_left = job.progress.seconds_left().filter(|_| job.state.is_active());
-        JobView { job, seconds_left }
+        View { job, seconds_left }
     }
 }
 
-/// `POST /jobs`.
+impl From<JobSummary> for SummaryView {
+    fn from(job: JobSummary) -> SummaryView {
+        let seconds_left = job.progress.seconds_left().filter(|_| job.state.is_active());
+        View { job, seconds_left }
+    }
+}
+
+/// A dataset to train.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Submission {
@@ -60,7 +90,7 @@ pub struct Submission {
     pub recipe: toml::Table,
 }
 
-/// The answer to `POST /jobs`.
+/// The job that a submission makes or finds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Submitted {
     #[serde(flatten)]
@@ -69,7 +99,7 @@ pub struct Submitted {
     pub is_new: bool,
 }
 
-/// `POST /jobs/{id}/retry`.
+/// How a job is started again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retry {
@@ -79,14 +109,14 @@ pub struct Retry {
     pub accept_plugin_change: bool,
 }
 
-/// `POST /reload`.
+/// A configuration that was read again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reloaded {
     pub config_file: Option<PathBuf>,
     pub warnings: Vec<String>,
 }
 
-/// Every error: `{"error": {"code": "not_found", "message": "there is no job 9"}}`.
+/// Every error: `{"error": {"code": "not-found", "message": "there is no job 9"}}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorBody {
     pub error: ErrorWords,
@@ -94,6 +124,8 @@ pub struct ErrorBody {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorWords {
-    pub code: String,
+    pub code: ErrorKind,
     pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
