@@ -11,12 +11,13 @@ use finetuned_shaders::Ops;
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
 
+use crate::base::BaseModel;
+use crate::devices;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
 use crate::model::decoder::Decoder;
 use crate::model::linear::Pass;
-use crate::train::prepare;
 
 /// Place of sampling in the random streams.
 const SAMPLING: u32 = u32::MAX;
@@ -87,8 +88,8 @@ impl Generator {
         device: &str,
         threads: Option<usize>,
     ) -> Result<Generator, EngineError> {
-        let opened = prepare::open_model(model)?;
-        let ops = prepare::device(device, threads)?;
+        let opened = BaseModel::open(model)?;
+        let ops = devices::open(device, threads)?;
         // A cache grows with what is written, so the model's own reach is the limit;
         // rotary tables for more than this cost memory that no answer needs.
         let context = opened.files.config.max_positions.min(32 * 1024);

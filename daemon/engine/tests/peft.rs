@@ -7,13 +7,12 @@ mod common;
 use std::process::Command;
 
 use common::*;
-use finetuned_engine::api::{Observer, TrainRequest, train};
-use finetuned_engine::event::Event;
 use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::decoder::Batch;
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::{adapter, value};
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Event, Observer, TrainRequest, train};
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_safetensors_to};
 
 struct Silent;

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::*;
-use finetuned_engine::api::{Control, Observer, Outcome, PluginLibrary, TrainRequest, train};
-use finetuned_engine::event::Event;
-use finetuned_engine::plan::plan;
+use finetuned_engine::plan;
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Control, Event, Observer, Outcome, PluginLibrary, TrainRequest, train};
 
 /// Builds the example of the escape hatch and gives it as a request names it.
 fn host_momentum() -> PluginLibrary {
@@ -78,7 +77,7 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
 }
 
 fn losses(out: &Path) -> Vec<f64> {
-    let lines = finetuned_engine::train::metrics::read(out).expect("metrics");
+    let lines = finetuned_engine::run::metrics::read(out).expect("metrics");
     lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use finetuned_data::DatasetReport;
-use finetuned_engine::api::{self, Control, Observer, Outcome};
-use finetuned_engine::event::Event;
-use finetuned_engine::plan::Plan;
+use finetuned_engine::{self as engine, Control, Event, Observer, Outcome, Plan};
 use finetuned_plugin_api::abi::calls;
 
 use crate::inbox::snapshot;
@@ -44,7 +42,7 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
         request.device = devices::trusted(&request.device, file, observer)?;
     }
     let mut seen = Seen { observer, limit: run.memory_bytes, dataset: None, plan: None, too_large: None };
-    let outcome = api::train(&request, &mut seen)?;
+    let outcome = engine::train(&request, &mut seen)?;
     if let Some(why) = seen.too_large {
         anyhow::bail!(why);
     }

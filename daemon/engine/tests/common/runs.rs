@@ -3,9 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use finetuned_engine::api::{Control, Observer, Outcome, TrainRequest, train};
-use finetuned_engine::event::Event;
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Control, Event, Observer, Outcome, TrainRequest, train};
 
 use super::golden;
 

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use finetuned_engine::api::TrainRequest;
-use finetuned_engine::event::Event;
+use finetuned_engine::{Event, TrainRequest};
 use finetuned_plugin_api::abi::calls;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};

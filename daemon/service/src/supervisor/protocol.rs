@@ -3,8 +3,7 @@
 
 use std::path::PathBuf;
 
-use finetuned_engine::api::TrainRequest;
-use finetuned_engine::event::{Event, Summary};
+use finetuned_engine::{Event, Summary, TrainRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::config::PluginsConfig;

@@ -6,10 +6,9 @@ use finetuned_data::DatasetReport;
 use finetuned_formats::{ModelFiles, durable};
 use serde::{Deserialize, Serialize};
 
-use super::used::UsedPlugin;
-use crate::api::TrainRequest;
 use crate::error::EngineError;
-use crate::event::Summary;
+use crate::plugins::used::UsedPlugin;
+use crate::vocabulary::{Summary, TrainRequest};
 
 const FILE: &str = "run.json";
 

@@ -15,10 +15,10 @@ use finetuned_plugin_api::program::StateBuffer;
 use finetuned_shaders::{Ops, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::step::Trainer;
-use super::used::UsedPlugin;
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
+use crate::plugins::used::UsedPlugin;
+use crate::train::step::Trainer;
 
 /// The numbers of a run that are not weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

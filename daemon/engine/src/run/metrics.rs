@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::EngineError;
-use crate::event::StepMetrics;
+use crate::vocabulary::StepMetrics;
 
 pub struct MetricsFile {
     file: File,

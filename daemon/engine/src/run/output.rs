@@ -7,7 +7,7 @@ use std::sync::Arc;
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_model_folder, write_peft};
 use finetuned_shaders::{Ops, Tensor, Weight};
 
-use super::prepare::base_name;
+use crate::base;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load, transposed};
@@ -38,7 +38,7 @@ pub fn save_adapter(
     probe: &[u32],
 ) -> Result<f64, EngineError> {
     let ops = ops.as_ref();
-    let peft = adapter::extract(ops, &model, &base_name(base))?;
+    let peft = adapter::extract(ops, &model, &base::name(base))?;
     let aside = no_folder(out)?;
     write_peft(&aside, &peft)?;
     let before = probe_logits(ops, &model, probe)?;
