@@ -155,14 +155,11 @@ impl Generator {
         on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Generation, EngineError> {
         if prompt.is_empty() {
-            return Err(EngineError::Other("the prompt has no token".into()));
+            return Err(EngineError::EmptyPrompt);
         }
         let context = self.model.context;
         if prompt.len() >= context {
-            return Err(EngineError::Other(format!(
-                "the prompt has {} tokens, the model's context holds {context} with the answer",
-                prompt.len()
-            )));
+            return Err(EngineError::PromptTooLong { tokens: prompt.len(), context });
         }
         let ops = self.ops.as_ref();
         let pass = Pass::evaluation(self.adapters);
@@ -183,8 +180,7 @@ impl Generator {
         let mut stopped_by = StoppedBy::MaxTokens;
         while tokens.len() < options.max_tokens {
             let random = Key::new(options.seed, tokens.len() as u32, SAMPLING).uniform(0);
-            let token = sample(&logits, options, random)
-                .ok_or_else(|| EngineError::Other("the model's logits are not finite numbers".into()))?;
+            let token = sample(&logits, options, random).ok_or(EngineError::LogitsNotFinite)?;
             if self.tokenizer.stop_tokens().contains(&token) {
                 stopped_by = StoppedBy::StopToken;
                 break;

@@ -21,7 +21,7 @@ pub mod train;
 pub mod vocabulary;
 
 pub use dataset::check as check_data;
-pub use error::EngineError;
+pub use error::{EngineError, ErrorKind};
 pub use plan::plan;
 pub use recipe::{Chosen, Method, Recipe, RecipeError};
 pub use run::train;

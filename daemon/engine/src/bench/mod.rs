@@ -93,7 +93,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
             let source = RandomWeights::new(&config);
             (format!("{shape} (random weights)"), config, Box::new(source))
         }
-        (None, None) => return Err(EngineError::Other("give --model or --shape".into())),
+        (None, None) => return Err(EngineError::NothingToMeasure),
     };
     let mut recipe = Recipe { method: options.method, ..Recipe::default() };
     recipe.lora.rank = options.lora_rank;

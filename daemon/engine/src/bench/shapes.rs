@@ -49,7 +49,7 @@ pub fn shape_config(name: &str) -> Result<ModelConfig, EngineError> {
     let (_, text) = SHAPES
         .iter()
         .find(|(known, _)| *known == name)
-        .ok_or_else(|| EngineError::Other(format!("no shape is called `{name}`; there are {}", known())))?;
-    let raw = serde_json::from_str(text).map_err(|e| EngineError::Other(e.to_string()))?;
+        .ok_or_else(|| EngineError::UnknownShape { name: name.to_string(), known: known() })?;
+    let raw = serde_json::from_str(text).map_err(EngineError::json("a shape"))?;
     Ok(ModelConfig::from_json(raw, Path::new(name))?)
 }

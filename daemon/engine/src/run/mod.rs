@@ -30,7 +30,7 @@ use crate::{dataset, plugins};
 /// Whatever keeps the run from finishing; `out` keeps its last checkpoint.
 pub fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Result<Outcome, EngineError> {
     let out = &request.out;
-    std::fs::create_dir_all(out).map_err(|e| EngineError::Io { path: out.clone(), reason: e.to_string() })?;
+    std::fs::create_dir_all(out).map_err(EngineError::io(out))?;
     let _lock = lock(out)?;
     if request.fresh {
         checkpoint::clear(out);
@@ -103,14 +103,13 @@ fn phase(observer: &mut dyn Observer, name: &str) {
     observer.event(&Event::Phase { name: name.to_string() });
 }
 
-/// One process a folder: a second one would tear the first one's files.
+/// Locks the folder: a second process would tear the files of the first.
 fn lock(out: &Path) -> Result<File, EngineError> {
     let path = out.join("run.lock");
-    let fail = |reason: String| EngineError::Io { path: path.clone(), reason };
-    let file = File::create(&path).map_err(|e| fail(e.to_string()))?;
+    let file = File::create(&path).map_err(EngineError::io(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(fail("another process is training into this folder".into())),
-        Err(std::fs::TryLockError::Error(e)) => Err(fail(e.to_string())),
+        Err(std::fs::TryLockError::WouldBlock) => Err(EngineError::Busy { path }),
+        Err(std::fs::TryLockError::Error(source)) => Err(EngineError::Io { path, source }),
     }
 }

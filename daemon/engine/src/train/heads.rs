@@ -42,7 +42,7 @@ impl Heads {
     /// A sequence without tokens, which has no last one.
     pub fn rows(&self, micro: &MicroBatch) -> Result<Vec<u32>, EngineError> {
         if self.value && micro.last.len() != micro.sequences.len() {
-            return Err(EngineError::Other("a sequence without any token has no value".into()));
+            return Err(EngineError::EmptySequence);
         }
         let language = if self.language { &micro.rows[..] } else { &[] };
         let value = if self.value { &micro.last[..] } else { &[] };

@@ -1,5 +1,6 @@
 //! What the loss is handed for a micro-batch, and what comes back.
 
+use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::loss::{self, Needs, TokenRule};
 use finetuned_shaders::{StatisticSet, Tensor, TokenCoefficients, TokenStatistics};
 
@@ -63,11 +64,12 @@ impl Trainer {
         self.objective.loss().evaluate(&batch, &mut self.out)?;
         self.out.check(&self.needs, &batch)?;
         if !self.heads.language && self.out.dlogp.iter().any(|d| *d != 0.0) {
-            return Err(EngineError::Other(
+            return Err(PluginError::Failed(
                 "the loss derives by log-probabilities, which a loss that asks for values alone is not given; \
                  let it ask for another token statistic (lse) too"
                     .into(),
-            ));
+            )
+            .into());
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod memory;
 use std::sync::Arc;
 
 use finetuned_data::{Examples, Row};
+use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind};
 use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs};
 use finetuned_plugin_api::optimizer::Optimizer;
@@ -101,12 +102,13 @@ impl Trainer {
         let alignment = objective.alignment_needs();
         let heads = Heads::of(&objective);
         if heads.value && !needs.value {
-            return Err(EngineError::Other(
+            return Err(PluginError::Failed(
                 "the alignment method declares a value head, and its objective does not ask for values".into(),
-            ));
+            )
+            .into());
         }
         if heads.value && model.value_head.is_none() {
-            return Err(EngineError::Other("the objective asks for values, and the model has no value head".into()));
+            return Err(EngineError::NoValueHead);
         }
         let reference =
             if needs.reference_logp { Some(Reference::freeze(ops.as_ref(), &model, fresh_adapter)?) } else { None };
@@ -154,7 +156,7 @@ impl Trainer {
             Examples::Pairs(_) => "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
             Examples::Labelled(_) => "; for such data set loss = \"kto\"",
         };
-        Err(EngineError::Other(format!("the dataset holds {found}, the loss learns from {asks}{remedy}")))
+        Err(EngineError::WrongData { found, asks, remedy })
     }
 
     /// Takes step `step` (from 1) over these rows. `progress` is called before each
