@@ -48,12 +48,11 @@ fn follow(file: &str, settings: &[&str]) {
         recipe::set(&mut table, setting).expect("setting");
     }
     let request = TrainRequest {
-        model: golden("llama"),
         data,
         validation: None,
         adapter: Some(golden("llama/lora")),
         out: folder.path().join("out"),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base("llama"), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),

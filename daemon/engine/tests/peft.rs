@@ -41,12 +41,11 @@ fn trained(architecture: &str, folder: &std::path::Path, rows: &str, settings: &
         recipe::set(&mut table, setting).expect("setting");
     }
     let request = TrainRequest {
-        model: golden(architecture),
         data,
         validation: None,
         adapter: None,
         out: folder.join("out"),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base(architecture), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),

@@ -62,12 +62,11 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
         recipe::set(&mut table, setting).expect("setting");
     }
     TrainRequest {
-        model: golden("llama"),
         data,
         validation: None,
         adapter: None,
         out: folder.join(out),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base("llama"), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(1),

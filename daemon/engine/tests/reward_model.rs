@@ -291,12 +291,11 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
         recipe::set(&mut table, setting).expect("setting");
     }
     TrainRequest {
-        model: golden("llama"),
         data: dataset(folder, 40),
         validation: None,
         adapter: None,
         out: folder.join(out),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base("llama"), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),
@@ -398,7 +397,7 @@ fn a_full_model_holds_its_head() {
     for architecture in ["llama", "gpt2"] {
         let folder = tempfile::tempdir().expect("folder");
         let mut request = request(folder.path(), "out", &["method=full", "train.steps=3"]);
-        request.model = golden(architecture);
+        request.recipe.base = base(architecture);
         let summary = finish(&request);
         assert_eq!(summary.reload_difference, 0.0);
         let written = ModelFiles::open(&request.out).expect("a model folder");

@@ -87,7 +87,7 @@ fn full_fine_tuning_writes_a_model_that_loads() {
     for architecture in ["llama", "gpt2", "gemma3"] {
         let folder = tempfile::tempdir().expect("folder");
         let mut request = request(folder.path(), "out", &["method=full", "train.steps=3"]);
-        request.model = golden(architecture);
+        request.recipe.base = base(architecture);
         run(&request);
         let written = ModelFiles::open(&request.out).expect("a model folder");
         let base = files(architecture);

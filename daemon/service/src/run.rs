@@ -35,7 +35,7 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
             calls::watch(calls::Limits { time: Duration::from_secs_f64(limits.seconds), memory_bytes })?;
         }
     }
-    request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
+    models::locate_base(&mut request.recipe, &run.models_dir, &mut |words| {
         observer.event(&Event::Phase { name: words.to_string() });
     })?;
     if let Some(file) = &run.devices_file {
@@ -56,8 +56,8 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
                     .data
                     .file_name()
                     .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
-                base: run.base.clone(),
-                recipe: request.recipe.clone(),
+                base: run.train.recipe.base.clone(),
+                recipe: run.train.recipe.clone(),
                 summary: (**summary).clone(),
                 dataset: seen.dataset,
                 plan: seen.plan,

@@ -8,6 +8,8 @@ mod fit;
 mod footprint;
 mod remedy;
 
+use std::path::Path;
+
 use finetuned_data::{Examples, Prepared};
 use finetuned_formats::{ModelFiles, read_peft};
 use finetuned_plugin_api::registry::Registry;
@@ -44,7 +46,7 @@ const STEP_EFFICIENCY: f64 = 0.8;
 /// # Errors
 /// What training would refuse before its first step.
 pub fn plan(request: &TrainRequest) -> Result<Plan, EngineError> {
-    let opened = BaseModel::open(&request.model)?;
+    let opened = BaseModel::open(Path::new(&request.recipe.base))?;
     let prepared = dataset::read(request, &opened)?;
     let ops = devices::open(&request.device, request.threads)?;
     let registry = plugins::registry(&request.plugins)?;

@@ -56,7 +56,9 @@ impl Run {
         let (ops, model) = self.trainer.into_model();
         let reload_difference = match request.recipe.method {
             Method::Full => output::save_model(&ops, model, &base.files, &request.out, &probe)?,
-            Method::Lora | Method::Qlora => output::save_adapter(&ops, model, &request.model, &request.out, &probe)?,
+            Method::Lora | Method::Qlora => {
+                output::save_adapter(&ops, model, Path::new(&request.recipe.base), &request.out, &probe)?
+            }
         };
         let summary = Summary {
             steps: progress.step,

@@ -37,7 +37,7 @@ pub fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Result<Outc
         RunFile::remove(out)?;
     }
     phase(observer, "reading the model");
-    let base = BaseModel::open(&request.model)?;
+    let base = BaseModel::open(Path::new(&request.recipe.base))?;
     phase(observer, "reading the dataset");
     let prepared = dataset::read(request, &base)?;
     observer.event(&Event::Prepared { report: Box::new(prepared.report.clone()) });

@@ -17,11 +17,10 @@ pub struct PluginLibrary {
     pub origin: PathBuf,
 }
 
-/// A training run: paths and the recipe.
+/// A training run: paths and the recipe, whose `base` is here the path of a Hugging
+/// Face folder or of a GGUF file.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainRequest {
-    /// A Hugging Face folder or a GGUF file.
-    pub model: PathBuf,
     pub data: PathBuf,
     pub validation: Option<PathBuf>,
     /// A PEFT adapter to start from.

@@ -61,12 +61,11 @@ pub fn recipe(settings: &[&str]) -> Recipe {
 
 pub fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
     TrainRequest {
-        model: golden("llama"),
         data: dataset(folder, 40),
         validation: None,
         adapter: None,
         out: folder.join(out),
-        recipe: recipe(settings),
+        recipe: Recipe { base: base("llama"), ..recipe(settings) },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),

@@ -85,14 +85,12 @@ async fn start(setup: &Setup, job: &Job) -> anyhow::Result<Child> {
 fn request(config: &Config, job: &Job) -> RunRequest {
     let in_place = !job.data.starts_with(config.datasets_dir());
     RunRequest {
-        base: job.recipe.base.clone(),
         models_dir: config.models_dir.clone(),
         devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         verify_sha256: in_place.then(|| job.data_sha256.clone()),
         memory_bytes: config.workers.memory,
         plugin_limits: Some(PluginLimits::of(&config.plugins)),
         train: TrainRequest {
-            model: PathBuf::from(&job.recipe.base),
             data: job.data.clone(),
             validation: job.validation.clone(),
             adapter: job.adapter.clone(),
