@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use finetuned_data::{Example, Examples, Row};
 use finetuned_formats::{ModelConfig, TensorSource};
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 use finetuned_shaders::profile::{Profiled, Timing};
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
@@ -215,7 +215,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Bytes a second of a copy of 64 MiB, read and written, at its best.
-fn copy_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
+fn copy_rate(ops: &Device) -> Result<f64, EngineError> {
     let x = ops.zeros(&[16 << 20])?;
     ops.synchronize()?;
     let mut best: f64 = 0.0;
@@ -229,7 +229,7 @@ fn copy_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
 }
 
 /// The best of several measurements of a large product.
-fn matrix_peak(ops: &dyn Ops) -> Result<f64, EngineError> {
+fn matrix_peak(ops: &Device) -> Result<f64, EngineError> {
     let mut best: f64 = 0.0;
     for _ in 0..5 {
         best = best.max(matrix_rate(ops)?);

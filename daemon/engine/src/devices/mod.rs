@@ -9,7 +9,7 @@ use std::sync::Arc;
 use finetuned_shaders::conformance::{self, Finding};
 use finetuned_shaders::device::{self, DeviceChoice};
 use finetuned_shaders::gpu::{self, GpuEntry, Products};
-use finetuned_shaders::{Ops, TensorError};
+use finetuned_shaders::{Device, TensorError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
@@ -74,7 +74,7 @@ impl From<&Finding> for OperationResult {
 ///
 /// # Errors
 /// Words that name no device; a device that is not there or cannot be opened.
-pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>, EngineError> {
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<Device>, EngineError> {
     device::open(asked, threads).map_err(|error| refused(asked, error))
 }
 
@@ -201,7 +201,7 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
     let device = open(asked, None)?;
-    let device: &dyn Ops = device.as_ref();
+    let device: &Device = device.as_ref();
     let checks = conformance::checks();
     let results = checks.iter().map(|check| {
         let result = OperationResult::from(&check.run(device));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 
 use crate::error::EngineError;
 
@@ -10,7 +10,7 @@ use crate::error::EngineError;
 ///
 /// # Errors
 /// No memory for the operands.
-pub fn matrix_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
+pub fn matrix_rate(ops: &Device) -> Result<f64, EngineError> {
     let (m, k, n) = (512, 1024, 1024);
     let a = ops.zeros(&[m, k])?;
     let b = ops.zeros(&[n, k])?;

@@ -2,7 +2,7 @@
 
 use finetuned_formats::{Architecture, ModelConfig, PeftAdapter, TensorSource};
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 
 use crate::error::EngineError;
 use crate::model::build::{EMBEDDING, HEAD, stays_bf16};
@@ -41,7 +41,7 @@ pub(crate) struct Footprint {
 
 impl Footprint {
     pub(crate) fn new(
-        ops: &dyn Ops,
+        ops: &Device,
         config: &ModelConfig,
         source: &dyn TensorSource,
         recipe: &Recipe,
@@ -138,7 +138,7 @@ impl Footprint {
     /// What a step holds at its peak beside what lasts: what the forward pass
     /// keeps, and the larger one of what the head and the backward pass add, which
     /// are not there at the same time.
-    fn step_parts(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> Vec<PlanPart> {
+    fn step_parts(&self, ops: &Device, tokens: usize, trained: usize) -> Vec<PlanPart> {
         let (n, m) = (tokens as u64, trained as u64);
         let s = &self.shape;
         let layers = s.layers as u64;
@@ -193,7 +193,7 @@ impl Footprint {
 
     /// What exists for the length of one product: a packed weight's values, or those of
     /// which DoRA takes the norm; a result before it is added.
-    fn product_bytes(&self, ops: &dyn Ops, tokens: u64) -> u64 {
+    fn product_bytes(&self, ops: &Device, tokens: u64) -> u64 {
         let linears = self.shape.linears.iter();
         let unpacked = match self.packed || self.dora {
             true => linears.clone().map(|l| ops.unpacked_bytes(l.outputs, l.inputs)).max().unwrap_or(0),
@@ -211,13 +211,13 @@ impl Footprint {
         unpacked + 4 * activation.max(gradient as u64) + 4 * activation
     }
 
-    fn step(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> u64 {
+    fn step(&self, ops: &Device, tokens: usize, trained: usize) -> u64 {
         self.step_parts(ops, tokens, trained).iter().map(|p| p.bytes).sum()
     }
 
     /// What to reserve for steps: they make this much at their peak, or the
     /// optimizer does when the activations are gone.
-    pub(crate) fn reserved(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> u64 {
+    pub(crate) fn reserved(&self, ops: &Device, tokens: usize, trained: usize) -> u64 {
         self.step(ops, tokens, trained).max(self.optimizer.scratch)
     }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use finetuned_data::{Examples, Prepared};
 use finetuned_formats::{ModelFiles, read_peft};
 use finetuned_plugin_api::registry::Registry;
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 
 use self::fit::largest_micro_batch;
 pub(crate) use self::footprint::Footprint;
@@ -70,7 +70,7 @@ pub(crate) fn of_run(
     files: &ModelFiles,
     prepared: &Prepared,
     steps: usize,
-    ops: &dyn Ops,
+    ops: &Device,
 ) -> Result<Planned, EngineError> {
     let recipe = &request.recipe;
     let start = request.adapter.as_deref().map(read_peft).transpose()?;

@@ -1,7 +1,7 @@
 //! The model that a run trains, with its adapters and heads.
 
 use finetuned_formats::{ModelFiles, PeftAdapter, VALUE_HEAD};
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 
 use super::heads::Heads;
 use crate::error::EngineError;
@@ -17,7 +17,7 @@ use crate::recipe::{Method, Recipe};
 /// # Errors
 /// A damaged checkpoint, an adapter that does not fit, no memory.
 pub fn load_for_training(
-    ops: &dyn Ops,
+    ops: &Device,
     files: &ModelFiles,
     recipe: &Recipe,
     start: Option<&PeftAdapter>,

@@ -16,7 +16,7 @@ use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 
 pub(crate) use self::loss::only_logp;
 pub use self::memory::StepBytes;
@@ -68,7 +68,7 @@ pub struct StepResult {
 
 /// A model in training: its objective, optimizer and gradients.
 pub struct Trainer {
-    pub ops: Arc<dyn Ops>,
+    pub ops: Arc<Device>,
     pub model: Decoder,
     pub rules: Rules,
     objective: Objective,
@@ -91,7 +91,7 @@ impl Trainer {
     /// # Errors
     /// An objective that asks for what the model does not have; no memory.
     pub fn new(
-        ops: Arc<dyn Ops>,
+        ops: Arc<Device>,
         model: Decoder,
         objective: Objective,
         optimizer: Box<dyn Optimizer>,
@@ -255,7 +255,7 @@ impl Trainer {
     }
 
     /// Frees gradients, so that a saved model can be read back beside this one.
-    pub fn into_model(self) -> (Arc<dyn Ops>, Decoder) {
+    pub fn into_model(self) -> (Arc<Device>, Decoder) {
         (self.ops, self.model)
     }
 
