@@ -88,8 +88,7 @@ impl Observer for Seen<'_> {
             Event::Prepared { report } => self.dataset = Some((**report).clone()),
             Event::Planned { plan } => {
                 self.plan = Some((**plan).clone());
-                // The peak is the device's.
-                let needed = if plan.device == "cpu" { plan.peak_bytes } else { plan.offloaded_bytes };
+                let needed = plan.host_bytes();
                 self.too_large = self.limit.filter(|&limit| needed > limit).map(|limit| {
                     format!(
                         "needs {} of memory, workers.memory allows {}: lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\"",

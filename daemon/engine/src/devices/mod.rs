@@ -95,6 +95,11 @@ pub fn check_words(asked: &str) -> Result<(), EngineError> {
     asked.parse::<DeviceChoice>().map(|_| ()).map_err(EngineError::from)
 }
 
+/// Whether the words of `--device` mean the CPU for certain. `auto` may become a GPU.
+pub fn is_cpu(asked: &str) -> bool {
+    matches!(asked.parse(), Ok(DeviceChoice::Cpu))
+}
+
 /// All devices: the CPU, then the GPUs in the order of `gpu:N`. Opens each.
 ///
 /// # Errors

@@ -143,6 +143,7 @@ pub(crate) fn of_run(
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));
     let plan = Plan {
         device: info.name,
+        on_host: info.on_host,
         parts,
         peak_bytes: peak,
         available_bytes: available,

@@ -12,7 +12,11 @@ pub struct PlanPart {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
+    /// The device's name: `cpu`, or a GPU with its model.
     pub device: String,
+    /// Whether the device's memory is the host's: it is the CPU.
+    #[serde(default)]
+    pub on_host: bool,
     pub parts: Vec<PlanPart>,
     pub peak_bytes: u64,
     /// What the device has to give; 0 where it does not say.
@@ -35,6 +39,13 @@ pub struct Plan {
     pub total_seconds: f64,
     /// What would make it fit, where it does not.
     pub remedy: Option<String>,
+}
+
+impl Plan {
+    /// Bytes that the run needs in host memory.
+    pub fn host_bytes(&self) -> u64 {
+        if self.on_host { self.peak_bytes } else { self.offloaded_bytes }
+    }
 }
 
 pub(crate) fn part(name: &str, bytes: u64) -> PlanPart {
