@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of one kind of thing at the step's peak.
+/// Bytes of one kind of thing at the peak of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanPart {
     /// `weights`, `adapter`, `gradients`, `moments`, `activations`, `LM head`, ….
@@ -17,18 +17,20 @@ pub struct Plan {
     /// Whether the device's memory is the host's: it is the CPU.
     #[serde(default)]
     pub on_host: bool,
+    /// What the peak is made of.
     pub parts: Vec<PlanPart>,
     pub peak_bytes: u64,
-    /// What the device has to give; 0 where it does not say.
+    /// Memory of the device that a run may use; 0 if unknown.
     pub available_bytes: u64,
-    /// Host memory that `train.offload_activations` takes beside the peak, which is
-    /// the device's.
+    /// Host memory that `train.offload_activations` takes, in addition to the peak on
+    /// the device.
     #[serde(default)]
     pub offloaded_bytes: u64,
+    /// Whether the peak is within `available_bytes`.
     pub fits: bool,
     /// Sequences per forward pass that the run will use.
     pub micro_batch_size: usize,
-    /// The most sequences of the longest rows that fit.
+    /// The largest micro-batch that fits.
     pub largest_micro_batch: usize,
     pub steps: usize,
     pub tokens_per_step: f64,
@@ -37,7 +39,7 @@ pub struct Plan {
     /// Estimated from a short measurement of the device's matrix products.
     pub seconds_per_step: f64,
     pub total_seconds: f64,
-    /// What would make it fit, where it does not.
+    /// What to change if it does not fit.
     pub remedy: Option<String>,
 }
 

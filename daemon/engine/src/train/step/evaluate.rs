@@ -10,9 +10,9 @@ use crate::model::linear::Pass;
 use crate::train::units::MicroBatch;
 
 impl Trainer {
-    /// The objective over all these rows as one batch, without gradient:
-    /// (loss, trained tokens, metrics). Weighted by tokens, as the training loss
-    /// is. `step` updates were made before.
+    /// Computes the objective over all these rows as one batch, without gradient. The
+    /// loss is a mean over trained tokens, as in training. `step` is the number of
+    /// updates made before.
     ///
     /// # Errors
     /// A loss that is not finite, by name; a failing device.
@@ -53,7 +53,7 @@ impl Trainer {
         }
         if !result.loss.is_finite() {
             // The weights are those of the step that would come next.
-            return Err(not_finite(step + 1, "the held-out loss"));
+            return Err(not_finite(step + 1, "the validation loss"));
         }
         Ok(result)
     }
