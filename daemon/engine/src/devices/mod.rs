@@ -25,7 +25,7 @@ pub struct DeviceLine {
     pub driver: String,
     /// What kernels are compiled to.
     pub compiler: String,
-    /// 0 where the driver does not say.
+    /// 0 if the driver does not say.
     pub memory_bytes: u64,
     /// Bytes of the largest single buffer.
     pub largest_buffer: u64,
@@ -112,7 +112,7 @@ pub fn list() -> Result<Vec<DeviceLine>, EngineError> {
         kind: "cpu".into(),
         driver: String::new(),
         compiler: std::env::consts::ARCH.into(),
-        memory_bytes: memory::host_memory(),
+        memory_bytes: memory::host_memory().unwrap_or(0),
         largest_buffer: 0,
         types: vec!["f32".into()],
         subgroup: (1, 1),

@@ -8,6 +8,7 @@ mod fit;
 mod footprint;
 mod remedy;
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use finetuned_data::{Examples, Prepared};
@@ -100,7 +101,7 @@ pub(crate) fn of_run(
         let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl, heads);
         (footprint.fixed() + footprint.step(ops, tokens, trained) + other, tokens, trained)
     };
-    let fits = |bytes: u64| available == 0 || bytes <= available;
+    let fits = |bytes: u64| available.is_none_or(|available| bytes <= available);
 
     // The largest micro-batch that fits, by bisection over 1..=batch.
     let (mut low, mut high) = (0, batch);
@@ -109,15 +110,15 @@ pub(crate) fn of_run(
         if fits(peak_at(&mut order, middle).0) { low = middle } else { high = middle - 1 }
     }
     let largest = low;
-    let micro = match recipe.train.micro_batch_size {
-        0 => {
+    let micro = match NonZeroUsize::new(recipe.train.micro_batch_size) {
+        None => {
             let lengths = prepared.train.lengths();
             let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
             let rows_packed = recipe.train.packing && matches!(prepared.train, Examples::Supervised(_));
             let unit = if rows_packed { recipe.train.sequence_length } else { mean.max(1) };
             (COMFORTABLE_TOKENS / unit).clamp(1, batch).min(largest.max(1))
         }
-        asked => asked,
+        Some(asked) => asked.get(),
     };
     let (peak, tokens, trained) = peak_at(&mut order, micro);
     let mut parts = footprint.fixed_parts();
@@ -146,7 +147,7 @@ pub(crate) fn of_run(
         on_host: info.on_host,
         parts,
         peak_bytes: peak,
-        available_bytes: available,
+        available_bytes: available.unwrap_or(0),
         offloaded_bytes: footprint.offloaded(tokens),
         fits: fits(peak),
         micro_batch_size: micro,

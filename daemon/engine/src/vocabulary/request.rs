@@ -74,11 +74,7 @@ pub enum Outcome {
     /// `out` already holds the finished run of this very request.
     AlreadyFinished(Box<Summary>),
     /// A checkpoint of this step was written.
-    Stopped {
-        step: usize,
-    },
+    Stopped { step: usize },
     /// The run ended after this step, without a checkpoint.
-    Cancelled {
-        step: usize,
-    },
+    Cancelled { step: usize },
 }
