@@ -2,7 +2,7 @@
 
 use finetuned_data::{Examples, Row};
 
-use super::loss::no_statistics;
+use super::loss::{LossCall, no_statistics, values, wanted};
 use super::{StepResult, Trainer, add_metrics, not_finite};
 use crate::error::EngineError;
 use crate::model::decoder::Keep;
@@ -43,11 +43,19 @@ impl Trainer {
             drop(forward);
             let inputs = self.heads.cut(ops, &micro, &head.h)?;
             let statistics = match &inputs.language {
-                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, self.wanted())?,
+                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, wanted(&self.needs))?,
                 None => no_statistics(&micro),
             };
-            let values = self.values(&inputs)?;
-            self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), &cut)?;
+            let values = values(ops, &self.model, &inputs)?;
+            let call = LossCall {
+                objective: &self.objective,
+                needs: &self.needs,
+                heads: self.heads,
+                micro: &micro,
+                reference: reference.as_deref(),
+                cut: &cut,
+            };
+            call.evaluate(&statistics, values.as_deref(), &mut self.out)?;
             result.loss += self.out.loss;
             add_metrics(&mut result.metrics, &self.out.metrics);
         }

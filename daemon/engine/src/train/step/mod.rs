@@ -18,11 +18,15 @@ use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
 use finetuned_shaders::Device;
 
+use self::cut::Cut;
+pub(crate) use self::gradient::Differentiation;
+use self::loss::LossCall;
 pub(crate) use self::loss::only_logp;
 pub use self::memory::StepBytes;
 use super::heads::Heads;
 use super::optimize::Rules;
 use super::reference::Reference;
+use super::units::{Document, MicroBatch};
 use crate::error::EngineError;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
@@ -235,9 +239,49 @@ impl Trainer {
                 step: step as u32,
                 micro_batch: number as u32,
             };
-            self.forward_backward(documents, &cut, &pass, step, &mut result)?;
+            self.differentiate(documents, &cut, pass, &mut result)?;
         }
         Ok(Some(result))
+    }
+
+    /// Adds the gradients of one micro-batch.
+    fn differentiate(
+        &mut self,
+        documents: &[Document],
+        cut: &Cut,
+        pass: Pass,
+        result: &mut StepResult,
+    ) -> Result<(), EngineError> {
+        let micro = MicroBatch::new(documents, &self.needs);
+        result.tokens += micro.batch.tokens.len();
+        if self.nothing_to_learn(&micro) {
+            return Ok(());
+        }
+        let reference = self.reference_logp(documents)?;
+        let call = LossCall {
+            objective: &self.objective,
+            needs: &self.needs,
+            heads: self.heads,
+            micro: &micro,
+            reference: reference.as_deref(),
+            cut,
+        };
+        let mut loss = |statistics: &_, values: Option<&_>, out: &mut _| call.evaluate(statistics, values, out);
+        let mut differentiation = Differentiation {
+            ops: self.ops.as_ref(),
+            model: &self.model,
+            gradients: &mut self.gradients,
+            heads: self.heads,
+            needs: &self.needs,
+            rule: self.objective.loss().separable(&cut.totals),
+            keep: self.options.keep(),
+            pass,
+        };
+        let forward = differentiation.forward(&micro)?;
+        let (head, dh) = differentiation.heads(&micro, &forward, &mut loss, &mut self.out)?;
+        result.loss += self.out.loss;
+        add_metrics(&mut result.metrics, &self.out.metrics);
+        differentiation.backward(&micro, forward, head, &dh)
     }
 
     /// State of the loss plugin, for the checkpoint.
