@@ -20,7 +20,7 @@ impl MetricsFile {
     /// The file cannot be read or written.
     pub fn open(out: &Path, keep: Option<usize>) -> Result<MetricsFile, EngineError> {
         let path = out.join("metrics.jsonl");
-        let fail = EngineError::io(&path);
+        let fail = |source| EngineError::Io { path: path.clone(), source };
         let mut kept = Vec::new();
         if let Some(last) = keep {
             match File::open(&path) {

@@ -378,7 +378,11 @@ impl Attendant {
             Some(format!("no heartbeat for {}", humantime::format_duration(workers.heartbeat_timeout)))
         } else if now - self.moved > workers.stall_timeout {
             // Work that a driver has swallowed never comes back by itself.
-            let perhaps = if finetuned_engine::devices::is_cpu(&workers.device) { "" } else { ": the device or its driver may hang" };
+            let perhaps = if finetuned_engine::devices::is_cpu(&workers.device) {
+                ""
+            } else {
+                ": the device or its driver may hang"
+            };
             let limit = humantime::format_duration(workers.stall_timeout);
             Some(format!("no progress for {limit} (workers.stall_timeout){perhaps}"))
         } else {
