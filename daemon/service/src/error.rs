@@ -16,38 +16,27 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What a kind of error means outside the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meaning {
-    pub kind: ErrorKind,
-    /// As JSON and the database spell it.
-    pub name: &'static str,
     /// Status of an HTTP answer.
     pub http: u16,
     /// Exit code of a command.
     pub exit: u8,
 }
 
-/// Every kind, once. [`meaning`] reads it; API.md is written from it.
-pub const KINDS: [Meaning; 10] = [
-    Meaning { kind: ErrorKind::BadInput, name: "bad-input", http: 400, exit: exit::FAILED },
-    Meaning { kind: ErrorKind::NotFound, name: "not-found", http: 404, exit: exit::FAILED },
-    Meaning { kind: ErrorKind::Conflict, name: "conflict", http: 409, exit: exit::FAILED },
-    Meaning { kind: ErrorKind::OutOfMemory, name: "out-of-memory", http: 507, exit: exit::FAILED },
-    Meaning { kind: ErrorKind::Device, name: "device", http: 503, exit: exit::UNAVAILABLE },
-    Meaning { kind: ErrorKind::Plugin, name: "plugin", http: 422, exit: exit::FAILED },
-    Meaning { kind: ErrorKind::NotFinite, name: "not-finite", http: 422, exit: exit::FAILED },
-    Meaning { kind: ErrorKind::Storage, name: "storage", http: 500, exit: exit::FAILED },
-    Meaning { kind: ErrorKind::Cancelled, name: "cancelled", http: 503, exit: exit::TEMPORARY },
-    Meaning { kind: ErrorKind::Internal, name: "internal", http: 500, exit: exit::FAILED },
-];
-
-/// The row of [`KINDS`] for this kind.
-pub fn meaning(kind: ErrorKind) -> Meaning {
-    const INTERNAL: Meaning = Meaning { kind: ErrorKind::Internal, name: "internal", http: 500, exit: exit::FAILED };
-    KINDS.into_iter().find(|meaning| meaning.kind == kind).unwrap_or(INTERNAL)
-}
-
-/// The kind that `name` spells.
-pub fn kind_of_name(name: &str) -> Option<ErrorKind> {
-    KINDS.into_iter().find(|meaning| meaning.name == name).map(|meaning| meaning.kind)
+/// The one table of kinds, HTTP statuses and exit codes; API.md is written from it.
+pub const fn meaning(kind: ErrorKind) -> Meaning {
+    let (http, exit) = match kind {
+        ErrorKind::BadInput => (400, exit::FAILED),
+        ErrorKind::NotFound => (404, exit::FAILED),
+        ErrorKind::Conflict => (409, exit::FAILED),
+        ErrorKind::OutOfMemory => (507, exit::FAILED),
+        ErrorKind::Device => (503, exit::UNAVAILABLE),
+        ErrorKind::Plugin => (422, exit::FAILED),
+        ErrorKind::NotFinite => (422, exit::FAILED),
+        ErrorKind::Storage => (500, exit::FAILED),
+        ErrorKind::Cancelled => (503, exit::TEMPORARY),
+        ErrorKind::Internal => (500, exit::FAILED),
+    };
+    Meaning { http, exit }
 }
 
 /// Why the service refused or failed.
@@ -264,15 +253,14 @@ impl From<anyhow::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::IntoEnumIterator;
 
     #[test]
-    fn every_kind_is_named_as_json_spells_it() {
-        for meaning in KINDS {
-            assert_eq!(serde_json::to_value(meaning.kind).unwrap(), meaning.name);
-            assert_eq!(kind_of_name(meaning.name), Some(meaning.kind));
-            assert_eq!(super::meaning(meaning.kind), meaning, "a kind stands in the table twice");
+    fn every_kind_is_one_word_in_json_database_and_receipts() {
+        for kind in ErrorKind::iter() {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.to_string());
+            assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        assert_eq!(kind_of_name("unheard-of"), None);
     }
 
     #[test]

@@ -19,8 +19,6 @@ pub const LOG_FILE: &str = "worker.log";
 /// command both start from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRequest {
-    /// A path or a name of the catalogue; replaces `train.model`.
-    pub base: String,
     pub models_dir: PathBuf,
     /// The data is read in place: it must have this hash.
     pub verify_sha256: Option<String>,
@@ -32,6 +30,7 @@ pub struct RunRequest {
     /// Limits of a plugin's call, if the run loads plugins.
     #[serde(default)]
     pub plugin_limits: Option<PluginLimits>,
+    /// The run. The base model of its recipe may be a name of the catalogue here.
     pub train: TrainRequest,
 }
 

@@ -36,7 +36,7 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> Result<Outcome>
             calls::watch(calls::Limits { time: Duration::from_secs_f64(limits.seconds), memory_bytes })?;
         }
     }
-    request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
+    models::locate_base(&mut request.recipe, &run.models_dir, &mut |words| {
         observer.event(&Event::Phase { name: words.to_string() });
     })?;
     if let Some(file) = &run.devices_file {
@@ -57,8 +57,8 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> Result<Outcome>
                     .data
                     .file_name()
                     .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
-                base: run.base.clone(),
-                recipe: request.recipe.clone(),
+                base: run.train.recipe.base.clone(),
+                recipe: run.train.recipe.clone(),
                 summary: (**summary).clone(),
                 dataset: seen.dataset,
                 plan: seen.plan,
@@ -89,8 +89,7 @@ impl Observer for Seen<'_> {
             Event::Prepared { report } => self.dataset = Some((**report).clone()),
             Event::Planned { plan } => {
                 self.plan = Some((**plan).clone());
-                // The peak is the device's.
-                let needed = if plan.device == "cpu" { plan.peak_bytes } else { plan.offloaded_bytes };
+                let needed = plan.host_bytes();
                 self.too_large = self.limit.filter(|&limit| needed > limit).map(|limit| {
                     format!(
                         "needs {} of memory, workers.memory allows {}: lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\"",

@@ -2,8 +2,11 @@
 
 use std::fmt::Write;
 
+use finetuned_engine::ErrorKind;
+use strum::IntoEnumIterator;
+
 use super::ENDPOINTS;
-use crate::error::KINDS;
+use crate::error::meaning;
 
 const HEAD: &str = "\
 # The daemon's control interface
@@ -53,8 +56,8 @@ pub fn document() -> String {
         );
     }
     text += ERRORS;
-    for meaning in KINDS {
-        let _ = writeln!(text, "| `{}` | {} | {} |", meaning.name, meaning.http, meaning.exit);
+    for kind in ErrorKind::iter() {
+        let _ = writeln!(text, "| `{kind}` | {} | {} |", meaning(kind).http, meaning(kind).exit);
     }
     text + TAIL
 }

@@ -218,7 +218,7 @@ fn one_job(view: &JobView) -> String {
     }
     if let Some(error) = &job.error {
         let name = if job.state == State::Paused { "why" } else { "error" };
-        let kind = job.error_kind.map_or(String::new(), |kind| format!("{}: ", error::meaning(kind).name));
+        let kind = job.error_kind.map_or(String::new(), |kind| format!("{kind}: "));
         text += &format!("\n  {name:<10} {kind}{}", error.replace('\n', "\n             "));
     }
     if let Some(report) = &job.report {

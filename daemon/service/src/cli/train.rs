@@ -82,7 +82,6 @@ impl RunArgs {
 
     fn request(&self, recipe: Recipe, plugins: Vec<PluginLibrary>, out: PathBuf, fresh: bool) -> TrainRequest {
         TrainRequest {
-            model: PathBuf::from(&recipe.base),
             data: self.data.clone(),
             validation: self.validation.clone(),
             adapter: self.adapter.clone(),
@@ -137,7 +136,6 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mut train = args.run.request(recipe, plugins, args.out.clone(), args.fresh);
     train.accept_plugin_change = args.accept_plugin_change;
     let request = RunRequest {
-        base: train.recipe.base.clone(),
         plugin_limits: Some(PluginLimits::of(&config.plugins)),
         devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         models_dir: config.models_dir,
@@ -204,7 +202,7 @@ pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let config = global.load()?;
     let plugins = plugins_of(&recipe, &config)?;
     let mut request = args.run.request(recipe, plugins, out, args.fresh);
-    request.model = models::find_or_pull(&request.recipe.base, &config.models_dir, &mut |words| eprintln!("{words}"))?;
+    models::locate_base(&mut request.recipe, &config.models_dir, &mut |words| eprintln!("{words}"))?;
     let plan = finetuned_engine::plan(&request)?;
     if args.json { print_json(&plan) } else { print(&plan_lines(&plan)) }
 }

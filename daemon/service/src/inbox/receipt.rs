@@ -6,7 +6,7 @@ use std::path::Path;
 
 use finetuned_data::DatasetReport;
 
-use crate::error::{self, Context, Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::filesystem::{display, replace_file};
 use crate::preferences::Preferences;
 use crate::store::{FileRow, Job, State, timestamp};
@@ -49,7 +49,7 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
     match job.state {
         State::Succeeded => of_success(text, job),
         State::Failed => {
-            let kind = job.error_kind.map_or(String::new(), |kind| format!(" ({})", error::meaning(kind).name));
+            let kind = job.error_kind.map_or(String::new(), |kind| format!(" ({kind})"));
             let _ =
                 writeln!(text, "error{kind}\n  {}", job.error.as_deref().unwrap_or("unknown").replace('\n', "\n  "));
             if let Some(step) = job.progress.checkpoint_step {

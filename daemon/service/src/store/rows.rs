@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use finetuned_engine::ErrorKind;
 
 use super::State;
-use crate::error::{self, Error, Result};
+use crate::error::{Error, Result};
 
 /// A column that holds JSON.
 pub struct Json<T>(pub T);
@@ -72,14 +72,13 @@ pub struct KindName(pub ErrorKind);
 
 impl FromSql for KindName {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<KindName> {
-        let name = value.as_str()?;
         // A later version may know more kinds.
-        Ok(KindName(error::kind_of_name(name).unwrap_or(ErrorKind::Internal)))
+        Ok(KindName(value.as_str()?.parse().unwrap_or(ErrorKind::Internal)))
     }
 }
 
 impl ToSql for KindName {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(error::meaning(self.0).name.into())
+        Ok(self.0.to_string().into())
     }
 }

@@ -96,14 +96,12 @@ fn prepare(folder: &Path, request: &str, patience: Duration) -> Result<()> {
 fn request(config: &Config, job: &Job) -> RunRequest {
     let in_place = !job.data.starts_with(config.datasets_dir());
     RunRequest {
-        base: job.recipe.base.clone(),
         models_dir: config.models_dir.clone(),
         devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         verify_sha256: in_place.then(|| job.data_sha256.clone()),
         memory_bytes: config.workers.memory,
         plugin_limits: Some(PluginLimits::of(&config.plugins)),
         train: TrainRequest {
-            model: PathBuf::from(&job.recipe.base),
             data: job.data.clone(),
             validation: job.validation.clone(),
             adapter: job.adapter.clone(),
@@ -187,7 +185,8 @@ impl Signs {
             return None;
         }
         // Work that a driver has swallowed never comes back by itself.
-        let perhaps = if workers.device == "cpu" { "" } else { ": the device or its driver may hang" };
+        let is_cpu = finetuned_engine::devices::is_cpu(&workers.device);
+        let perhaps = if is_cpu { "" } else { ": the device or its driver may hang" };
         let limit = humantime::format_duration(workers.stall_timeout);
         Some(format!("no progress for {limit} (workers.stall_timeout){perhaps}"))
     }

@@ -1,7 +1,13 @@
-//! The devices of this machine, and whether they compute right.
+//! The devices of this machine: opening them, listing them, and whether they
+//! compute right.
+
+pub(crate) mod memory;
+pub(crate) mod rate;
+
+use std::sync::Arc;
 
 use finetuned_shaders::conformance::{self, Finding};
-use finetuned_shaders::device::{DeviceChoice, open};
+use finetuned_shaders::device::{self, DeviceChoice};
 use finetuned_shaders::gpu::{self, GpuEntry, Products};
 use finetuned_shaders::{Device, TensorError};
 use serde::{Deserialize, Serialize};
@@ -19,7 +25,7 @@ pub struct DeviceLine {
     pub driver: String,
     /// What kernels are compiled to.
     pub compiler: String,
-    /// 0 where the driver does not say.
+    /// 0 if the driver does not say.
     pub memory_bytes: u64,
     /// Bytes of the largest single buffer.
     pub largest_buffer: u64,
@@ -64,8 +70,17 @@ impl From<&Finding> for OperationResult {
     }
 }
 
-/// Words that name no device are a mistake; the rest is the device's.
-pub(crate) fn refused(asked: &str, error: TensorError) -> EngineError {
+/// Opens the device that a request names; `threads` are the CPU's.
+///
+/// # Errors
+/// Words that name no device; a device that is not there or cannot be opened.
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<Device>, EngineError> {
+    device::open(asked, threads).map_err(|error| refused(asked, error))
+}
+
+/// Words that name no device are a mistake of the asker; anything else is an error of
+/// the device.
+fn refused(asked: &str, error: TensorError) -> EngineError {
     match error {
         TensorError::Words { .. } => error.into(),
         _ => EngineError::Device { asked: asked.into(), reason: error.to_string() },
@@ -80,6 +95,11 @@ pub fn check_words(asked: &str) -> Result<(), EngineError> {
     asked.parse::<DeviceChoice>().map(|_| ()).map_err(EngineError::from)
 }
 
+/// Whether the words of `--device` mean the CPU for certain. `auto` may become a GPU.
+pub fn is_cpu(asked: &str) -> bool {
+    matches!(asked.parse(), Ok(DeviceChoice::Cpu))
+}
+
 /// All devices: the CPU, then the GPUs in the order of `gpu:N`. Opens each.
 ///
 /// # Errors
@@ -92,7 +112,7 @@ pub fn list() -> Result<Vec<DeviceLine>, EngineError> {
         kind: "cpu".into(),
         driver: String::new(),
         compiler: std::env::consts::ARCH.into(),
-        memory_bytes: crate::plan::host_memory(),
+        memory_bytes: memory::host_memory().unwrap_or(0),
         largest_buffer: 0,
         types: vec!["f32".into()],
         subgroup: (1, 1),
@@ -185,7 +205,7 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// # Errors
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
-    let device = open(asked, None).map_err(|error| refused(asked, error))?;
+    let device = open(asked, None)?;
     let device: &Device = device.as_ref();
     let checks = conformance::checks();
     let results = checks.iter().map(|check| {
