@@ -1,6 +1,6 @@
 //! Exit codes, as sysexits.h has them, so that a unit file can tell a wrong
 //! configuration (which no restart mends) from a crash. Which kind of error ends
-//! with which code is said in [`crate::error::KINDS`].
+//! with which code is said in [`crate::error::meaning`].
 
 /// The command failed.
 pub const FAILED: u8 = 1;

@@ -1,5 +1,4 @@
--- A database of version 2 with a row in each table, as that version wrote them.
--- For tests; not a migration.
+-- The tables of version 2, as that version made them: for tests, not a migration.
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     -- sha256 of the data, and of the effective recipe: one job a key.
