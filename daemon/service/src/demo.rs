@@ -11,13 +11,13 @@ use finetuned_engine::Plan;
 use finetuned_engine::generate::{GenerateOptions, Generator, Message};
 use indicatif::ProgressBar;
 
+use crate::api::{self, JobView};
 use crate::config::{Config, Sources};
 use crate::filesystem::display;
 use crate::foreground::{Style, bar, step_words, summary_lines};
-use crate::api::{self, JobView};
 use crate::http::client::Client;
 use crate::report::{self, Page, Sample};
-use crate::store::{EventRow, Page, Progress, State};
+use crate::store::{EventRow, JobQuery, Progress, State};
 use crate::{models, sample, words};
 
 #[derive(Args)]
@@ -196,7 +196,7 @@ impl Drop for Daemon {
 fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Option<Plan>)> {
     let id = loop {
         daemon.check()?;
-        if let Some(view) = client.ask(&api::JOBS, &Page::default(), &())?.first() {
+        if let Some(view) = client.ask(&api::JOBS, &JobQuery::default(), &())?.first() {
             break view.job.id;
         }
         std::thread::sleep(Duration::from_millis(100));

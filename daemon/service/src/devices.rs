@@ -166,7 +166,7 @@ pub fn test_in_a_child(asked: &str, device: &str, file: &Path) -> Result<Tested>
     let output = child.stdout.take().ok_or_else(|| Error::internal("the child has no output"))?;
     let reader = std::thread::spawn(move || std::io::read_to_string(output));
     let status = wait_until(&mut child, Instant::now() + TEST_DEADLINE, Duration::from_millis(50))?;
-    let text = reader.join().ok().and_then(Result::ok).unwrap_or_default();
+    let text = reader.join().ok().and_then(std::result::Result::ok).unwrap_or_default();
     let results: Option<Vec<OperationResult>> = serde_json::from_str(&text).ok();
     let failure = match (&results, status) {
         (Some(_), Some(_)) => None,

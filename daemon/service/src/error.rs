@@ -273,9 +273,7 @@ mod tests {
 
     #[test]
     fn a_command_that_wraps_an_error_does_not_lose_its_kind() {
-        use anyhow::Context as _;
-        let wrapped: anyhow::Result<()> = Err(Error::not_found("there is no job 9")).context("retry");
-        let error = Error::from(wrapped.unwrap_err());
+        let error = Error::from(anyhow::Error::from(Error::not_found("there is no job 9")).context("retry"));
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "retry: there is no job 9"));
         let config = Error::from(anyhow::Error::from(ConfigError(vec!["f:1: no".into()])));
         assert_eq!((config.kind(), config.exit_code()), (ErrorKind::BadInput, exit::CONFIG));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{House, read, rows};
 use finetuned_engine::ErrorKind;
 use finetuned_service::api::{self, ErrorBody};
-use finetuned_service::store::{Page, State};
+use finetuned_service::store::{JobQuery, State};
 use rustix::process::Signal;
 
 const SHORT: &str = "[recipe.train]\nsteps = 6\nbatch_size = 2\nsequence_length = 128\nvalidation_fraction = 0.2\n[recipe.lora]\nrank = 2\n";
@@ -62,8 +62,12 @@ fn a_bad_dataset_fails_with_its_reason_and_the_next_goes_on() {
     house.wait_for(2, State::Succeeded);
     let receipt = house.receipt("a", "FAILED");
     assert!(receipt.contains("finetune retry 1") && receipt.contains("error (bad-input)"), "{receipt}");
-    let listed = house.client().ask(&api::JOBS, &Page { state: Some(State::Failed), ..Page::default() }, &()).unwrap();
-    assert_eq!(listed.iter().map(|view| (view.job.id, view.job.error_kind)).collect::<Vec<_>>(), [(1, Some(ErrorKind::BadInput))]);
+    let listed =
+        house.client().ask(&api::JOBS, &JobQuery { state: Some(State::Failed), ..JobQuery::default() }, &()).unwrap();
+    assert_eq!(
+        listed.iter().map(|view| (view.job.id, view.job.error_kind)).collect::<Vec<_>>(),
+        [(1, Some(ErrorKind::BadInput))]
+    );
 }
 
 #[test]

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use common::{House, MODEL, build, library, read, rows};
 use finetuned_engine::devices::candidates;
-use finetuned_service::devices::{FILE, Tested, remember};
 use finetuned_service::api;
+use finetuned_service::devices::{FILE, Tested, remember};
 use finetuned_service::store::{Job, State};
 
 const LAYER: &str = "VK_LAYER_FINETUNED_bad_device";

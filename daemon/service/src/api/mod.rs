@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{EventRow, Page};
+use crate::store::{EventRow, JobQuery};
 
 pub use document::document;
 pub use messages::{
@@ -77,8 +77,7 @@ pub struct EventsQuery {
 
 const PAGE: &str = "`limit`, `state`, `before` (a job's number)";
 const EVENTS_QUERY: &str = "`after` (an event's id), `follow=true`";
-const EVENTS_ANSWER: &str =
-    "events after `after`, at most 1000, oldest first; followed, one per line as they come";
+const EVENTS_ANSWER: &str = "events after `after`, at most 1000, oldest first; followed, one per line as they come";
 
 pub const HEALTH: Endpoint<(), (), Health> = Endpoint::new(Facts {
     method: Method::Get,
@@ -87,14 +86,14 @@ pub const HEALTH: Endpoint<(), (), Health> = Endpoint::new(Facts {
     body: "",
     answer: "`{\"status\": \"ok\" or \"stopping\", \"pid\"}`",
 });
-pub const STATUS: Endpoint<Page, (), Status> = Endpoint::new(Facts {
+pub const STATUS: Endpoint<JobQuery, (), Status> = Endpoint::new(Facts {
     method: Method::Get,
     path: "/status",
     query: "`limit`",
     body: "",
     answer: "the daemon, its inboxes, the number of jobs in each state, and the jobs to see first: with a worker, waiting, paused, then the newest (20 unless `limit` says otherwise)",
 });
-pub const JOBS: Endpoint<Page, (), Vec<SummaryView>> = Endpoint::new(Facts {
+pub const JOBS: Endpoint<JobQuery, (), Vec<SummaryView>> = Endpoint::new(Facts {
     method: Method::Get,
     path: "/jobs",
     query: PAGE,
@@ -122,13 +121,8 @@ pub const JOB_EVENTS: Endpoint<EventsQuery, (), Vec<EventRow>> = Endpoint::new(F
     body: "",
     answer: EVENTS_ANSWER,
 });
-pub const EVENTS: Endpoint<EventsQuery, (), Vec<EventRow>> = Endpoint::new(Facts {
-    method: Method::Get,
-    path: "/events",
-    query: EVENTS_QUERY,
-    body: "",
-    answer: EVENTS_ANSWER,
-});
+pub const EVENTS: Endpoint<EventsQuery, (), Vec<EventRow>> =
+    Endpoint::new(Facts { method: Method::Get, path: "/events", query: EVENTS_QUERY, body: "", answer: EVENTS_ANSWER });
 pub const PAUSE: Endpoint<(), (), JobView> = Endpoint::new(Facts {
     method: Method::Post,
     path: "/jobs/{id}/pause",

@@ -9,7 +9,7 @@ use crate::api::{self, Endpoint, EventsQuery, JobView, Retry, Status, Submission
 use crate::error;
 use crate::filesystem::display;
 use crate::http::client::Client;
-use crate::store::{EventRow, Page, State, timestamp};
+use crate::store::{EventRow, JobQuery, State, timestamp};
 use crate::words;
 
 use super::{Global, print, print_json};
@@ -101,7 +101,7 @@ pub fn status(args: &StatusArgs, global: &Global) -> anyhow::Result<()> {
         let view = client.ask_of(&api::JOB, id, &(), &())?;
         return if args.json { print_json(&view) } else { print(&one_job(&view)) };
     }
-    let mut status = client.ask(&api::STATUS, &Page { limit: args.limit, ..Page::default() }, &())?;
+    let mut status = client.ask(&api::STATUS, &JobQuery { limit: args.limit, ..JobQuery::default() }, &())?;
     if args.all || args.state.is_some() {
         status.jobs = listed(&client, args.state, args.limit)?;
         status.counts.retain(|state, _| args.state.is_none_or(|wanted| wanted == *state));
@@ -114,7 +114,7 @@ fn listed(client: &Client, state: Option<State>, limit: Option<usize>) -> error:
     let mut jobs: Vec<SummaryView> = Vec::new();
     loop {
         let limit = limit.map(|limit| limit - jobs.len());
-        let page = Page { limit, state, before: jobs.last().map(|view| view.job.id) };
+        let page = JobQuery { limit, state, before: jobs.last().map(|view| view.job.id) };
         let next = if limit == Some(0) { Vec::new() } else { client.ask(&api::JOBS, &page, &())? };
         if next.is_empty() {
             return Ok(jobs);
@@ -154,7 +154,8 @@ fn overview(status: &Status) -> String {
     }
     if status.more() > 0 {
         let counts: Vec<String> = status.counts.iter().map(|(state, jobs)| format!("{jobs} {state}")).collect();
-        text += &format!("\n\n{} more (in all: {}); finetune status --all shows them", status.more(), counts.join(", "));
+        text +=
+            &format!("\n\n{} more (in all: {}); finetune status --all shows them", status.more(), counts.join(", "));
     }
     text
 }
@@ -347,12 +348,7 @@ pub fn resume(args: &JobArgs, global: &Global) -> anyhow::Result<()> {
 }
 
 /// Asks for a change of a job; `active` says what happens to one that has a worker.
-fn act(
-    endpoint: &Endpoint<(), (), JobView>,
-    active: &str,
-    args: &JobArgs,
-    global: &Global,
-) -> anyhow::Result<()> {
+fn act(endpoint: &Endpoint<(), (), JobView>, active: &str, args: &JobArgs, global: &Global) -> anyhow::Result<()> {
     let view = global.client()?.ask_of(endpoint, args.job, &(), &())?;
     if args.json {
         return print_json(&view);

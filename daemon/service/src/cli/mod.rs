@@ -245,7 +245,7 @@ fn daemon_main() -> ExitCode {
 fn run_daemon(args: &DaemonArgs, global: &Global) -> ExitCode {
     match args.sources(global) {
         Ok(sources) => crate::daemon::main(&sources),
-        Err(error) => error::report("finetuned", &error),
+        Err(error) => error::report("finetuned", error),
     }
 }
 
@@ -286,7 +286,7 @@ pub fn main() -> ExitCode {
         Command::Plugin(command) => plugin::run(&command, global),
         Command::Service(command) => done(service::run(&command, global)),
     };
-    result.unwrap_or_else(|error| error::report("finetune", &error))
+    result.unwrap_or_else(|error| error::report("finetune", error))
 }
 
 /// Help and version are no errors; the rest is wrong usage.
@@ -300,7 +300,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }
 
-/// A line on stdout. A reader that went away (`| head`) is no error.
+/// A line on stdout. A reader that went away (`| head`) is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     match writeln!(std::io::stdout(), "{text}") {

@@ -12,8 +12,8 @@ use finetuned_plugin_api::parameters::{Parameter, ParameterType};
 use finetuned_plugin_api::registry::{Descriptor, Kind};
 
 use crate::config::Config;
-use crate::filesystem::display;
 use crate::error::Error;
+use crate::filesystem::display;
 use crate::plugins::{CHECK_TIMEOUT, Crashes, Describer, Finder, Library, hash_of, quarantine};
 use crate::store::crashes_in;
 

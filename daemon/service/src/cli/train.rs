@@ -7,9 +7,9 @@ use clap::{Args, ValueEnum};
 use finetuned_engine::{ErrorKind, Method, Outcome, Plan, PluginLibrary, Recipe, TrainRequest};
 
 use crate::config::Config;
+use crate::error::Error;
 use crate::filesystem::display;
 use crate::foreground::{Console, Style, summary_lines};
-use crate::error::Error;
 use crate::plugins::{self, Crashes, Finder};
 use crate::protocol::{PluginLimits, RunRequest};
 use crate::{models, recipes, run, words};

@@ -71,7 +71,9 @@ impl Control {
         let (sender, receiver) = oneshot::channel();
         self.tell(command(sender)).await;
         let answer = receiver.await;
-        answer.map_err(|_| Error::new(finetuned_engine::ErrorKind::Cancelled, "the daemon is stopping"))?.map(Into::into)
+        answer
+            .map_err(|_| Error::new(finetuned_engine::ErrorKind::Cancelled, "the daemon is stopping"))?
+            .map(Into::into)
     }
 
     /// Changes after every write to the store.

@@ -29,8 +29,7 @@ impl Control {
             return Ok(self.job(other).await?.into());
         }
         if job.state == State::Succeeded {
-            let message =
-                format!("job {id} has succeeded, and neither its data nor its recipe has changed since");
+            let message = format!("job {id} has succeeded, and neither its data nor its recipe has changed since");
             return Err(Error::conflict(message).remedy("change the recipe, or drop other data"));
         }
         if !job.state.may_become(State::Queued) {

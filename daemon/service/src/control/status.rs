@@ -3,7 +3,7 @@
 use super::{Control, Phase};
 use crate::api::{DaemonStatus, Health, Status, SummaryView};
 use crate::error::Result;
-use crate::store::{Counts, JobSummary, Page, State};
+use crate::store::{Counts, JobQuery, JobSummary, State};
 
 /// Jobs in an answer that was not told how many.
 const SHOWN: usize = 20;
@@ -20,7 +20,7 @@ impl Control {
 
     /// # Errors
     /// The database cannot be read.
-    pub async fn status(&self, page: Page) -> Result<Status> {
+    pub async fn status(&self, page: JobQuery) -> Result<Status> {
         let config = self.config();
         let limit = page.limit.unwrap_or(SHOWN).min(MOST);
         let (counts, jobs) = self.parts.store.read(move |store| Ok((store.counts()?, store.overview(limit)?))).await?;
@@ -41,7 +41,7 @@ impl Control {
 
     /// # Errors
     /// The database cannot be read.
-    pub async fn jobs(&self, page: Page) -> Result<Vec<SummaryView>> {
+    pub async fn jobs(&self, page: JobQuery) -> Result<Vec<SummaryView>> {
         let jobs = self.parts.store.read(move |store| store.summaries(&page, MOST)).await?;
         Ok(jobs.into_iter().map(Into::into).collect())
     }

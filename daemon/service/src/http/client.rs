@@ -111,7 +111,7 @@ impl Client {
         Err(match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(ErrorBody { error: ErrorWords { code, message, remedy } }) => {
                 let error = Error::new(code, message);
-                remedy.into_iter().fold(error, Error::remedy)
+                remedy.into_iter().fold(error, |error, remedy| error.remedy(remedy))
             }
             Err(_) => Error::internal(format!("the daemon answered {status}")),
         })

@@ -21,7 +21,7 @@ use crate::api::{
 };
 use crate::control::{Control, Phase};
 use crate::error::{self, Context, Error};
-use crate::store::Page;
+use crate::store::JobQuery;
 use crate::supervisor::Command;
 
 /// Events in one answer, or in one piece of a followed answer.
@@ -56,7 +56,7 @@ pub fn bind(path: &Path) -> error::Result<UnixListener> {
 
 type Shared = State<Arc<Control>>;
 type Id = Result<UrlPath<i64>, PathRejection>;
-type Asked<Query> = Result<axum::extract::Query<Query>, QueryRejection>;
+type Asked<Q> = Result<Query<Q>, QueryRejection>;
 type Answer<T> = Result<Json<T>, Failure>;
 
 /// The router: every endpoint with its handler.
@@ -83,11 +83,7 @@ pub fn router(control: Arc<Control>) -> Router {
         .with_state(control)
 }
 
-fn serve<Q, B, A, H, T>(
-    router: Router<Arc<Control>>,
-    endpoint: &Endpoint<Q, B, A>,
-    handler: H,
-) -> Router<Arc<Control>>
+fn serve<Q, B, A, H, T>(router: Router<Arc<Control>>, endpoint: &Endpoint<Q, B, A>, handler: H) -> Router<Arc<Control>>
 where
     H: Handler<T, Arc<Control>>,
     T: 'static,
@@ -145,11 +141,11 @@ async fn health(State(control): Shared) -> Json<Health> {
     Json(control.health())
 }
 
-async fn status(State(control): Shared, page: Asked<Page>) -> Answer<Status> {
+async fn status(State(control): Shared, page: Asked<JobQuery>) -> Answer<Status> {
     Ok(Json(control.status(page?.0).await?))
 }
 
-async fn jobs(State(control): Shared, page: Asked<Page>) -> Answer<Vec<SummaryView>> {
+async fn jobs(State(control): Shared, page: Asked<JobQuery>) -> Answer<Vec<SummaryView>> {
     Ok(Json(control.jobs(page?.0).await?))
 }
 
@@ -202,26 +198,27 @@ async fn events(control: Arc<Control>, job: Option<i64>, which: EventsQuery) -> 
         return Ok(Json(control.events(job, which.after, EVENTS_AT_ONCE).await?).into_response());
     }
     let news = control.news();
-    let pieces = futures_util::stream::unfold((control, news, which.after), move |(control, mut news, after)| async move {
-        loop {
-            news.mark_unchanged();
-            let rows = control.events(job, after, EVENTS_AT_ONCE).await.ok()?;
-            if let Some(last) = rows.last() {
-                let last = last.id;
-                let text: String =
-                    rows.iter().filter_map(|row| serde_json::to_string(row).ok()).map(|line| line + "\n").collect();
-                return Some((Ok::<_, Infallible>(Bytes::from(text)), (control, news, last)));
+    let pieces =
+        futures_util::stream::unfold((control, news, which.after), move |(control, mut news, after)| async move {
+            loop {
+                news.mark_unchanged();
+                let rows = control.events(job, after, EVENTS_AT_ONCE).await.ok()?;
+                if let Some(last) = rows.last() {
+                    let last = last.id;
+                    let text: String =
+                        rows.iter().filter_map(|row| serde_json::to_string(row).ok()).map(|line| line + "\n").collect();
+                    return Some((Ok::<_, Infallible>(Bytes::from(text)), (control, news, last)));
+                }
+                // A job that has ended says nothing more.
+                let over = match job {
+                    Some(id) => control.job(id).await.is_ok_and(|job| job.state.is_ended()),
+                    None => false,
+                };
+                if over || control.phase() == Phase::Stopped {
+                    return None;
+                }
+                let _ = tokio::time::timeout(Duration::from_secs(1), news.changed()).await;
             }
-            // A job that has ended says nothing more.
-            let over = match job {
-                Some(id) => control.job(id).await.is_ok_and(|job| job.state.is_ended()),
-                None => false,
-            };
-            if over || control.phase() == Phase::Stopped {
-                return None;
-            }
-            let _ = tokio::time::timeout(Duration::from_secs(1), news.changed()).await;
-        }
-    });
+        });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pieces)).into_response())
 }

@@ -66,8 +66,7 @@ impl Claims {
     /// # Errors
     /// The recipe has a mistake, or the database fails.
     pub fn reclaim(&self, store: &StoreHandle, job: i64) -> Result<Option<i64>> {
-        let (files, crashes) =
-            store.read_now(move |store| Ok((store.files_of_job(job)?, store.plugin_crashes()?)))?;
+        let (files, crashes) = store.read_now(move |store| Ok((store.files_of_job(job)?, store.plugin_crashes()?)))?;
         for row in files {
             let Ok(listing) = listing::list(&row.inbox) else { continue };
             let same = |candidate: &listing::Candidate| candidate.path == row.path && candidate.looks.data == row.stamp;
@@ -76,10 +75,8 @@ impl Claims {
                 continue;
             }
             let effective = recipe::effective(&row.inbox, &candidate, &self.recipe)?;
-            let plugins = self
-                .plugins
-                .resolve(&effective.recipe, &crashes)
-                .map_err(|problem| effective.placed(problem))?;
+            let plugins =
+                self.plugins.resolve(&effective.recipe, &crashes).map_err(|problem| effective.placed(problem))?;
             let new = self.claim(&row.inbox, &effective, plugins, &candidate.name())?;
             let row = FileRow { companions: candidate.looks.companions, sha256: Some(content_hash(&new)), ..row };
             let decided = store.write_now(move |store| store.decide(&row, &Decision::Train(Box::new(new))))?;

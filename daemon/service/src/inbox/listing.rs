@@ -141,7 +141,7 @@ impl Folder {
     fn add_folder(&self, folder: &Folder, name: &str, listing: &mut Listing) {
         for deeper in folder.folders.keys() {
             let path = folder.relative.join(deeper);
-            let text = "too deep: datasets lie in the inbox or in a folder of it".to_string();
+            let text = "too deep: datasets belong into the inbox or into a folder of it".to_string();
             listing.remarks.push(Remark { path, text, receipt: None });
         }
         let receipt = names::receipt(name, true, &self.datasets());

@@ -143,13 +143,7 @@ impl Inbox {
         status
     }
 
-    fn look(
-        &mut self,
-        inbox: &Path,
-        candidate: &Candidate,
-        settle: Duration,
-        now: Duration,
-    ) -> Result<Outcome> {
+    fn look(&mut self, inbox: &Path, candidate: &Candidate, settle: Duration, now: Duration) -> Result<Outcome> {
         let (at, path) = (inbox.to_path_buf(), candidate.path.clone());
         let known = self.store.read_now(move |store| store.file(&at, &path))?;
         if let Some(row) = &known

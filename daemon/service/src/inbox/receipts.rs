@@ -93,9 +93,8 @@ fn compare_all(store: &StoreHandle) -> Result<()> {
     let mut seen = HashSet::new();
     for file in store.read_now(|store| store.files())? {
         let id = file.job;
-        let (job, now_ms): (Option<Job>, u64) = store.read_now(move |store| {
-            Ok((id.map(|id| store.job(id)).transpose()?.flatten(), store.now_ms()))
-        })?;
+        let (job, now_ms): (Option<Job>, u64) =
+            store.read_now(move |store| Ok((id.map(|id| store.job(id)).transpose()?.flatten(), store.now_ms())))?;
         let is_copy = id.is_some_and(|id| !seen.insert(id));
         let text = receipt::render(&file, job.as_ref(), is_copy, now_ms);
         let old = std::fs::read_to_string(file.inbox.join(&file.receipt)).unwrap_or_default();

@@ -84,8 +84,8 @@ pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) ->
     } else {
         (candidate.path.clone(), None)
     };
-    let recipe = Recipe::from_table(&merged)
-        .map_err(|error| Error::bad_input(format!("the recipe as a whole: {error}")))?;
+    let recipe =
+        Recipe::from_table(&merged).map_err(|error| Error::bad_input(format!("the recipe as a whole: {error}")))?;
     Ok(Effective { data, validation, recipe, places })
 }
 
@@ -212,9 +212,7 @@ fn folder_files(
     match (train.as_slice(), validation_files.as_slice()) {
         ([data], []) => Ok((named("data", data)?, validation)),
         ([data], [rows]) => Ok((named("data", data)?, Some(named("validation", rows)?))),
-        ([], _) => {
-            Err(Error::bad_input(format!("{}: the folder holds no dataset (.jsonl or .json)", file.name)))
-        }
+        ([], _) => Err(Error::bad_input(format!("{}: the folder holds no dataset (.jsonl or .json)", file.name))),
         _ => {
             let all = train.iter().chain(&validation_files).cloned().collect::<Vec<_>>().join(", ");
             let message = format!("{}: the folder holds {all}", file.name);

@@ -72,8 +72,7 @@ pub fn verify(path: &Path, sha256: &str) -> Result<()> {
     if found == sha256 {
         return Ok(());
     }
-    let message =
-        format!("{} was changed since it was claimed (sha256 {found}, expected {sha256})", path.display());
+    let message = format!("{} was changed since it was claimed (sha256 {found}, expected {sha256})", path.display());
     Err(Error::conflict(message).remedy("put it back, or drop the new one as another dataset"))
 }
 

@@ -13,7 +13,7 @@ use crate::filesystem::sha256_of;
 use crate::words;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
-/// Where there is no way to the hub, that should show at once.
+/// If the hub cannot be reached, that should show at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -253,11 +253,12 @@ mod tests {
                 let mut stream = stream.unwrap();
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 let first = lines.next().unwrap().unwrap();
-                let range = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).find_map(|line| {
-                    line.to_lowercase()
-                        .strip_prefix("range: bytes=")
-                        .and_then(|rest| rest.trim_end_matches('-').parse::<usize>().ok())
-                });
+                let range =
+                    lines.map_while(std::result::Result::ok).take_while(|line| !line.is_empty()).find_map(|line| {
+                        line.to_lowercase()
+                            .strip_prefix("range: bytes=")
+                            .and_then(|rest| rest.trim_end_matches('-').parse::<usize>().ok())
+                    });
                 let path = first.split(' ').nth(1).unwrap().to_string();
                 log.lock().unwrap().push(format!("{} {}", first.split(' ').next().unwrap(), range.unwrap_or(0)));
                 let siblings: Vec<String> =

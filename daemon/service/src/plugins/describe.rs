@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ impl Describer {
     /// What a kept copy offers.
     ///
     /// # Errors
-    /// In one line: it is no plugin, of another ABI version, or it died or hung
+    /// In one line: it is not a plugin, of another ABI version, or it died or hung
     /// while it was loaded.
     pub fn describe_cached(&self, copy: &PluginLibrary) -> Result<Vec<Descriptor>> {
         let memory = copy.path.with_extension("json");

@@ -153,8 +153,7 @@ impl Finder {
     /// An unknown name or parameter with the nearest known one, a value out of
     /// its range, a library that is refused or in quarantine.
     pub fn resolve(&self, recipe: &Recipe, crashes: &Crashes) -> std::result::Result<Vec<Pinned>, Problem> {
-        let built_in = Registry::new(finetuned_standard::BUILT_IN)
-            .map_err(|error| problem("loss", &error))?;
+        let built_in = Registry::new(finetuned_standard::BUILT_IN).map_err(|error| problem("loss", &error))?;
         let mut libraries = None;
         let mut pinned: Vec<Pinned> = Vec::new();
         for (section, chosen) in [("loss", &recipe.loss), ("optimizer", &recipe.optimizer)] {
@@ -207,8 +206,7 @@ pub fn verify(library: &PluginLibrary) -> Result<()> {
     if sha256 == library.sha256 {
         return Ok(());
     }
-    let message =
-        format!("the copy {} of the plugin {} has changed", library.path.display(), display(&library.origin));
+    let message = format!("the copy {} of the plugin {} has changed", library.path.display(), display(&library.origin));
     Err(Error::plugin(message).remedy("remove it, then `finetune retry`"))
 }
 

@@ -83,19 +83,17 @@ fn read(row: &Row<'_>) -> rusqlite::Result<EventRow> {
 }
 
 /// Adds an event: its tag is the row's kind, the rest is the row's body.
-pub(super) fn add(
-    transaction: &rusqlite::Transaction<'_>,
-    job: i64,
-    at_ms: u64,
-    event: &impl Serialize,
-) -> Result<()> {
+pub(super) fn add(transaction: &rusqlite::Transaction<'_>, job: i64, at_ms: u64, event: &impl Serialize) -> Result<()> {
     let Value::Object(mut body) = serde_json::to_value(event)? else {
         return Err(Error::internal("an event is not a JSON object"));
     };
     let kind = body.shift_remove("event");
     let kind = kind.as_ref().and_then(Value::as_str).ok_or_else(|| Error::internal("an event without a name"))?;
-    transaction
-        .prepare_cached("INSERT INTO events (job, at_ms, kind, body) VALUES (?, ?, ?, ?)")?
-        .execute(params![job, at_ms as i64, kind, Json(&Value::Object(body))])?;
+    transaction.prepare_cached("INSERT INTO events (job, at_ms, kind, body) VALUES (?, ?, ?, ?)")?.execute(params![
+        job,
+        at_ms as i64,
+        kind,
+        Json(&Value::Object(body))
+    ])?;
     Ok(())
 }

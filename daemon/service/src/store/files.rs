@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::Store;
 use super::jobs::{NewJob, insert_job};
 use super::rows::{PathText, path_text};
-use super::Store;
 use crate::error::Result;
 
 /// A decided file.

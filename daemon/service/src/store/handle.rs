@@ -46,10 +46,7 @@ impl StoreHandle {
     ///
     /// # Errors
     /// Those of `call`.
-    pub async fn read<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&Store) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    pub async fn read<T: Send + 'static>(&self, call: impl FnOnce(&Store) -> Result<T> + Send + 'static) -> Result<T> {
         self.queue(move |store| call(store))?.await.map_err(|_| no_answer())?
     }
 

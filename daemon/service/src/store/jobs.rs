@@ -111,11 +111,8 @@ impl Store {
     /// The database cannot be written.
     pub fn start_next(&mut self) -> Result<Option<Job>> {
         let sql = "SELECT id FROM jobs WHERE state = ? ORDER BY id LIMIT 1";
-        let next: Option<i64> = self
-            .connection
-            .prepare_cached(sql)?
-            .query_row([State::Queued], |row| row.get("id"))
-            .optional()?;
+        let next: Option<i64> =
+            self.connection.prepare_cached(sql)?.query_row([State::Queued], |row| row.get("id")).optional()?;
         next.map(|id| self.transition(id, &Change::to(State::Preparing, "a worker starts"))).transpose()
     }
 
@@ -207,8 +204,9 @@ fn change_state(transaction: &Transaction<'_>, id: i64, change: &Change, now: u6
         State::Running => 0,
         State::Queued => transaction
             .execute("UPDATE jobs SET error = NULL, error_kind = NULL, ended_ms = NULL WHERE id = ?", [id])?,
-        State::Paused => transaction
-            .execute("UPDATE jobs SET error = ?, error_kind = ? WHERE id = ?", params![why, kind, id])?,
+        State::Paused => {
+            transaction.execute("UPDATE jobs SET error = ?, error_kind = ? WHERE id = ?", params![why, kind, id])?
+        }
         State::Failed => transaction.execute(
             "UPDATE jobs SET error = ?, error_kind = ?, ended_ms = ? WHERE id = ?",
             params![why, kind, now_ms, id],

@@ -29,7 +29,7 @@ pub use jobs::{Again, Job, NewJob};
 pub use plugins::crashes_in;
 pub use progress::Progress;
 pub use state::{Change, State};
-pub use summary::{Counts, JobSummary, Page};
+pub use summary::{Counts, JobQuery, JobSummary};
 
 /// A clock for what is stored; tests bring their own.
 pub type Clock = fn() -> u64;

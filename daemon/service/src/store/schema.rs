@@ -33,8 +33,7 @@ pub fn migrate(connection: &mut Connection) -> Result<()> {
     let found = version(connection)?;
     let known = STEPS.len() as i64;
     if found > known {
-        let message =
-            format!("the database is of version {found}, this program knows versions up to {known}");
+        let message = format!("the database is of version {found}, this program knows versions up to {known}");
         return Err(Error::storage(message).remedy("install a newer finetuned"));
     }
     Ok(Migrations::from_slice(STEPS).to_latest(connection)?)

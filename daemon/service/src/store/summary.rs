@@ -34,7 +34,7 @@ pub struct JobSummary {
 
 /// Which jobs a list shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Page {
+pub struct JobQuery {
     /// At most so many.
     pub limit: Option<usize>,
     /// Those of this state alone.
@@ -59,7 +59,7 @@ impl Store {
     ///
     /// # Errors
     /// The database cannot be read.
-    pub fn summaries(&self, page: &Page, limit: usize) -> Result<Vec<JobSummary>> {
+    pub fn summaries(&self, page: &JobQuery, limit: usize) -> Result<Vec<JobSummary>> {
         let before = page.before.unwrap_or(i64::MAX);
         let limit = limit.min(page.limit.unwrap_or(limit)) as i64;
         match page.state {
@@ -76,7 +76,7 @@ impl Store {
     /// The database cannot be read.
     pub fn overview(&self, limit: usize) -> Result<Vec<JobSummary>> {
         let most = limit as i64;
-        let newest = |state| self.list(NEWEST_OF_STATE, params![state, i64::MAX, most]);
+        let newest = |state: State| self.list(NEWEST_OF_STATE, params![state, i64::MAX, most]);
         let mut jobs = newest(State::Running)?;
         jobs.extend(newest(State::Preparing)?);
         jobs.extend(self.list(OLDEST_OF_STATE, params![State::Queued, most])?);
@@ -164,17 +164,18 @@ mod tests {
     #[test]
     fn pages_go_on_where_the_last_one_ended() {
         let (_dir, store) = store_of(30);
-        let ids = |page: &Page| -> Vec<i64> { store.summaries(page, 100).unwrap().iter().map(|job| job.id).collect() };
-        assert_eq!(ids(&Page { limit: Some(2), ..Page::default() }), [30, 29]);
-        assert_eq!(ids(&Page { limit: Some(2), before: Some(29), ..Page::default() }), [28, 27]);
-        assert_eq!(ids(&Page { state: Some(State::Queued), ..Page::default() }), [3]);
-        assert_eq!(ids(&Page::default()).len(), 30);
+        let ids =
+            |page: &JobQuery| -> Vec<i64> { store.summaries(page, 100).unwrap().iter().map(|job| job.id).collect() };
+        assert_eq!(ids(&JobQuery { limit: Some(2), ..JobQuery::default() }), [30, 29]);
+        assert_eq!(ids(&JobQuery { limit: Some(2), before: Some(29), ..JobQuery::default() }), [28, 27]);
+        assert_eq!(ids(&JobQuery { state: Some(State::Queued), ..JobQuery::default() }), [3]);
+        assert_eq!(ids(&JobQuery::default()).len(), 30);
     }
 
     #[test]
     fn a_long_error_is_cut_in_a_list() {
         let (_dir, store) = store_of(4);
-        let error = store.summaries(&Page::default(), 1).unwrap().remove(0).error.unwrap();
+        let error = store.summaries(&JobQuery::default(), 1).unwrap().remove(0).error.unwrap();
         assert_eq!(error.chars().count(), 300);
     }
 

@@ -72,8 +72,7 @@ fn failing_keeps_the_reason_and_its_kind_and_retrying_clears_both() {
     let (_dir, mut store) = store();
     let id = store.claim(&new_job("k")).unwrap().0.id;
     store.transition(id, &to(State::Preparing)).unwrap();
-    let failed =
-        store.transition(id, &Change::by_error(State::Failed, ErrorKind::BadInput, "line 3: no end")).unwrap();
+    let failed = store.transition(id, &Change::by_error(State::Failed, ErrorKind::BadInput, "line 3: no end")).unwrap();
     assert_eq!(failed.error.as_deref(), Some("line 3: no end"));
     assert_eq!((failed.error_kind, failed.ended_ms), (Some(ErrorKind::BadInput), Some(1_000)));
     let again = Again { fresh: true, accept_plugin_change: false, plugins: Vec::new() };

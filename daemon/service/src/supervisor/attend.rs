@@ -47,9 +47,7 @@ pub struct Setup {
 pub async fn attend(setup: Setup, job: Job, mut asks: mpsc::Receiver<Ask>) -> Change {
     match start(&setup, &job).await {
         Ok(child) => Attendant::new(setup, job).watch(child, &mut asks).await,
-        Err(error) => {
-            Change::by_error(State::Failed, error.kind(), format!("no worker could be started: {error}"))
-        }
+        Err(error) => Change::by_error(State::Failed, error.kind(), format!("no worker could be started: {error}")),
     }
 }
 
@@ -255,14 +253,14 @@ impl Attendant {
         let exit = exit_of(status, self.wish.killed_because.take());
         let words: Vec<String> = std::mem::take(&mut self.log.words).into_iter().collect();
         let call = self.last_call();
-        let mut change =
-            verdict(self.last.as_ref(), &exit, self.wish.asked, &words.join("\n"), call.as_deref());
+        let mut change = verdict(self.last.as_ref(), &exit, self.wish.asked, &words.join("\n"), call.as_deref());
         if change.to == State::Failed
             && self.last.is_none()
             && exit.killed_because.is_none()
             && let Some(call) = &call
         {
-            change.why += &self.plugin_crashed(call, &change.why).await;
+            let more = self.plugin_crashed(call, &change.why).await;
+            change.why += &more;
         }
         change.why = self.in_the_users_names(change.why).await;
         change
@@ -280,8 +278,7 @@ impl Attendant {
     /// Counts the end of a worker against the build it ended in. Says so if that is
     /// one too many.
     async fn plugin_crashed(&self, call: &str, why: &str) -> String {
-        let named =
-            |plugin: &&plugins::Pinned| call.starts_with(&format!("plugin {} {}", plugin.name, plugin.version));
+        let named = |plugin: &&plugins::Pinned| call.starts_with(&format!("plugin {} {}", plugin.name, plugin.version));
         let Some(plugin) = self.job.plugins.iter().find(named).or(self.job.plugins.first()) else {
             return String::new();
         };

@@ -42,7 +42,7 @@ pub enum Command {
 pub struct Supervisor {
     setup: Setup,
     /// Wakes the inbox when a job has ended, for `after = "move"`.
-    ended: Box<dyn Fn() + Send>,
+    ended: Box<dyn Fn() + Send + Sync>,
     running: HashMap<i64, mpsc::Sender<Ask>>,
     workers: JoinSet<(i64, Change)>,
     stopping: bool,
@@ -55,7 +55,7 @@ impl Supervisor {
         store: StoreHandle,
         receipts: Receipts,
         program: PathBuf,
-        ended: impl Fn() + Send + 'static,
+        ended: impl Fn() + Send + Sync + 'static,
     ) -> Supervisor {
         Supervisor {
             setup: Setup { config, store, receipts, program },

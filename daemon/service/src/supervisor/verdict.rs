@@ -17,19 +17,11 @@ pub struct Exit {
 
 /// The state that the job goes to, and why. `last` is the worker's last line, if it
 /// had one; `words` the end of its stderr; `call` the call of a plugin that it ended in.
-pub fn verdict(
-    last: Option<&WorkerLine>,
-    exit: &Exit,
-    asked: Option<Ask>,
-    words: &str,
-    call: Option<&str>,
-) -> Change {
+pub fn verdict(last: Option<&WorkerLine>, exit: &Exit, asked: Option<Ask>, words: &str, call: Option<&str>) -> Change {
     match (last, asked) {
         (Some(WorkerLine::Done { .. }), _) => Change::to(State::Succeeded, "finished"),
         (_, Some(Ask::Cancel)) => Change::to(State::Cancelled, "cancelled by the user"),
-        (Some(WorkerLine::Cancelled { step }), _) => {
-            Change::to(State::Cancelled, format!("cancelled at step {step}"))
-        }
+        (Some(WorkerLine::Cancelled { step }), _) => Change::to(State::Cancelled, format!("cancelled at step {step}")),
         (Some(WorkerLine::Stopped { step }), Some(Ask::Pause)) => {
             Change::to(State::Paused, format!("paused at step {step}"))
         }
@@ -159,8 +151,7 @@ mod tests {
     fn a_lost_device_pauses_the_job_and_says_so() {
         let message = "vulkan:0 a card: the device is lost".into();
         let last = WorkerLine::Failed { kind: ErrorKind::Device, message };
-        let Change { to, why, kind } =
-            verdict(Some(&last), &Exit { code: Some(1), ..Exit::default() }, None, "", None);
+        let Change { to, why, kind } = verdict(Some(&last), &Exit { code: Some(1), ..Exit::default() }, None, "", None);
         assert_eq!((to, kind), (State::Paused, Some(ErrorKind::Device)));
         assert!(why.contains("the device is lost") && why.contains("finetune resume"), "{why}");
     }
