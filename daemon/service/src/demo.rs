@@ -102,6 +102,9 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     println!("  finetuned                                  the daemon, in the foreground");
     println!("  cp support.jsonl ~/finetuned/inbox/");
     println!("  finetune status                            and: finetune logs -f");
+    if let Some(idle) = crate::devices::idle_gpu() {
+        println!("\n{idle}\n");
+    }
     println!("or let this one answer:\n  finetune generate --model {} --adapter {}", args.model, display(&job.out));
     Ok(())
 }

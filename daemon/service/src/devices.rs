@@ -70,6 +70,21 @@ pub fn remember(file: &Path, tested: &Tested) -> anyhow::Result<()> {
     replace_file(file, &serde_json::to_vec_pretty(&all)?).with_context(|| format!("cannot write {}", file.display()))
 }
 
+/// What to tell the user of a build without GPU code on a machine with a graphics card:
+/// the card, and the one command that adds the code.
+pub fn idle_gpu() -> Option<String> {
+    let seen = finetuned_engine::devices::unused_gpus();
+    if seen.is_empty() {
+        return None;
+    }
+    let features = if cfg!(target_vendor = "apple") { "gpu" } else { "gpu,spirv" };
+    Some(format!(
+        "this machine has a graphics card ({}) and this program was built without GPU code; \
+         `cargo build --release --features {features}` in the source folder adds it",
+        seen.join(", ")
+    ))
+}
+
 /// The device that a run computes on: what was asked for, with the first of its
 /// compilers that is trusted. A GPU that fails its test is refused where it was
 /// asked for, and passed over with a note where the choice was left to the
@@ -82,8 +97,11 @@ pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow:
     let candidates = candidates(asked)?;
     if candidates.is_empty() {
         if asked == "auto" {
-            let message = "no graphics card with a driver was found, so the run computes on the CPU; `finetune device list` shows what there is";
-            observer.event(&Event::Note { message: message.into() });
+            let message = match idle_gpu() {
+                Some(idle) => format!("the run computes on the CPU: {idle}"),
+                None => "no graphics card with a driver was found, so the run computes on the CPU; `finetune device list` shows what there is".into(),
+            };
+            observer.event(&Event::Note { message });
         }
         return Ok(asked.to_string());
     }

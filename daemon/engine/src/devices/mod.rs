@@ -87,6 +87,12 @@ fn refused(asked: &str, error: TensorError) -> EngineError {
     }
 }
 
+/// The makers of graphics cards that this machine has and this build cannot use, for
+/// it has no GPU code.
+pub fn unused_gpus() -> Vec<&'static str> {
+    if gpu::BUILT_IN { Vec::new() } else { gpu::seen() }
+}
+
 /// Whether words may name a device, on whatever machine.
 ///
 /// # Errors
