@@ -7,10 +7,10 @@ use std::fmt::Write;
 use std::path::Path;
 
 use finetuned_data::DatasetReport;
-use finetuned_engine::event::{StepMetrics, Summary};
-use finetuned_engine::plan::Plan;
 use finetuned_engine::recipe::Recipe;
+use finetuned_engine::{Plan, StepMetrics, Summary};
 
+use crate::error::Result;
 use crate::filesystem::replace_file;
 use crate::preferences::Preferences;
 use crate::words;
@@ -55,7 +55,7 @@ pub fn read_metrics(out: &Path) -> Vec<StepMetrics> {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn write(out: &Path, page: &Page) -> anyhow::Result<()> {
+pub fn write(out: &Path, page: &Page) -> Result<()> {
     replace_file(&out.join(FILE), render(page).as_bytes())
 }
 
