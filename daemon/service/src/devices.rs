@@ -28,6 +28,7 @@ pub struct Tested {
     pub device: String,
     /// Why the test itself ended early, where it did.
     pub failure: Option<String>,
+    /// Of each operation that was tested.
     pub results: Vec<OperationResult>,
 }
 

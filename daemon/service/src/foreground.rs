@@ -20,18 +20,22 @@ const PLAIN_EVERY: Duration = Duration::from_secs(2);
 /// How a run is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
+    /// A progress bar.
     Bar,
+    /// Plain lines.
     Lines,
     /// Events on stdout, for tools.
     Json,
 }
 
 impl Style {
+    /// A bar on a terminal, lines elsewhere.
     pub fn of_terminal() -> Style {
         if std::io::stderr().is_terminal() { Style::Bar } else { Style::Lines }
     }
 }
 
+/// Shows a run, and takes Ctrl-C.
 pub struct Console {
     style: Style,
     bar: ProgressBar,

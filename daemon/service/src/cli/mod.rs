@@ -142,12 +142,14 @@ enum Command {
 }
 
 #[derive(Args)]
+/// The flags of the process that tests a device.
 pub struct DeviceChildArgs {
     #[arg(long)]
     device: String,
 }
 
 #[derive(Args)]
+/// The flags of a worker.
 pub struct WorkerArgs {
     #[arg(long)]
     job: PathBuf,

@@ -13,6 +13,7 @@ const MOST: usize = 1000;
 const NAMED: usize = 4;
 
 impl Control {
+    /// Whether the daemon takes jobs.
     pub fn health(&self) -> Health {
         let status = if self.phase() == Phase::Works { "ok" } else { "stopping" };
         Health { status: status.into(), pid: std::process::id() }

@@ -101,6 +101,13 @@ struct Failure {
     error: Error,
 }
 
+impl Failure {
+    /// A request that could not be read.
+    fn rejected(status: StatusCode, why: String) -> Failure {
+        Failure { status, error: Error::bad_input(why) }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let status = StatusCode::from_u16(error::meaning(error.kind()).http);
@@ -110,19 +117,19 @@ impl From<Error> for Failure {
 
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Failure {
-        Failure { status: rejection.status(), error: Error::bad_input(rejection.body_text()) }
+        Failure::rejected(rejection.status(), rejection.body_text())
     }
 }
 
 impl From<PathRejection> for Failure {
     fn from(rejection: PathRejection) -> Failure {
-        Failure { status: rejection.status(), error: Error::bad_input(rejection.body_text()) }
+        Failure::rejected(rejection.status(), rejection.body_text())
     }
 }
 
 impl From<QueryRejection> for Failure {
     fn from(rejection: QueryRejection) -> Failure {
-        Failure { status: rejection.status(), error: Error::bad_input(rejection.body_text()) }
+        Failure::rejected(rejection.status(), rejection.body_text())
     }
 }
 

@@ -25,7 +25,9 @@ const LARGEST_RECIPE: u64 = 1 << 20;
 pub struct Effective {
     /// Relative to the inbox.
     pub data: PathBuf,
+    /// Relative to the inbox.
     pub validation: Option<PathBuf>,
+    /// All layers together.
     pub recipe: Recipe,
     /// Where the keys of the plugins' tables were set: `loss.beta` to `a.toml:3`.
     pub places: BTreeMap<String, String>,

@@ -49,9 +49,13 @@ fn parse_catalogue() -> std::result::Result<Catalogue, toml::de::Error> {
 /// One line of `finetune models`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
+    /// What a recipe calls it.
     pub name: String,
+    /// Its repository on the hub, if it is in the catalogue.
     pub repo: Option<String>,
+    /// Size of a download.
     pub bytes: Option<u64>,
+    /// The licence, as the catalogue names it.
     pub licence: Option<String>,
     /// Needs an accepted licence and a token.
     pub gated: bool,

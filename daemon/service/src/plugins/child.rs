@@ -17,20 +17,27 @@ pub const ANSWER: &str = "finetuned-plugin-answer ";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
+    /// The file was loaded.
     Offers {
+        /// Its plugins.
         offers: Vec<Descriptor>,
     },
     /// Of the whole file; begins with its path.
     Refused {
+        /// For people.
         why: String,
     },
+    /// The plugin passed the check.
     Passed,
+    /// The plugin failed the check.
     Failed {
+        /// For people.
         why: String,
     },
 }
 
 #[derive(Args)]
+/// The flags of `plugin-child`.
 pub struct ChildArgs {
     /// Most memory of this process, in bytes
     #[arg(long)]

@@ -34,10 +34,14 @@ pub const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 /// file that it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
+    /// Loss, optimizer or alignment method.
     pub kind: Kind,
+    /// As recipes name it.
     pub name: String,
+    /// As it says itself.
     pub version: String,
     #[serde(flatten)]
+    /// The file that it is loaded from.
     pub library: PluginLibrary,
 }
 
@@ -47,6 +51,7 @@ pub struct Pinned {
 pub struct Problem {
     /// `loss.beta`.
     pub key: String,
+    /// For people.
     pub message: String,
     /// Whether the recipe or the plugin is at fault.
     pub kind: ErrorKind,
@@ -68,6 +73,7 @@ impl From<Problem> for Error {
 /// A plugin of a library.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
+    /// What it says of itself.
     pub descriptor: Descriptor,
     /// Why it cannot be used although its library can: its name is taken.
     pub refused: Option<String>,
@@ -80,6 +86,7 @@ pub struct Library {
     pub path: PathBuf,
     /// The copy that is loaded, where it could be made.
     pub copy: Option<PluginLibrary>,
+    /// Its plugins.
     pub offers: Vec<Offer>,
     /// Why nothing of it can be used, in one line with the remedy.
     pub refused: Option<String>,
@@ -88,13 +95,16 @@ pub struct Library {
 /// Finds libraries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finder {
+    /// Where libraries are looked for; the first folder counts first.
     pub folders: Vec<PathBuf>,
     /// Copies by hash, and what each offers.
     pub copies: PathBuf,
+    /// Who asks a library what it offers.
     pub describer: Describer,
 }
 
 impl Finder {
+    /// As the configuration says.
     pub fn of(config: &Config) -> Finder {
         Finder {
             folders: discover::folders(),

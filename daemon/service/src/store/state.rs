@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+/// Where a job is in its life.
 pub enum State {
     /// Waits for a worker.
     Queued,
@@ -17,12 +18,16 @@ pub enum State {
     Running,
     /// Stopped at a checkpoint until `resume`.
     Paused,
+    /// Its output is there.
     Succeeded,
+    /// An error ended it.
     Failed,
+    /// The user ended it.
     Cancelled,
 }
 
 impl State {
+    /// Every state.
     pub const ALL: [State; 7] = [
         State::Queued,
         State::Preparing,
@@ -33,6 +38,7 @@ impl State {
         State::Cancelled,
     ];
 
+    /// As JSON and the database spell it.
     pub fn name(self) -> &'static str {
         match self {
             State::Queued => "queued",
@@ -75,6 +81,7 @@ impl State {
 /// A change of a job's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
+    /// The new state.
     pub to: State,
     /// For people: what happened, or what is to be done.
     pub why: String,
