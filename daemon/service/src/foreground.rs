@@ -168,7 +168,7 @@ impl Observer for Console {
     }
 }
 
-/// What stands behind the bar.
+/// The text after the bar.
 pub fn step_words(loss: f64, validation: Option<f64>, tokens_per_second: f64, seconds_left: f64) -> String {
     let validation = validation.map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
     format!("loss {loss:.4}{validation}  {tokens_per_second:.0} tok/s  {} left", words::seconds(seconds_left))

@@ -1,6 +1,6 @@
 //! The control interface: JSON over HTTP on a Unix socket, so that
-//! `curl --unix-socket` is a client too. What there is to ask stands here once, for
-//! the server, the client, and `API.md`, which a test writes from it.
+//! `curl --unix-socket` is a client too. Each endpoint is declared here once, for the
+//! server, the client, and `API.md`, which a test compares.
 
 mod document;
 mod messages;
