@@ -88,7 +88,7 @@ struct Row {
 struct Part {
     role: Role,
     label: Option<bool>,
-    reward: Option<f32>,
+    reward: Option<f64>,
     prompt: usize,
     /// Per token: logp, reference logp, entropy, lse, mean logp, weight.
     tokens: Vec<[f32; 6]>,
@@ -122,7 +122,7 @@ fn rows(data: DataKind, count: usize, seed: u64, longest: usize) -> Vec<Row> {
                 DataKind::Supervised | DataKind::Prompts => vec![part(Role::Plain, None, None)],
                 DataKind::Pairs => vec![part(Role::Chosen, None, None), part(Role::Rejected, None, None)],
                 DataKind::Labelled => vec![part(Role::Completion, Some(row % 2 == 0), None)],
-                DataKind::Rewards => vec![part(Role::Completion, None, Some(row as f32 - 1.0))],
+                DataKind::Rewards => vec![part(Role::Completion, None, Some(row as f64 - 1.0))],
             },
         })
         .collect()
@@ -149,6 +149,7 @@ fn batch(rows: &[Row], needs: &Needs, first: usize) -> OwnedBatch {
                 pair: paired.then_some((first + index) as u32),
                 label: part.label,
                 reward: part.reward,
+                columns: needs.columns.iter().map(|_| f64::from(part.value)).collect(),
             });
             values.push(part.value);
         }
@@ -174,7 +175,7 @@ fn context(loss: &dyn Loss, rows: &[Row]) -> Result<Vec<f64>, String> {
     if needs.before_step == BeforeStep::KlCompletions {
         rows.iter_mut().flat_map(|row| &mut row.parts).for_each(|part| part.role = Role::KlCompletion);
     }
-    loss.prepare(&batch(&rows, &needs, 0).view()).map_err(words)
+    loss.before_step(&batch(&rows, &needs, 0).view()).map_err(words)
 }
 
 fn evaluate(loss: &dyn Loss, batch: &Batch) -> Result<Gradients, String> {
@@ -320,12 +321,12 @@ fn objective_check(entry: &Entry, check: &str) -> Result<(), String> {
         "state" => {
             let mut first = objective(entry)?;
             for step in 0..3 {
-                first.loss_mut().end_step(1.0 / (1.0 + f64::from(step)), &[("metric".into(), 0.5)]);
+                first.loss_mut().end_step(1.0 / (1.0 + f64::from(step)), &[("metric".into(), 0.5)]).map_err(words)?;
             }
-            let state = first.loss().state();
+            let state = first.loss().state().map_err(words)?;
             let mut second = objective(entry)?;
             second.loss_mut().restore(&state).map_err(words)?;
-            if second.loss().state() != state {
+            if second.loss().state().map_err(words)? != state {
                 return Err("the state read back is another".into());
             }
             let rows = rows(data, 4, 29, 9);

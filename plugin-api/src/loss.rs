@@ -24,7 +24,7 @@ use std::ops::Range;
 use crate::PluginError;
 
 /// What a loss asks of the engine beside `logp`, which is always there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Needs {
     /// −Σ p log p over the vocabulary, in nats.
     pub entropy: bool,
@@ -44,8 +44,13 @@ pub struct Needs {
     /// zeros, and a derivative by it is an error. One that reads both asks for
     /// another statistic as well.
     pub value: bool,
-    /// Which sequences [`Loss::prepare`] wants to see before the step.
+    /// Which sequences [`Loss::before_step`] wants to see before the step.
     pub before_step: BeforeStep,
+    /// Names of numeric columns of the dataset. Each sequence carries its row's numbers in
+    /// [`Sequence::columns`], in this order. A row without one of these columns, or with
+    /// something else than a number in it, is an error of the dataset and names the line.
+    #[serde(default)]
+    pub columns: Vec<String>,
 }
 
 /// The pass without gradient over the whole step's sequences that the engine
@@ -62,10 +67,11 @@ pub enum BeforeStep {
 }
 
 /// What a sequence is in its batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[repr(u32)]
 pub enum Role {
     /// A supervised row.
+    #[default]
     Plain = 0,
     /// The preferred answer of a pair.
     Chosen = 1,
@@ -83,7 +89,7 @@ impl Role {
 }
 
 /// One sequence: a range of the batch's counted tokens.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sequence {
     /// Into the batch's token slices. May be empty.
     pub tokens: Range<usize>,
@@ -93,7 +99,11 @@ pub struct Sequence {
     pub pair: Option<u32>,
     /// Whether the answer is a desirable one (KTO).
     pub label: Option<bool>,
-    pub reward: Option<f32>,
+    /// The row's `reward`, if the dataset has one.
+    pub reward: Option<f64>,
+    /// The row's numbers in the columns of [`Needs::columns`], in that order. Empty if the
+    /// loss asks for none.
+    pub columns: Vec<f64>,
 }
 
 /// How much of one role there is in a whole step.
@@ -208,7 +218,10 @@ pub struct Batch<'a> {
     pub reference_logp: Option<&'a [f32]>,
     /// One number for each sequence.
     pub values: Option<&'a [f32]>,
-    /// Zero means masked: the loss must not depend on that token.
+    /// How much each token counts, from the dataset; 1 unless it says otherwise. A loss
+    /// multiplies the token's part by it, and divides by [`Totals`], which add it up. A token
+    /// of weight 2 is that token twice; a token of weight 0 is masked, and the loss must not
+    /// depend on it.
     pub weight: &'a [f32],
     /// Whether the token belongs to the answer; false for a prompt's.
     pub completion: &'a [bool],
@@ -218,7 +231,7 @@ pub struct Batch<'a> {
     pub sequences: &'a [Sequence],
     /// Of the whole accumulated step.
     pub totals: &'a Totals,
-    /// What [`Loss::prepare`] returned for this step.
+    /// What [`Loss::before_step`] returned for this step.
     pub context: &'a [f64],
 }
 
@@ -296,6 +309,14 @@ impl<'a> Batch<'a> {
                 ));
             }
             end = sequence.tokens.end;
+            if sequence.columns.len() != needs.columns.len() {
+                return Err(match needs.columns.get(sequence.columns.len()) {
+                    Some(name) => PluginError::Batch(format!(
+                        "the batch lacks the column '{name}' of the dataset, which the loss asks for"
+                    )),
+                    None => PluginError::shape("batch.sequences.columns", needs.columns.len(), sequence.columns.len()),
+                });
+            }
         }
         Ok(())
     }
@@ -493,7 +514,7 @@ pub trait Loss: Send {
     /// [`Needs::before_step`] asks for it, with the log-probabilities of the
     /// sequences asked for, over the whole step and without gradient. What it
     /// returns is each micro-batch's [`Batch::context`].
-    fn prepare(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
+    fn before_step(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
         let _ = step;
         Ok(Vec::new())
     }
@@ -512,13 +533,21 @@ pub trait Loss: Send {
 
     /// Called once after each training step with the step's sums: the only
     /// place where a loss may change its state.
-    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) {
+    ///
+    /// # Errors
+    /// A state that cannot follow the step. The run ends; the last checkpoint is kept.
+    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) -> Result<(), PluginError> {
         let _ = (loss, metrics);
+        Ok(())
     }
 
     /// State to keep in a checkpoint; empty for a loss without one.
-    fn state(&self) -> Vec<u8> {
-        Vec::new()
+    ///
+    /// # Errors
+    /// A state that cannot be told. The checkpoint is then not written: a checkpoint with an
+    /// empty state would resume as another run.
+    fn state(&self) -> Result<Vec<u8>, PluginError> {
+        Ok(Vec::new())
     }
 
     /// Puts back what [`Loss::state`] gave.

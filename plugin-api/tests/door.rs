@@ -71,7 +71,7 @@ fn registry(entries: &[Entry]) -> Registry {
 }
 
 fn batch() -> OwnedBatch {
-    let sequences = vec![Sequence { tokens: 0..3, role: Role::Plain, pair: None, label: None, reward: None }];
+    let sequences = vec![Sequence { tokens: 0..3, role: Role::Plain, ..Sequence::default() }];
     let (weight, completion) = (vec![1.0, 1.0, 0.0], vec![true; 3]);
     OwnedBatch {
         logp: vec![-0.5, -1.0, -2.0],

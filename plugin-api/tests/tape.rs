@@ -5,7 +5,7 @@ use finetuned_plugin_api::loss::{Gradients, Loss, Needs, OwnedBatch, Role, Seque
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
 
 fn sequence(tokens: std::ops::Range<usize>, role: Role, pair: Option<u32>) -> Sequence {
-    Sequence { tokens, role, pair, label: None, reward: None }
+    Sequence { tokens, role, pair, ..Sequence::default() }
 }
 
 fn batch() -> OwnedBatch {

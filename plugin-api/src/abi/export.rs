@@ -307,7 +307,8 @@ unsafe fn with_batch<R>(
                 1 => Some(true),
                 _ => None,
             },
-            reward: (sequence.has_reward != 0).then_some(sequence.reward),
+            reward: (sequence.has_reward != 0).then_some(f64::from(sequence.reward)),
+            columns: Vec::new(),
         })
         .collect();
     let completion: Vec<bool> = unsafe { read(raw.completion, n) }.iter().map(|byte| *byte != 0).collect();
@@ -335,7 +336,7 @@ unsafe extern "C" fn prepare(instance: Instance, step: *const BatchV1, out: Sink
         // SAFETY: the host's instance and batch.
         let context = unsafe {
             let made = made(instance)?;
-            with_batch(step, |step| made.loss()?.prepare(step))?
+            with_batch(step, |step| made.loss()?.before_step(step))?
         };
         let bytes: Vec<u8> = context.iter().flat_map(|value| value.to_le_bytes()).collect();
         out.put(&bytes);
@@ -401,7 +402,7 @@ unsafe extern "C" fn end_step(instance: Instance, loss: f64, metrics: Bytes, err
         // SAFETY: the host's instance and bytes.
         let (made, metrics) = unsafe { (made(instance)?, metrics.slice()) };
         let metrics: Vec<(String, f64)> = json(metrics)?;
-        made.loss_mut()?.end_step(loss, &metrics);
+        made.loss_mut()?.end_step(loss, &metrics)?;
         Ok(OK)
     })
 }
@@ -409,7 +410,7 @@ unsafe extern "C" fn end_step(instance: Instance, loss: f64, metrics: Bytes, err
 unsafe extern "C" fn state(instance: Instance, out: Sink, error: Sink) -> i32 {
     guarded(error, || {
         // SAFETY: the host's instance.
-        out.put(&unsafe { made(instance) }?.loss()?.state());
+        out.put(&unsafe { made(instance) }?.loss()?.state()?);
         Ok(OK)
     })
 }

@@ -146,7 +146,7 @@ fn with_batch<R>(batch: &Batch, f: impl FnOnce(&BatchV1) -> R) -> R {
             pair: sequence.pair.map_or(-1, i64::from),
             role: sequence.role as u32,
             label: sequence.label.map_or(-1, i32::from),
-            reward: sequence.reward.unwrap_or(0.0),
+            reward: sequence.reward.unwrap_or(0.0) as f32,
             has_reward: sequence.reward.is_some().into(),
         })
         .collect();
@@ -195,6 +195,7 @@ impl HostLoss {
                 1 => BeforeStep::KlCompletions,
                 _ => BeforeStep::Everything,
             },
+            columns: Vec::new(),
         };
         Ok(HostLoss { made, needs })
     }
@@ -202,12 +203,12 @@ impl HostLoss {
 
 impl Loss for HostLoss {
     fn needs(&self) -> Needs {
-        self.needs
+        self.needs.clone()
     }
 
-    fn prepare(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
+    fn before_step(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
         let Some(function) = self.made.plugin.table.prepare else { return Ok(Vec::new()) };
-        step.check(&Needs { value: false, ..self.needs })?;
+        step.check(&Needs { value: false, ..self.needs.clone() })?;
         let bytes = with_batch(step, |step| {
             // SAFETY: the instance is alive; batch and sinks outlive the call.
             self.made.plugin.bytes("prepare", |out, error| unsafe { function(self.made.instance, step, out, error) })
@@ -275,22 +276,22 @@ impl Loss for HostLoss {
         })
     }
 
-    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) {
-        let Some(function) = self.made.plugin.table.end_step else { return };
-        let metrics = serde_json::to_string(metrics).unwrap_or_else(|_| "[]".into());
-        // SAFETY: as above. The trait has no way to fail here; a broken plugin
-        // fails its next `evaluate`.
-        let _ = self
-            .made
-            .plugin
-            .call("end_step", |error| unsafe { function(self.made.instance, loss, Bytes::from_text(&metrics), error) });
+    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) -> Result<(), PluginError> {
+        let plugin = &self.made.plugin;
+        let Some(function) = plugin.table.end_step else { return Ok(()) };
+        let metrics = serde_json::to_string(metrics).map_err(|error| plugin.failed("end_step", &error.to_string()))?;
+        // SAFETY: the instance is alive; bytes and sink outlive the call.
+        plugin.call("end_step", |error| unsafe {
+            function(self.made.instance, loss, Bytes::from_text(&metrics), error)
+        })?;
+        Ok(())
     }
 
-    fn state(&self) -> Vec<u8> {
-        let Some(function) = self.made.plugin.table.state else { return Vec::new() };
+    fn state(&self) -> Result<Vec<u8>, PluginError> {
+        let Some(function) = self.made.plugin.table.state else { return Ok(Vec::new()) };
         // SAFETY: as above.
-        let bytes = self.made.plugin.bytes("state", |out, error| unsafe { function(self.made.instance, out, error) });
-        bytes.ok().flatten().unwrap_or_default()
+        let bytes = self.made.plugin.bytes("state", |out, error| unsafe { function(self.made.instance, out, error) })?;
+        Ok(bytes.unwrap_or_default())
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), PluginError> {

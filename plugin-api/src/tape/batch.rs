@@ -10,6 +10,8 @@ use crate::loss::{Batch, Role, Sequence, Totals};
 pub struct TapeBatch<'t> {
     tape: &'t Tape,
     batch: Batch<'t>,
+    /// The names of [`Needs::columns`](crate::loss::Needs::columns).
+    columns: &'t [String],
     /// Σ-ready: weight · logp of completion tokens, and of all tokens.
     completion_logp: OnceCell<V<'t>>,
     weighted_logp: OnceCell<V<'t>>,
@@ -18,10 +20,11 @@ pub struct TapeBatch<'t> {
 }
 
 impl<'t> TapeBatch<'t> {
-    pub(super) fn new(tape: &'t Tape, batch: Batch<'t>) -> TapeBatch<'t> {
+    pub(super) fn new(tape: &'t Tape, batch: Batch<'t>, columns: &'t [String]) -> TapeBatch<'t> {
         TapeBatch {
             tape,
             batch,
+            columns,
             completion_logp: OnceCell::new(),
             weighted_logp: OnceCell::new(),
             leaves: RefCell::new(Vec::new()),
@@ -39,7 +42,7 @@ impl<'t> TapeBatch<'t> {
         self.batch.totals
     }
 
-    /// What [`Formula::prepare`] returned for this step.
+    /// What [`Formula::before_step`] returned for this step.
     pub fn context(&self) -> &'t [f64] {
         self.batch.context
     }
@@ -52,6 +55,20 @@ impl<'t> TapeBatch<'t> {
     pub fn constants(&self, values: impl IntoIterator<Item = f64>) -> V<'t> {
         let masked = values.into_iter().zip(self.batch.weight).map(|(x, w)| if *w == 0.0 { 0.0 } else { x });
         self.tape.push(Op::Constant, masked.collect())
+    }
+
+    /// A constant for each token that is the same over a sequence: `of(sequence)`. Tokens
+    /// outside of every sequence get 0.
+    ///
+    /// # Errors
+    /// What `of` returns.
+    pub fn per_sequence(&self, of: impl Fn(Seq<'_, 't>) -> Result<f64, PluginError>) -> Result<V<'t>, PluginError> {
+        let mut values = vec![0.0; self.batch.len()];
+        for sequence in self.sequences() {
+            let value = of(sequence)?;
+            values[sequence.sequence().tokens.clone()].fill(value);
+        }
+        Ok(self.constants(values))
     }
 
     fn leaf(&self, statistic: Statistic, name: &str, values: Option<&[f32]>) -> Result<V<'t>, PluginError> {
@@ -171,8 +188,20 @@ impl<'b, 't> Seq<'b, 't> {
         self.sequence().label
     }
 
+    /// The row's reward, if the dataset has one.
     pub fn reward(&self) -> Option<f64> {
-        self.sequence().reward.map(f64::from)
+        self.sequence().reward
+    }
+
+    /// The row's number in a column of the dataset.
+    ///
+    /// # Errors
+    /// A column that the loss does not ask for in [`Needs::columns`](crate::loss::Needs::columns).
+    pub fn column(&self, name: &str) -> Result<f64, PluginError> {
+        let at = self.batch.columns.iter().position(|known| known == name);
+        at.and_then(|at| self.sequence().columns.get(at).copied()).ok_or_else(|| {
+            PluginError::Batch(format!("the loss reads the column '{name}' but does not ask for it in its needs"))
+        })
     }
 
     /// The summed weight of its completion tokens: their number, as a rule.

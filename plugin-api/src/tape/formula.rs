@@ -14,19 +14,24 @@ pub trait Formula: Send {
     /// This micro-batch's part of the step's loss, one number.
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError>;
 
-    fn prepare(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
+    /// See [`Loss::before_step`].
+    fn before_step(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
         let _ = step;
         Ok(Vec::new())
     }
 
-    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) {
+    /// See [`Loss::end_step`].
+    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) -> Result<(), PluginError> {
         let _ = (loss, metrics);
+        Ok(())
     }
 
-    fn state(&self) -> Vec<u8> {
-        Vec::new()
+    /// See [`Loss::state`].
+    fn state(&self) -> Result<Vec<u8>, PluginError> {
+        Ok(Vec::new())
     }
 
+    /// See [`Loss::restore`].
     fn restore(&mut self, state: &[u8]) -> Result<(), PluginError> {
         if state.is_empty() {
             return Ok(());
@@ -40,8 +45,8 @@ impl<F: Formula> Loss for F {
         Formula::needs(self)
     }
 
-    fn prepare(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
-        Formula::prepare(self, step)
+    fn before_step(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
+        Formula::before_step(self, step)
     }
 
     fn evaluate(&self, batch: &Batch, out: &mut Gradients) -> Result<(), PluginError> {
@@ -49,7 +54,7 @@ impl<F: Formula> Loss for F {
         batch.check(&needs)?;
         out.reset(&needs, batch);
         let tape = Tape::default();
-        let recorded = TapeBatch::new(&tape, *batch);
+        let recorded = TapeBatch::new(&tape, *batch, &needs.columns);
         let loss = self.loss(&recorded)?;
         let length = tape.nodes.borrow()[loss.id].value.len();
         if length != 1 {
@@ -83,11 +88,11 @@ impl<F: Formula> Loss for F {
         None
     }
 
-    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) {
-        Formula::end_step(self, loss, metrics);
+    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) -> Result<(), PluginError> {
+        Formula::end_step(self, loss, metrics)
     }
 
-    fn state(&self) -> Vec<u8> {
+    fn state(&self) -> Result<Vec<u8>, PluginError> {
         Formula::state(self)
     }
 

@@ -13,7 +13,7 @@ use finetuned_plugin_api::registry::Registry;
 
 fn batch(tokens: usize) -> OwnedBatch {
     let sequences: Vec<Sequence> = (0..tokens / 64)
-        .map(|i| Sequence { tokens: 64 * i..64 * (i + 1), role: Role::Plain, pair: None, label: None, reward: None })
+        .map(|i| Sequence { tokens: 64 * i..64 * (i + 1), role: Role::Plain, ..Sequence::default() })
         .collect();
     let (weight, completion) = (vec![1.0; tokens], vec![true; tokens]);
     OwnedBatch {

@@ -96,7 +96,7 @@ fn kto() {
     near(f64::from(out.dlogp[0]), -0.0124);
     // Mismatched answers that became less likely: the estimate is 0, not below.
     let low = [Row::new(Role::KlCompletion, 0, &[-9.0], &[-2.0])];
-    assert_eq!(objective.loss().prepare(&batch(&low, &needs).view()).unwrap(), [0.0]);
+    assert_eq!(objective.loss().before_step(&batch(&low, &needs).view()).unwrap(), [0.0]);
 }
 
 #[test]

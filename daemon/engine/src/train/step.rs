@@ -213,7 +213,7 @@ impl Trainer {
         let scalars = Scalars { learning_rate, step: step as u64 };
         self.rules.step(ops, &mut self.model, &self.gradients, &scalars)?;
         let metrics = std::mem::take(&mut result.metrics);
-        self.objective.loss_mut().end_step(result.loss, &metrics);
+        self.objective.loss_mut().end_step(result.loss, &metrics)?;
         result.metrics = metrics;
         Ok(Some(result))
     }
@@ -328,8 +328,11 @@ impl Trainer {
     }
 
     /// State of the loss plugin, for the checkpoint.
-    pub fn loss_state(&self) -> Vec<u8> {
-        self.objective.loss().state()
+    ///
+    /// # Errors
+    /// A plugin that cannot tell its state.
+    pub fn loss_state(&self) -> Result<Vec<u8>, EngineError> {
+        Ok(self.objective.loss().state()?)
     }
 
     pub fn restore_loss(&mut self, state: &[u8]) -> Result<(), EngineError> {
@@ -490,7 +493,7 @@ impl Trainer {
             totals,
             context: &[],
         };
-        Ok(self.objective.loss().prepare(&batch)?)
+        Ok(self.objective.loss().before_step(&batch)?)
     }
 
     fn reference_logp(&mut self, documents: &[Document]) -> Result<Option<Vec<f32>>, EngineError> {

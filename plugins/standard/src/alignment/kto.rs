@@ -63,7 +63,7 @@ impl Formula for Kto {
     }
 
     /// z of the step.
-    fn prepare(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
+    fn before_step(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
         let reference = step
             .reference_logp
             .ok_or_else(|| PluginError::Batch("kto: the batch before the step lacks reference_logp".into()))?;
@@ -79,7 +79,7 @@ impl Formula for Kto {
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
         let &[kl] = batch.context() else {
-            return Err(PluginError::Batch("kto: the batch lacks the step's KL, which prepare() gives".into()));
+            return Err(PluginError::Batch("kto: the batch lacks the step's KL, which before_step() gives".into()));
         };
         let totals = batch.totals();
         let answers = positive(totals.role(Role::Completion).sequences as f64);

@@ -46,7 +46,7 @@ pub fn batch(rows: &[Row], needs: &Needs) -> OwnedBatch {
             batch.token.push(i as u32);
         }
         let tokens = start..batch.logp.len();
-        batch.sequences.push(Sequence { tokens, role: row.role, pair: row.pair, label: row.label, reward: None });
+        batch.sequences.push(Sequence { tokens, role: row.role, pair: row.pair, label: row.label, ..Sequence::default() });
         values.push(row.value);
     }
     // From the token's own logp, so that it does not depend on how a step is cut.
@@ -66,7 +66,7 @@ pub fn batch(rows: &[Row], needs: &Needs) -> OwnedBatch {
 pub fn step(loss: &dyn Loss, micro_batches: &[OwnedBatch], kl: Option<&OwnedBatch>) -> (Gradients, Vec<OwnedBatch>) {
     let needs = loss.needs();
     let context = match (needs.before_step, kl) {
-        (BeforeStep::KlCompletions, Some(kl)) => loss.prepare(&kl.view()).unwrap(),
+        (BeforeStep::KlCompletions, Some(kl)) => loss.before_step(&kl.view()).unwrap(),
         _ => Vec::new(),
     };
     let mut totals = Totals::default();
