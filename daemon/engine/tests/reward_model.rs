@@ -183,7 +183,7 @@ struct Both {
 
 impl Formula for Both {
     fn needs(&self) -> Needs {
-        Needs { value: true, ..self.needs }
+        Needs { value: true, ..self.needs.clone() }
     }
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
