@@ -29,6 +29,10 @@ pub enum PluginError {
     #[error("{0}")]
     Batch(String),
 
+    /// A check of the conformance kit that a plugin does not pass.
+    #[error("{reason}")]
+    Conformance { check: String, reason: String },
+
     /// What a plugin itself reports.
     #[error("{0}")]
     Failed(String),

@@ -21,7 +21,6 @@ use crate::recipe::{Method, Recipe};
 use crate::train::heads::Heads;
 use crate::train::optimize::{OptimizerBytes, Rules};
 use crate::train::prepare;
-use crate::train::step::only_logp;
 use crate::train::units::{Document, Order, documents};
 
 /// Bytes of one kind of thing at the step's peak.
@@ -195,7 +194,7 @@ pub(crate) fn of_run(
     let mean_context = mean_document(&prepared.train);
     let loss = objective.loss();
     let fused =
-        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && only_logp(&loss.needs()));
+        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && loss.needs().only_logp());
     let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));

@@ -1,8 +1,8 @@
 //! A loss as its formula alone.
 
-use super::{Statistic, Tape, TapeBatch, V};
+use super::{Tape, TapeBatch, V};
 use crate::PluginError;
-use crate::loss::{Batch, Gradients, Loss, Needs, TokenRule, Totals};
+use crate::loss::{Batch, Gradients, Loss, Needs, Per, TokenRule, Totals};
 
 /// A loss as its formula; the tape does the rest. Every formula is a
 /// [`Loss`], whose methods of the same names say more.
@@ -51,8 +51,7 @@ impl<F: Formula> Loss for F {
 
     fn evaluate(&self, batch: &Batch, out: &mut Gradients) -> Result<(), PluginError> {
         let needs = Formula::needs(self);
-        batch.check(&needs)?;
-        out.reset(&needs, batch);
+        out.reset(&needs, batch)?;
         let tape = Tape::default();
         let recorded = TapeBatch::new(&tape, *batch, &needs.columns);
         let loss = self.loss(&recorded)?;
@@ -62,21 +61,11 @@ impl<F: Formula> Loss for F {
         }
         out.loss = loss.value();
         let adjoint = tape.backward(loss.id);
-        for (statistic, leaf) in recorded.leaves.borrow().iter() {
-            let Some(adjoint) = adjoint.get(leaf.id).filter(|adjoint| !adjoint.is_empty()) else {
-                continue;
-            };
-            let into = match statistic {
-                Statistic::Logp => Some(&mut out.dlogp),
-                Statistic::Entropy => out.dentropy.as_mut(),
-                Statistic::Lse => out.dlse.as_mut(),
-                Statistic::MeanLogp => out.dmean_logp.as_mut(),
-                Statistic::Value => out.dvalue.as_mut(),
-            };
-            let Some(into) = into else { continue };
-            let per_token = *statistic != Statistic::Value;
-            for (i, (into, d)) in into.iter_mut().zip(adjoint).enumerate() {
-                let masked = per_token && batch.weight[i] == 0.0;
+        for (statistic, leaf) in recorded.leaves().iter() {
+            let adjoint = leaf.and_then(|leaf| adjoint.get(leaf.id)).filter(|adjoint| !adjoint.is_empty());
+            let Some(adjoint) = adjoint else { continue };
+            for (i, (into, d)) in out.derivatives[statistic].iter_mut().zip(adjoint).enumerate() {
+                let masked = statistic.per() == Per::Token && batch.weight[i] == 0.0;
                 *into = if masked { 0.0 } else { *d as f32 };
             }
         }

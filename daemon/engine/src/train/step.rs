@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use finetuned_data::{Examples, Row};
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind};
-use finetuned_plugin_api::loss::{self, BeforeStep, Needs, Role, TokenRule, Totals};
+use finetuned_plugin_api::loss::{self, BeforeStep, Needs, PerStatistic, Role, Statistic, TokenRule, Totals};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
@@ -92,7 +92,7 @@ impl Trainer {
         let needs = objective.loss().needs();
         let alignment = objective.alignment_needs();
         let heads = Heads::of(&objective);
-        if heads.value && !needs.value {
+        if heads.value && !needs.asks(Statistic::Value) {
             return Err(EngineError::Other(
                 "the alignment method declares a value head, and its objective does not ask for values".into(),
             ));
@@ -397,14 +397,14 @@ impl Trainer {
             // Through a frozen head only its input's gradient is wanted, which is
             // linear in each token's derivative: one pass with derivatives of 1 now,
             // scaled by the loss's own once they are known.
-            (Some(h), None) if only_logp(&self.needs) && self.gradients.get(self.model.head).is_none() => {
+            (Some(h), None) if self.needs.only_logp() && self.gradients.get(self.model.head).is_none() => {
                 let units = TokenCoefficients { logp: vec![1.0; micro.targets.len()], ..TokenCoefficients::default() };
                 let lm_head = self.model.lm_head();
                 let (statistics, mut dh) =
                     ops.token_logp_fused(h, &lm_head, &micro.targets, self.wanted(), &units, None)?;
                 self.check_statistics(&statistics, step)?;
                 self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), plan)?;
-                ops.scale_rows(&mut dh, &self.out.dlogp)?;
+                ops.scale_rows(&mut dh, &self.out.derivatives[Statistic::Logp])?;
                 Some(dh)
             }
             (Some(h), None) => {
@@ -412,12 +412,7 @@ impl Trainer {
                 let statistics = ops.token_logp(h, &lm_head, &micro.targets, self.wanted())?;
                 self.check_statistics(&statistics, step)?;
                 self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), plan)?;
-                let coefficients = TokenCoefficients {
-                    logp: self.out.dlogp.clone(),
-                    lse: self.out.dlse.clone().unwrap_or_default(),
-                    entropy: self.out.dentropy.clone().unwrap_or_default(),
-                    mean_logp: self.out.dmean_logp.clone().unwrap_or_default(),
-                };
+                let coefficients = coefficients(|statistic| self.out.derivatives[statistic].clone());
                 Some(ops.token_logp_backward(
                     h,
                     &self.model.lm_head(),
@@ -480,12 +475,12 @@ impl Trainer {
         // asks for is handed over as zeros.
         let zeros = vec![0.0; logp.len()];
         let batch = loss::Batch {
-            logp: &logp,
-            entropy: self.needs.entropy.then_some(&zeros[..]),
-            lse: self.needs.lse.then_some(&zeros[..]),
-            mean_logp: self.needs.mean_logp.then_some(&zeros[..]),
+            statistics: PerStatistic::from_fn(|statistic| match statistic {
+                Statistic::Logp => Some(&logp[..]),
+                Statistic::Value => None,
+                other => self.needs.asks(other).then_some(&zeros[..]),
+            }),
             reference_logp: reference.as_deref(),
-            values: None,
             weight: &micro.weight,
             completion: &micro.completion,
             token: &micro.targets,
@@ -516,9 +511,10 @@ impl Trainer {
     /// From the loss's derivatives by the values to the head's own gradient and
     /// that of its input.
     fn value_backward(&mut self, inputs: &HeadInputs) -> Result<Option<Tensor>, EngineError> {
-        let (Some(h), Some(head), Some(dvalue)) = (&inputs.value, &self.model.value_head, &self.out.dvalue) else {
+        let (Some(h), Some(head)) = (&inputs.value, &self.model.value_head) else {
             return Ok(None);
         };
+        let dvalue = &self.out.derivatives[Statistic::Value];
         let dvalue = self.ops.upload(&[dvalue.len(), 1], dvalue)?;
         Ok(Some(head.backward(self.ops.as_ref(), &self.model.parameters, &mut self.gradients, &dvalue, h)?))
     }
@@ -533,12 +529,17 @@ impl Trainer {
         plan: &StepPlan,
     ) -> Result<(), EngineError> {
         let batch = loss::Batch {
-            logp: &statistics.logp,
-            entropy: self.needs.entropy.then_some(&statistics.entropy),
-            lse: self.needs.lse.then_some(&statistics.lse),
-            mean_logp: self.needs.mean_logp.then_some(&statistics.mean_logp),
+            statistics: PerStatistic::from_fn(|statistic| {
+                let computed = match statistic {
+                    Statistic::Logp => Some(&statistics.logp[..]),
+                    Statistic::MeanLogp => Some(&statistics.mean_logp[..]),
+                    Statistic::Entropy => Some(&statistics.entropy[..]),
+                    Statistic::Lse => Some(&statistics.lse[..]),
+                    Statistic::Value => values,
+                };
+                computed.filter(|_| self.needs.asks(statistic))
+            }),
             reference_logp: reference,
-            values,
             weight: &micro.weight,
             completion: &micro.completion,
             token: &micro.targets,
@@ -548,7 +549,7 @@ impl Trainer {
         };
         self.objective.loss().evaluate(&batch, &mut self.out)?;
         self.out.check(&self.needs, &batch)?;
-        if !self.heads.language && self.out.dlogp.iter().any(|d| *d != 0.0) {
+        if !self.heads.language && self.out.derivatives[Statistic::Logp].iter().any(|d| *d != 0.0) {
             return Err(EngineError::Other(
                 "the loss derives by log-probabilities, which a loss that asks for values alone is not given; \
                  let it ask for another token statistic (lse) too"
@@ -559,7 +560,8 @@ impl Trainer {
     }
 
     fn wanted(&self) -> StatisticSet {
-        StatisticSet { entropy: self.needs.entropy, mean_logp: self.needs.mean_logp, correct: false }
+        let asks = |statistic| self.needs.asks(statistic);
+        StatisticSet { entropy: asks(Statistic::Entropy), mean_logp: asks(Statistic::MeanLogp), correct: false }
     }
 
     /// A model whose log-probabilities are not numbers has diverged, or its
@@ -606,11 +608,6 @@ fn no_statistics(micro: &MicroBatch) -> TokenStatistics {
     TokenStatistics { logp: vec![0.0; micro.targets.len()], ..TokenStatistics::default() }
 }
 
-/// Whether a loss has derivatives by `logp` alone.
-pub(crate) fn only_logp(needs: &Needs) -> bool {
-    !(needs.entropy || needs.lse || needs.mean_logp)
-}
-
 fn separable_coefficients(rule: &TokenRule, weight: &[f32]) -> TokenCoefficients {
     let each = |coefficient: f64| -> Vec<f32> {
         if coefficient == 0.0 {
@@ -618,11 +615,16 @@ fn separable_coefficients(rule: &TokenRule, weight: &[f32]) -> TokenCoefficients
         }
         weight.iter().map(|w| TokenRule::derivative(coefficient, *w)).collect()
     };
+    coefficients(|statistic| each(rule.coefficients[statistic]))
+}
+
+/// The device's coefficients, statistic by statistic; those of the value head go another way.
+fn coefficients(of: impl Fn(Statistic) -> Vec<f32>) -> TokenCoefficients {
     TokenCoefficients {
-        logp: each(rule.logp),
-        lse: each(rule.lse),
-        entropy: each(rule.entropy),
-        mean_logp: each(rule.mean_logp),
+        logp: of(Statistic::Logp),
+        lse: of(Statistic::Lse),
+        entropy: of(Statistic::Entropy),
+        mean_logp: of(Statistic::MeanLogp),
     }
 }
 

@@ -67,10 +67,11 @@ impl Formula for Kto {
         let reference = step
             .reference_logp
             .ok_or_else(|| PluginError::Batch("kto: the batch before the step lacks reference_logp".into()))?;
+        let logp = step.logp();
         let (mut sum, mut count) = (0.0, 0.0);
         for sequence in step.sequences.iter().filter(|sequence| sequence.role == Role::KlCompletion) {
             for i in sequence.tokens.clone().filter(|i| step.completion[*i] && step.weight[*i] != 0.0) {
-                sum += f64::from(step.weight[i]) * (f64::from(step.logp[i]) - f64::from(reference[i]));
+                sum += f64::from(step.weight[i]) * (f64::from(logp[i]) - f64::from(reference[i]));
             }
             count += 1.0;
         }
