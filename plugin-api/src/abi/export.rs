@@ -396,7 +396,9 @@ unsafe extern "C" fn separable(instance: Instance, totals: *const TotalsV1, out:
                 for (statistic, coefficient) in rule.coefficients.iter() {
                     match out.coefficient(statistic) {
                         Some(place) => *place = *coefficient,
-                        None if *coefficient != 0.0 => return Err(PluginError::Batch(format!("a token rule cannot use {}", statistic.name()))),
+                        None if *coefficient != 0.0 => {
+                            return Err(PluginError::Batch(format!("a token rule cannot use {}", statistic.name())));
+                        }
                         None => {}
                     }
                 }

@@ -64,7 +64,13 @@ impl Plugin {
     }
 
     fn failed(&self, function: &str, words: &str) -> PluginError {
-        PluginError::Failed(format!("plugin {}, {}in {function}: {words}", self.caller.label, calls::step_words()))
+        PluginError::Call {
+            plugin: self.caller.plugin.clone(),
+            version: self.caller.version.clone(),
+            step: calls::step(),
+            function: function.to_string(),
+            message: words.to_string(),
+        }
     }
 
     /// A call that gives bytes.
@@ -284,7 +290,8 @@ impl Loss for HostLoss {
     fn state(&self) -> Result<Vec<u8>, PluginError> {
         let Some(function) = self.made.plugin.table.state else { return Ok(Vec::new()) };
         // SAFETY: as above.
-        let bytes = self.made.plugin.bytes("state", |out, error| unsafe { function(self.made.instance, out, error) })?;
+        let bytes =
+            self.made.plugin.bytes("state", |out, error| unsafe { function(self.made.instance, out, error) })?;
         Ok(bytes.unwrap_or_default())
     }
 

@@ -16,7 +16,11 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "masked", help: "tokens of weight 0 get a derivative of 0 and do not matter", run: masked },
     Check { name: "permutation", help: "the order of rows does not matter", run: permutation },
     Check { name: "accumulation", help: "1 x 8 equals 8 x 1", run: accumulation },
-    Check { name: "determinism", help: "the same batch gives the same bits, in another instance too", run: determinism },
+    Check {
+        name: "determinism",
+        help: "the same batch gives the same bits, in another instance too",
+        run: determinism,
+    },
     Check { name: "fused", help: "a token rule agrees with evaluate to the bit", run: fused },
     Check { name: "state", help: "its state comes back from a checkpoint", run: state },
     Check { name: "speed", help: "a call takes less than 2 microseconds per token", run: speed },

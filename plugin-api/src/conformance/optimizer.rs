@@ -9,7 +9,11 @@ use crate::registry::{Entry, Registry};
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "create", help: "it is made with its defaults, many times and beside itself", run: create },
-    Check { name: "rule", help: "it has a program for a vector, a matrix and adapters", run: |entry| check(entry, rule) },
+    Check {
+        name: "rule",
+        help: "it has a program for a vector, a matrix and adapters",
+        run: |entry| check(entry, rule),
+    },
     Check { name: "finite", help: "ten steps stay finite, with zero gradients too", run: |entry| check(entry, finite) },
     Check { name: "progress", help: "it walks down a quadratic", run: |entry| check(entry, progress) },
     Check { name: "determinism", help: "the same steps give the same bits", run: |entry| check(entry, determinism) },

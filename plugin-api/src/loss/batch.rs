@@ -202,9 +202,8 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// A statistic that the loss does not ask for in its [`Needs`].
     pub fn statistic(&self, statistic: Statistic) -> Result<&'a [f32], PluginError> {
-        self.statistics[statistic].ok_or_else(|| {
-            PluginError::Batch(format!("the loss uses {} but does not ask for it", statistic.name()))
-        })
+        self.statistics[statistic]
+            .ok_or_else(|| PluginError::Batch(format!("the loss uses {} but does not ask for it", statistic.name())))
     }
 
     /// Pairs of places in [`Batch::sequences`], (chosen, rejected), in the order of the chosen
@@ -284,9 +283,9 @@ fn check_columns(needs: &Needs, sequence: &Sequence) -> Result<(), PluginError> 
         return Ok(());
     }
     Err(match needs.columns.get(got) {
-        Some(name) => PluginError::Batch(format!(
-            "the batch lacks the column '{name}' of the dataset, which the loss asks for"
-        )),
+        Some(name) => {
+            PluginError::Batch(format!("the batch lacks the column '{name}' of the dataset, which the loss asks for"))
+        }
         None => PluginError::shape("batch.sequences.columns", asked, got),
     })
 }

@@ -12,9 +12,8 @@ use finetuned_plugin_api::loss::{Gradients, Loss, OwnedBatch, Sequence, Totals};
 use finetuned_plugin_api::registry::Registry;
 
 fn batch(tokens: usize) -> OwnedBatch {
-    let sequences: Vec<Sequence> = (0..tokens / 64)
-        .map(|i| Sequence { tokens: 64 * i..64 * (i + 1), ..Sequence::default() })
-        .collect();
+    let sequences: Vec<Sequence> =
+        (0..tokens / 64).map(|i| Sequence { tokens: 64 * i..64 * (i + 1), ..Sequence::default() }).collect();
     let (weight, completion) = (vec![1.0; tokens], vec![true; tokens]);
     let mut batch = OwnedBatch {
         token: vec![1; tokens],

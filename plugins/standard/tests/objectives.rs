@@ -89,7 +89,9 @@ fn masked_tokens_have_no_say() {
         let expected = evaluate(loss, &clean.view());
         let mut broken = clean.clone();
         for i in &masked {
-            for (statistic, values) in broken.statistics.iter_mut().filter(|(statistic, _)| statistic.per() == Per::Token) {
+            for (statistic, values) in
+                broken.statistics.iter_mut().filter(|(statistic, _)| statistic.per() == Per::Token)
+            {
                 let nothing = if statistic == Statistic::Logp { f32::NEG_INFINITY } else { f32::NAN };
                 values.iter_mut().for_each(|values| values[*i] = nothing);
             }

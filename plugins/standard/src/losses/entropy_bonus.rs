@@ -45,7 +45,8 @@ impl Loss for EntropyBonus {
     fn evaluate(&self, batch: &Batch, out: &mut Gradients) -> Result<(), PluginError> {
         let rule = self.separable(batch.totals).unwrap_or_default();
         rule.evaluate(&self.needs(), batch, out)?;
-        let entropy = batch.statistic(Statistic::Entropy)?.iter().zip(batch.weight).filter(|(_, weight)| **weight != 0.0);
+        let entropy =
+            batch.statistic(Statistic::Entropy)?.iter().zip(batch.weight).filter(|(_, weight)| **weight != 0.0);
         let sum: f64 = entropy.map(|(entropy, weight)| f64::from(*entropy) * f64::from(*weight)).sum();
         out.metric("entropy", sum / positive(batch.totals.weight()));
         Ok(())

@@ -48,7 +48,13 @@ pub fn batch(rows: &[Row], needs: &Needs) -> OwnedBatch {
             batch.token.push(i as u32);
         }
         let tokens = start..logp.len();
-        batch.sequences.push(Sequence { tokens, role: row.role, pair: row.pair, label: row.label, ..Sequence::default() });
+        batch.sequences.push(Sequence {
+            tokens,
+            role: row.role,
+            pair: row.pair,
+            label: row.label,
+            ..Sequence::default()
+        });
         values.push(row.value);
     }
     // From the token's own logp, so that it does not depend on how a step is cut.
