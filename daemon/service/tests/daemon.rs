@@ -283,6 +283,7 @@ fn every_endpoint_answers_and_every_error_has_its_status_and_kind() {
     assert_eq!(failed("POST", "/health", ""), (405, ErrorKind::BadInput));
     assert_eq!(failed("GET", "/jobs/nine", ""), (400, ErrorKind::BadInput));
     assert_eq!(failed("GET", "/jobs?state=done", ""), (400, ErrorKind::BadInput));
+    assert_eq!(failed("GET", "/status?limt=3", ""), (400, ErrorKind::BadInput));
     assert_eq!(failed("POST", "/jobs", "{\"data\":\"/nonexistent.jsonl\"}"), (400, ErrorKind::BadInput));
     house.drop_file("a.jsonl", &rows("a", 20));
     house.wait_for_step(1, 1);
