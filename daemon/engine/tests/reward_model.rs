@@ -23,7 +23,7 @@ use finetuned_engine::{Control, Event, Observer, Outcome, Summary, TrainRequest,
 use finetuned_formats::{ModelFiles, VALUE_HEAD, read_peft};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
-use finetuned_plugin_api::loss::Needs;
+use finetuned_plugin_api::loss::{Needs, Statistic};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
 use finetuned_shaders::{Device, Weight};
@@ -184,7 +184,9 @@ struct Both {
 
 impl Formula for Both {
     fn needs(&self) -> Needs {
-        Needs { value: true, ..self.needs }
+        let mut needs = self.needs.clone();
+        needs.statistics[Statistic::Value] = true;
+        needs
     }
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
@@ -206,7 +208,7 @@ fn with_both(ops: &Arc<Device>, needs: Needs) -> Trainer {
 #[test]
 fn a_loss_may_read_both_heads() {
     let ops = cpu();
-    for needs in [Needs { lse: true, ..Needs::default() }, Needs { prompt_logp: true, ..Needs::default() }] {
+    for needs in [Needs::of([Statistic::Lse]), Needs { prompt_logp: true, ..Needs::default() }] {
         compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, needs), &pairs(4), 4);
     }
     // Without asking it would learn from log-probabilities that nobody computed.

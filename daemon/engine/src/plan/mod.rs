@@ -26,7 +26,7 @@ use crate::error::EngineError;
 use crate::plugins;
 use crate::recipe::Method;
 use crate::train::heads::Heads;
-use crate::train::step::{StepBytes, only_logp};
+use crate::train::step::StepBytes;
 use crate::train::units::Order;
 use crate::vocabulary::{Plan, TrainRequest, part};
 
@@ -138,7 +138,7 @@ pub(crate) fn of_run(
     let mean_context = dataset::mean_document(&prepared.train);
     let loss = objective.loss();
     let fused =
-        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && only_logp(&loss.needs()));
+        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && loss.needs().only_logp());
     let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));

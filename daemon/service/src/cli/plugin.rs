@@ -296,7 +296,7 @@ fn test(config: &Config, what: &str, json: bool) -> anyhow::Result<ExitCode> {
         if !json {
             print(&format!("{} {} ({})", plugin.name, plugin.version, plugin.kind))?;
         }
-        for (check, meaning) in conformance::checks(plugin.kind) {
+        for conformance::Check { name: check, help: meaning, .. } in conformance::checks(plugin.kind) {
             let begin = std::time::Instant::now();
             let file = library.as_ref().map(|(path, sha256)| (path.as_path(), sha256.as_str()));
             let failed = describer.check(file, plugin, check, CHECK_TIMEOUT)?.err();

@@ -97,6 +97,6 @@ fn check_plugin(library: Option<(&Path, &str)>, kind: &str, name: &str, check: &
     let entry = entries.iter().find(fits).ok_or_else(|| format!("there is no {kind} named '{name}'"))?;
     Ok(match conformance::run(entry, check) {
         Ok(()) => Answer::Passed,
-        Err(why) => Answer::Failed { why },
+        Err(error) => Answer::Failed { why: error.to_string() },
     })
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use finetuned_data::{Examples, Row};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind};
-use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs};
+use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, Statistic};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
@@ -21,7 +21,6 @@ use finetuned_shaders::Device;
 use self::cut::Cut;
 pub(crate) use self::gradient::Differentiation;
 use self::loss::LossCall;
-pub(crate) use self::loss::only_logp;
 pub use self::memory::StepBytes;
 use super::heads::Heads;
 use super::optimize::Rules;
@@ -105,7 +104,7 @@ impl Trainer {
         let needs = objective.loss().needs();
         let alignment = objective.alignment_needs();
         let heads = Heads::of(&objective);
-        if heads.value && !needs.value {
+        if heads.value && !needs.asks(Statistic::Value) {
             return Err(PluginError::Failed(
                 "the alignment method declares a value head, and its objective does not ask for values".into(),
             )
@@ -206,7 +205,7 @@ impl Trainer {
         let scalars = Scalars { learning_rate, step: step as u64 };
         self.rules.step(ops, &mut self.model, &self.gradients, &scalars)?;
         let metrics = std::mem::take(&mut result.metrics);
-        self.objective.loss_mut().end_step(result.loss, &metrics);
+        self.objective.loss_mut().end_step(result.loss, &metrics)?;
         result.metrics = metrics;
         Ok(Some(result))
     }
@@ -285,8 +284,11 @@ impl Trainer {
     }
 
     /// State of the loss plugin, for the checkpoint.
-    pub fn loss_state(&self) -> Vec<u8> {
-        self.objective.loss().state()
+    ///
+    /// # Errors
+    /// A plugin that cannot tell its state.
+    pub fn loss_state(&self) -> Result<Vec<u8>, EngineError> {
+        Ok(self.objective.loss().state()?)
     }
 
     pub fn restore_loss(&mut self, state: &[u8]) -> Result<(), EngineError> {
