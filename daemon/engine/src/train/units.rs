@@ -96,6 +96,7 @@ impl MicroBatch {
                 pair: document.pair,
                 label: document.label,
                 reward: None,
+                columns: Vec::new(),
             });
         }
         let segments = finetuned_shaders::Segments::from_lengths(lengths);
