@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::gpu;
 use crate::ops::Ops;
 use crate::ops::check::{Pairs, distance};
+use crate::profile::Profiled;
 
 #[track_caller]
 fn all_pass(name: &str, findings: &[Finding]) {
@@ -51,6 +52,19 @@ fn every_gpu_of_this_machine_passes() {
 /// A check of an operation that allows a millionth.
 fn rotary(run: fn(&dyn Ops) -> Result<Pairs>) -> Check {
     Check { operation: "rotary", tolerance: 1e-6, products: false, run }
+}
+
+/// What the profile times is what a device can do.
+#[test]
+fn every_operation_is_called_by_a_check() {
+    let device = Profiled::new(Cpu::new(Some(2)).unwrap());
+    all_pass("cpu", &checks().map(|check| check.run(&device)).collect::<Vec<_>>());
+    let called: Vec<&str> = device.take().iter().map(|timing| timing.operation).collect();
+    let timed = include_str!("../profile.rs").split("self.timed(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    // Lists of indices are read by kernels alone, never by the host.
+    let unchecked: Vec<&str> = timed.filter(|name| *name != "upload_u32" && !called.contains(name)).collect();
+    assert!(called.len() > 50, "{called:?}");
+    assert!(unchecked.is_empty(), "no check calls {unchecked:?}");
 }
 
 #[test]

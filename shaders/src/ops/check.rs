@@ -102,3 +102,8 @@ pub(crate) fn random(place: u32, len: usize) -> Vec<f32> {
 pub(crate) fn plus(a: &[f32], b: &[f32]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
+
+/// Indices of which some repeat.
+pub(crate) fn some_indices(n: usize, rows: usize) -> Vec<u32> {
+    (0..n).map(|i| (i * 7 % 5 * 3 % rows) as u32).collect()
+}

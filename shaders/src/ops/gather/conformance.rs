@@ -3,7 +3,7 @@
 use super::reference;
 use crate::error::Result;
 use crate::ops::Ops;
-use crate::ops::check::{Check, Pairs, random};
+use crate::ops::check::{Check, Pairs, random, some_indices};
 
 pub(crate) const CHECKS: &[Check] =
     &[Check { operation: "gather_rows", tolerance: 1e-6, products: false, run: gather }];

@@ -17,6 +17,7 @@ fn memory(ops: &dyn Ops) -> Result<Pairs> {
         ops.write(&mut copy, &other)?;
         pairs.push((ops.read(&copy)?, other));
         pairs.push((ops.read(&t)?, x.clone()));
+        pairs.push((ops.read_later(&t)?()?, x.clone()));
         pairs.push((ops.read(&ops.zeros(&[n, 2])?)?, vec![0.0; 2 * n]));
         let halves = ops.upload_bf16(&[n], &x)?;
         pairs.push((ops.read(&ops.copy(&halves)?)?, x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()));

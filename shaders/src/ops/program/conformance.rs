@@ -59,6 +59,8 @@ fn optimizer_step(ops: &dyn Ops) -> Result<Pairs> {
                 slice.read(0, &mut values);
                 values
             };
+            let mut again = ops.read_state(&ops.write_state(ops.read_state(state)?)?)?;
+            pairs.push((values(&mut again), values(&mut got)));
             pairs.push((values(&mut got), values(want)));
         }
     }
