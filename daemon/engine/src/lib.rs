@@ -9,6 +9,7 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod generate;
+pub mod keys;
 pub mod model;
 pub mod plan;
 pub mod recipe;

@@ -42,7 +42,7 @@ pub fn main(sources: &Sources) -> ExitCode {
 
 fn run(sources: &Sources) -> anyhow::Result<()> {
     let config = Arc::new(Config::load(sources)?);
-    let level = logging::start(&config.log_level);
+    let level = logging::start(config.log_level.into());
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -345,7 +345,7 @@ impl Control {
             anyhow::ensure!(is_same, "`{key}` has changed, which takes a restart; nothing was changed");
         }
         *lock(&self.config) = config.clone();
-        self.level.set(&config.log_level);
+        self.level.set(config.log_level.into());
         let _ = self.inbox.send(InboxMessage::Reconfigure(Box::new(Claims::of(&config))));
         self.tell(Command::Configure(config.clone())).await;
         Ok(config)
@@ -365,7 +365,7 @@ impl Control {
             let mut file =
                 std::fs::File::open(path).with_context(|| format!("the daemon cannot open {}", path.display()))?;
             anyhow::ensure!(file.metadata()?.is_file(), "{} is not a regular file", path.display());
-            snapshot::take(&mut file, path, &config.datasets_dir(), config.inbox.snapshot_limit)
+            snapshot::take(&mut file, path, &config.datasets_dir(), config.inbox.snapshot_limit.unwrap_or(u64::MAX))
         };
         let crashes = lock(&self.store).plugin_crashes()?;
         let plugins = Finder::of(&config).resolve(&recipe, &crashes)?;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use finetuned_data::{ChatTokenizer, DataOptions, Examples, Prepared, TooLong, TrainOn};
+use finetuned_data::{ChatTokenizer, DataOptions, Examples, Prepared};
 use finetuned_formats::{ModelFiles, PeftAdapter, VALUE_HEAD};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::{Kind, Registry};
@@ -17,7 +17,7 @@ use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
 use crate::model::decoder::Decoder;
 use crate::model::value;
-use crate::recipe::{Method, Recipe};
+use crate::recipe::{Method, Recipe, WEIGHT_DECAY};
 
 /// The device that a request names.
 ///
@@ -45,8 +45,8 @@ pub fn registry(libraries: &[PluginLibrary]) -> Result<Registry, EngineError> {
     Ok(registry)
 }
 
-/// The recipe's optimizer. Weight decay is off unless the recipe says
-/// otherwise, whatever the optimizer's own default.
+/// The recipe's optimizer, with the recipe's weight decay if the recipe gives none
+/// and the optimizer has one.
 ///
 /// # Errors
 /// An unknown name or parameter, with the nearest known one.
@@ -55,7 +55,7 @@ pub fn optimizer(recipe: &Recipe, registry: &Registry) -> Result<Box<dyn Optimiz
     let entry = registry.find(Kind::Optimizer, &recipe.optimizer.name)?;
     let decays = entry.descriptor.parameters.0.iter().any(|p| p.name == "weight_decay");
     if decays && !parameters.contains_key("weight_decay") {
-        parameters.insert("weight_decay".into(), 0.0.into());
+        parameters.insert("weight_decay".into(), WEIGHT_DECAY.into());
     }
     Ok(registry.optimizer(&recipe.optimizer.name, &parameters)?)
 }
@@ -64,14 +64,10 @@ pub fn optimizer(recipe: &Recipe, registry: &Registry) -> Result<Box<dyn Optimiz
 pub fn data_options(recipe: &Recipe, vocab_size: usize) -> DataOptions {
     DataOptions {
         sequence_length: recipe.train.sequence_length,
-        too_long: match recipe.data.too_long.as_str() {
-            "truncate" => TooLong::Truncate,
-            "refuse" => TooLong::Refuse,
-            _ => TooLong::Drop,
-        },
+        too_long: recipe.data.too_long,
         validation_fraction: recipe.train.validation_fraction,
         seed: recipe.train.seed,
-        train_on: if recipe.data.train_on == "all" { TrainOn::All } else { TrainOn::Assistant },
+        train_on: recipe.data.train_on,
         max_rows: recipe.data.max_rows,
         drop_duplicates: recipe.data.drop_duplicates,
         vocab_size: Some(vocab_size),

@@ -99,7 +99,7 @@ fn request(config: &Config, job: &Job) -> RunRequest {
             adapter: job.adapter.clone(),
             out: job.out.clone(),
             recipe: job.recipe.clone(),
-            device: config.workers.device.clone(),
+            device: config.workers.device.0.clone(),
             fresh: job.fresh,
             threads: config.workers.threads,
             plugins: plugins::libraries_of(&job.plugins),
@@ -381,7 +381,7 @@ impl Attendant {
             Some(format!("no heartbeat for {}", humantime::format_duration(workers.heartbeat_timeout)))
         } else if now - self.moved > workers.stall_timeout {
             // Work that a driver has swallowed never comes back by itself.
-            let perhaps = if workers.device == "cpu" { "" } else { ": the device or its driver may hang" };
+            let perhaps = if workers.device.0 == "cpu" { "" } else { ": the device or its driver may hang" };
             let limit = humantime::format_duration(workers.stall_timeout);
             Some(format!("no progress for {limit} (workers.stall_timeout){perhaps}"))
         } else {
