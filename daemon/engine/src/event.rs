@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::{Change, Metric};
 use crate::plan::Plan;
 use finetuned_data::DatasetReport;
 
@@ -22,10 +23,12 @@ pub struct StepMetrics {
     /// Wall time of the step.
     pub seconds: f64,
     pub tokens_per_second: f64,
-    /// Token-weighted mean over the held-out rows, where measured after this step.
+    /// Token-weighted mean over the validation rows, if it was measured after this
+    /// step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
-    /// The objective's own numbers (rewards, margins, …).
+    /// Further numbers by name: the objective's own (rewards, margins, …), and those
+    /// of a validation after this step.
     #[serde(default, flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
@@ -93,8 +96,35 @@ pub struct Summary {
     /// Largest difference of logits between the trained weights and the files
     /// read back.
     pub reload_difference: f64,
-    /// `held_out_before` and `held_out_after`: the objective's own numbers over
-    /// the held-out rows, by name (`rewards/accuracies`, `rewards/margins`).
+    /// [`VALIDATION_BEFORE`] and [`VALIDATION_AFTER`]: what the validations measured
+    /// beside the loss, by name (`rewards/accuracies`, `rewards/margins`).
     #[serde(default)]
     pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Where [`Summary::extra`] keeps the numbers of the validation before training.
+pub const VALIDATION_BEFORE: &str = "held_out_before";
+
+/// Where [`Summary::extra`] keeps the numbers of the validation whose weights were
+/// handed out.
+pub const VALIDATION_AFTER: &str = "held_out_after";
+
+impl Summary {
+    /// What the validations measured of this metric, before and after training;
+    /// `None` if they did not measure it.
+    pub fn change(&self, metric: &Metric) -> Option<Change> {
+        let number = |when: &str| self.extra.get(when)?.get(metric.name)?.as_f64();
+        Some(Change { before: number(VALIDATION_BEFORE)?, after: number(VALIDATION_AFTER)? })
+    }
+}
+
+impl StepMetrics {
+    /// Every number of the step by its name in metrics.jsonl.
+    pub fn numbers(&self) -> serde_json::Map<String, serde_json::Value> {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(numbers)) => numbers,
+            // Every field of a step is a number, which JSON can write.
+            _ => serde_json::Map::new(),
+        }
+    }
 }

@@ -10,6 +10,7 @@ pub mod error;
 pub mod event;
 pub mod generate;
 pub mod keys;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod recipe;

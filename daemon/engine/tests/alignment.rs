@@ -62,7 +62,7 @@ fn follow(file: &str, settings: &[&str]) {
         accept_plugin_change: false,
     };
     train(&request, &mut Silent).expect("a finished run");
-    let metrics = finetuned_engine::train::metrics::read(&request.out).expect("metrics");
+    let metrics = finetuned_engine::train::metrics_file::read(&request.out).expect("metrics");
     let steps = golden_run["steps"].as_array().expect("steps");
     assert_eq!(steps.len(), 10);
     let mut worst: (f64, f64) = (0.0, 0.0);

@@ -31,7 +31,7 @@ fn in_turn(request: &mut TrainRequest, turns: &[(&str, Option<usize>)]) -> Vec<f
             None => assert!(matches!(outcome, Outcome::Finished(_))),
         }
     }
-    let lines = finetuned_engine::train::metrics::read(&request.out).expect("metrics");
+    let lines = finetuned_engine::train::metrics_file::read(&request.out).expect("metrics");
     lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 

@@ -78,7 +78,7 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
 }
 
 fn losses(out: &Path) -> Vec<f64> {
-    let lines = finetuned_engine::train::metrics::read(out).expect("metrics");
+    let lines = finetuned_engine::train::metrics_file::read(out).expect("metrics");
     lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 

@@ -14,7 +14,7 @@ fn adapter_bytes(request: &TrainRequest) -> Vec<u8> {
 }
 
 fn metrics(request: &TrainRequest) -> Vec<serde_json::Value> {
-    finetuned_engine::train::metrics::read(&request.out).expect("metrics")
+    finetuned_engine::train::metrics_file::read(&request.out).expect("metrics")
 }
 
 #[test]
@@ -36,6 +36,11 @@ fn a_run_leaves_adapter_metrics_and_a_better_loss() {
         }
     }
     assert!(lines[12]["validation_loss"].is_f64());
+    // What the model predicts right, measured with the validation loss.
+    let name = TOKEN_ACCURACY.validation_name();
+    let (first, last) = (lines[0][&name].as_f64().expect("a share"), lines[12][&name].as_f64().expect("a share"));
+    assert!(first < last && first >= 0.0 && last <= 1.0, "{first} {last}");
+    assert_eq!(summary.change(&TOKEN_ACCURACY), Some(Change { before: first, after: last }));
     let peft = read_peft(&request.out).expect("adapter");
     assert_eq!(peft.modules().len(), 14);
     assert!(peft.tensors.iter().any(|(name, (_, v))| name.contains("lora_B") && v.iter().any(|x| *x != 0.0)));

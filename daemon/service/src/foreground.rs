@@ -12,8 +12,7 @@ use finetuned_engine::event::{Event, Summary};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::filesystem::display;
-use crate::preferences::Preferences;
-use crate::{report, words};
+use crate::{report, results, words};
 
 /// Plain lines come no more often, unless something is measured.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
@@ -185,8 +184,9 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
             100.0 * (before - after) / before
         );
     }
-    if let Some(preferences) = Preferences::of(summary) {
-        text += &format!("\n{}", preferences.lines(15).trim_end());
+    let learnt = results::lines(summary, 15);
+    if !learnt.is_empty() {
+        text += &format!("\n{}", learnt.trim_end());
     }
     if let Some(last) = summary.last_loss {
         text += &format!("\ntraining loss  {last:.4} at the last step");

@@ -2,7 +2,7 @@
 
 pub mod checkpoint;
 pub mod heads;
-pub mod metrics;
+pub mod metrics_file;
 pub mod optimize;
 pub mod output;
 pub mod prepare;

@@ -13,7 +13,7 @@ use finetuned_plugin_api::registry::Registry;
 
 use super::checkpoint::{self, Progress};
 use super::heads::Heads;
-use super::metrics::{self, MetricsFile};
+use super::metrics_file::{self, MetricsFile};
 use super::prepare::{self, Opened};
 use super::schedule::{learning_rate, warmup_steps};
 use super::state::{Identity, RunFile};
@@ -23,7 +23,7 @@ use super::used::{self, UsedPlugin};
 use super::{optimize::Rules, output};
 use crate::api::{Control, Observer, Outcome, TrainRequest};
 use crate::error::EngineError;
-use crate::event::{Event, StepMetrics, Summary};
+use crate::event::{Event, StepMetrics, Summary, VALIDATION_AFTER, VALIDATION_BEFORE};
 use crate::plan;
 use crate::recipe::Method;
 
@@ -219,7 +219,7 @@ impl Run {
             if let Some(validation) = validation.as_ref().filter(|_| due || last) {
                 measured = Some(self.validate(request, validation, step, rate, observer)?);
             }
-            let held_out = measured.map(|_| self.progress.last_metrics.as_slice()).unwrap_or_default();
+            let at_validation = measured.map(|_| self.progress.last_metrics.as_slice()).unwrap_or_default();
             let line = StepMetrics {
                 step,
                 loss: result.loss,
@@ -230,7 +230,7 @@ impl Run {
                 seconds,
                 tokens_per_second: result.tokens as f64 / seconds.max(1e-9),
                 validation_loss: measured,
-                extra: numbers(&result.metrics).chain(metrics::held_out(held_out)).collect(),
+                extra: numbers(&result.metrics).chain(metrics_file::of_validation(at_validation)).collect(),
             };
             self.metrics.step(&line)?;
             observer.event(&Event::Step(line));
@@ -384,7 +384,7 @@ impl Run {
             peak_bytes,
             output: request.out.display().to_string(),
             reload_difference,
-            extra: held_out_numbers(&progress.metrics_before, metrics_after),
+            extra: validation_numbers(&progress.metrics_before, metrics_after),
         };
         self.file.summary = Some(summary.clone());
         self.file.write(&request.out)?;
@@ -398,10 +398,10 @@ fn numbers(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_jso
     metrics.iter().map(|(name, value)| (name.clone(), (*value).into()))
 }
 
-/// The objective's own held-out numbers for the summary: `held_out_before` and
-/// `held_out_after`, where there are any.
-fn held_out_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
-    [("held_out_before", before), ("held_out_after", after)]
+/// The numbers of the validations before and after training, if there are any; see
+/// [`Summary::change`].
+fn validation_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
+    [(VALIDATION_BEFORE, before), (VALIDATION_AFTER, after)]
         .into_iter()
         .filter(|(_, metrics)| !metrics.is_empty())
         .map(|(key, metrics)| (key.to_string(), serde_json::Value::Object(numbers(metrics).collect())))

@@ -16,6 +16,7 @@ use super::optimize::Rules;
 use super::reference::{Reference, token_logp};
 use super::units::{Document, MicroBatch, documents};
 use crate::error::EngineError;
+use crate::metrics::TOKEN_ACCURACY;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
 use crate::model::parameters::Gradients;
@@ -300,6 +301,9 @@ impl Trainer {
         let plan = self.plan(examples, rows)?;
         let mut result = StepResult { trained_tokens: plan.trained_tokens, ..StepResult::default() };
         let pass = Pass::evaluation(true);
+        // Of rows to imitate: among answers that are compared, it says little.
+        let imitates = matches!(examples, Examples::Supervised(_)) && self.heads.language;
+        let wanted = StatisticSet { correct: imitates, ..self.wanted() };
         for documents in &plan.micro_batches {
             let micro = MicroBatch::new(documents, &self.needs);
             result.tokens += micro.batch.tokens.len();
@@ -312,10 +316,15 @@ impl Trainer {
             drop(forward);
             let inputs = self.heads.cut(ops, &micro, &head.h)?;
             let statistics = match &inputs.language {
-                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, self.wanted())?,
+                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, wanted)?,
                 None => no_statistics(&micro),
             };
             let values = self.values(&inputs)?;
+            if wanted.correct {
+                let correct = statistics.correct.iter().filter(|correct| **correct).count();
+                let share = correct as f64 / plan.trained_tokens.max(1) as f64;
+                add_metrics(&mut result.metrics, &[(TOKEN_ACCURACY.name.to_string(), share)]);
+            }
             self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), &plan)?;
             result.loss += self.out.loss;
             add_metrics(&mut result.metrics, &self.out.metrics);

@@ -7,7 +7,7 @@ use std::path::Path;
 use finetuned_data::DatasetReport;
 
 use crate::filesystem::{display, replace_file};
-use crate::preferences::Preferences;
+use crate::results;
 use crate::store::{FileRow, Job, State, Store, timestamp};
 
 /// The text of a receipt. `is_copy`: another file of the same content and recipe
@@ -117,9 +117,7 @@ fn of_success(text: &mut String, job: &Job) {
         let fall = 100.0 * (before - after) / before;
         let _ = writeln!(text, "held-out  loss {before:.4} before, {after:.4} after ({fall:.0}% lower)");
     }
-    if let Some(preferences) = Preferences::of(summary) {
-        text.push_str(&preferences.lines(10));
-    }
+    text.push_str(&results::lines(summary, 10));
     if let (Some(first), Some(last)) = (summary.first_loss, summary.last_loss) {
         let _ = writeln!(text, "training  loss {first:.4} first step, {last:.4} last step");
     }

@@ -1,4 +1,4 @@
-//! metrics.jsonl: one object a step, appended as the run goes.
+//! metrics.jsonl: one object per step, appended as the run goes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::EngineError;
 use crate::event::StepMetrics;
+use crate::metrics::{LOSS, validation_name};
 
 pub struct MetricsFile {
     file: File,
@@ -44,12 +45,12 @@ impl MetricsFile {
         Ok(MetricsFile { file, path })
     }
 
-    /// The line of step 0: the held-out loss, and the objective's own numbers
-    /// there, before any update.
+    /// The line of step 0: the validation loss and the other numbers of the
+    /// validation, before any update.
     pub fn start(&mut self, validation_loss: f64, metrics: &[(String, f64)]) -> Result<(), EngineError> {
         let mut line = serde_json::Map::from_iter([("step".to_string(), 0.into())]);
-        line.insert("validation_loss".into(), validation_loss.into());
-        line.extend(held_out(metrics));
+        line.insert(LOSS.validation_name(), validation_loss.into());
+        line.extend(of_validation(metrics));
         self.line(&serde_json::Value::Object(line).to_string())
     }
 
@@ -59,7 +60,7 @@ impl MetricsFile {
     }
 
     fn line(&mut self, text: &str) -> Result<(), EngineError> {
-        // One write a line, so that a reader never sees half of one.
+        // One write per line, so that a reader never sees half of one.
         self.file.write_all(format!("{text}\n").as_bytes()).map_err(|e| self.fail(&e.to_string()))
     }
 
@@ -68,10 +69,10 @@ impl MetricsFile {
     }
 }
 
-/// The objective's numbers over the held-out rows, as metrics.jsonl names them:
+/// The numbers of a validation, as metrics.jsonl names them:
 /// `validation_rewards/accuracies`, ….
-pub fn held_out(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
-    metrics.iter().map(|(name, value)| (format!("validation_{name}"), (*value).into()))
+pub fn of_validation(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
+    metrics.iter().map(|(name, value)| (validation_name(name), (*value).into()))
 }
 
 /// The steps that a folder's metrics.jsonl holds, for reports.
