@@ -7,6 +7,7 @@ use common::*;
 use finetuned_engine::api::{Outcome, TrainRequest, train};
 use finetuned_engine::error::EngineError;
 use finetuned_engine::event::Event;
+use finetuned_engine::metrics::{Change, TOKEN_ACCURACY};
 use finetuned_formats::{ModelFiles, read_peft};
 
 fn adapter_bytes(request: &TrainRequest) -> Vec<u8> {
@@ -23,7 +24,7 @@ fn a_run_leaves_adapter_metrics_and_a_better_loss() {
     let request = request(folder.path(), "out", &["train.validation_fraction=0.2", "train.epochs=6"]);
     let (outcome, events) = run(&request);
     let Outcome::Finished(summary) = outcome else { panic!("{outcome:?}") };
-    assert!(summary.validation_after < summary.validation_before, "{summary:?}");
+    assert!(summary.validation_after < summary.tally.validation_before, "{summary:?}");
     assert_eq!(summary.reload_difference, 0.0);
     let lines = metrics(&request);
     assert_eq!(lines[0]["step"], 0);
@@ -185,7 +186,7 @@ fn early_stop_keeps_the_best_weights() {
     let request = request(folder.path(), "out", &settings);
     let (outcome, _) = run(&request);
     let Outcome::Finished(summary) = outcome else { panic!("{outcome:?}") };
-    assert!(summary.stopped_early && summary.steps < 40, "{summary:?}");
+    assert!(summary.tally.stopped_early && summary.steps < 40, "{summary:?}");
     assert_eq!(summary.kept_step, summary.steps - 3);
     let best = metrics(&request).iter().skip(1).filter_map(|l| l["validation_loss"].as_f64()).fold(f64::MAX, f64::min);
     assert_eq!(summary.validation_after, Some(best));

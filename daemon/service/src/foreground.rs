@@ -175,10 +175,10 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
     let mut text = format!(
         "{} steps, {} trained tokens in {}",
         summary.steps,
-        words::count(summary.trained_tokens),
-        words::seconds(summary.seconds)
+        words::count(summary.tally.trained_tokens),
+        words::seconds(summary.tally.seconds)
     );
-    if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
+    if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         text += &format!(
             "\nheld-out loss  {before:.4} before, {after:.4} after ({:.0}% lower)",
             100.0 * (before - after) / before
@@ -188,10 +188,10 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
     if !learnt.is_empty() {
         text += &format!("\n{}", learnt.trim_end());
     }
-    if let Some(last) = summary.last_loss {
+    if let Some(last) = summary.tally.last_loss {
         text += &format!("\ntraining loss  {last:.4} at the last step");
     }
-    if summary.stopped_early {
+    if summary.tally.stopped_early {
         text += &format!("\nstopped early  the weights are those of step {}", summary.kept_step);
     }
     text += &format!(

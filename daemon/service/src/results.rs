@@ -79,19 +79,14 @@ pub fn lines(summary: &Summary, indent: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use finetuned_engine::event::Tally;
 
     fn summary(before: serde_json::Value, after: serde_json::Value) -> Summary {
         Summary {
             steps: 1,
-            tokens: 1,
-            trained_tokens: 1,
-            seconds: 1.0,
-            first_loss: None,
-            last_loss: None,
-            validation_before: None,
+            tally: Tally::default(),
             validation_after: None,
             kept_step: 1,
-            stopped_early: false,
             peak_bytes: 0,
             output: String::new(),
             reload_difference: 0.0,

@@ -182,13 +182,13 @@ impl Run {
         {
             phase(observer, "measuring the held-out loss before training");
             let result = self.trainer.evaluate(validation.examples, &validation.rows, 0)?;
-            self.progress.validation_before = Some(result.loss);
+            self.progress.tally.validation_before = Some(result.loss);
             self.progress.last_validation = Some(result.loss);
             self.metrics.start(result.loss, &result.metrics)?;
             self.progress.metrics_before = result.metrics;
             observer.event(&Event::Validation { step: 0, loss: result.loss, tokens: result.trained_tokens });
         }
-        while self.progress.step < self.total_steps && !self.progress.stopped_early {
+        while self.progress.step < self.total_steps && !self.progress.tally.stopped_early {
             let step = self.progress.step + 1;
             // A plugin's failure is told with its step.
             calls::set_step(step as u64);
@@ -239,7 +239,7 @@ impl Run {
             if control == Control::Cancel {
                 return Ok(Outcome::Cancelled { step });
             }
-            let finished = last || self.progress.stopped_early;
+            let finished = last || self.progress.tally.stopped_early;
             let every = recipe.checkpoint.every_steps;
             if control == Control::Stop || (!finished && every > 0 && step.is_multiple_of(every)) {
                 self.progress.loss_state = self.trainer.loss_state();
@@ -283,11 +283,12 @@ impl Run {
     fn count(&mut self, step: usize, result: &StepResult, seconds: f64) {
         let progress = &mut self.progress;
         progress.step = step;
-        progress.tokens += result.tokens as u64;
-        progress.trained_tokens += result.trained_tokens as u64;
-        progress.seconds += seconds;
-        progress.first_loss.get_or_insert(result.loss);
-        progress.last_loss = Some(result.loss);
+        let tally = &mut progress.tally;
+        tally.tokens += result.tokens as u64;
+        tally.trained_tokens += result.trained_tokens as u64;
+        tally.seconds += seconds;
+        tally.first_loss.get_or_insert(result.loss);
+        tally.last_loss = Some(result.loss);
     }
 
     /// The held-out loss; keeps the weights if they are the best so far, and
@@ -318,7 +319,7 @@ impl Run {
             self.progress.without_gain += 1;
             let patience = request.recipe.train.early_stop_patience;
             if patience > 0 && self.progress.without_gain >= patience {
-                self.progress.stopped_early = true;
+                self.progress.tally.stopped_early = true;
                 let message = format!("stopped at step {step}: no better held-out loss for {patience} validations");
                 observer.event(&Event::Note { message });
             }
@@ -372,15 +373,9 @@ impl Run {
         };
         let summary = Summary {
             steps: progress.step,
-            tokens: progress.tokens,
-            trained_tokens: progress.trained_tokens,
-            seconds: progress.seconds,
-            first_loss: progress.first_loss,
-            last_loss: progress.last_loss,
-            validation_before: progress.validation_before,
+            tally: progress.tally.clone(),
             validation_after,
             kept_step,
-            stopped_early: progress.stopped_early,
             peak_bytes,
             output: request.out.display().to_string(),
             reload_difference,

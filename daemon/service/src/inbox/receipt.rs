@@ -113,20 +113,20 @@ fn of_success(text: &mut String, job: &Job) {
         let _ = writeln!(text, "report    {}", report.display());
     }
     let Some(summary) = &job.summary else { return };
-    if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
+    if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         let fall = 100.0 * (before - after) / before;
         let _ = writeln!(text, "held-out  loss {before:.4} before, {after:.4} after ({fall:.0}% lower)");
     }
     text.push_str(&results::lines(summary, 10));
-    if let (Some(first), Some(last)) = (summary.first_loss, summary.last_loss) {
+    if let (Some(first), Some(last)) = (summary.tally.first_loss, summary.tally.last_loss) {
         let _ = writeln!(text, "training  loss {first:.4} first step, {last:.4} last step");
     }
     let _ = writeln!(
         text,
         "took      {} steps, {} trained tokens, {}",
         summary.steps,
-        summary.trained_tokens,
-        crate::words::seconds(summary.seconds)
+        summary.tally.trained_tokens,
+        crate::words::seconds(summary.tally.seconds)
     );
     if summary.kept_step != summary.steps {
         let _ = writeln!(text, "kept      the weights of step {} (best validation)", summary.kept_step);

@@ -87,10 +87,10 @@ fn headline(html: &mut String, page: &Page) {
         page.recipe.method.name(),
         escape(&page.base),
         summary.steps,
-        words::seconds(summary.seconds)
+        words::seconds(summary.tally.seconds)
     );
     html.push_str("<div class=\"tiles\">\n");
-    if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
+    if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         tile(
             html,
             &format!("{before:.3} → {after:.3}"),
@@ -100,12 +100,12 @@ fn headline(html: &mut String, page: &Page) {
     for result in results::learnt(summary) {
         tile(html, &result.short, &format!("{}: {}", result.label, result.help));
     }
-    if let Some(last) = summary.last_loss {
+    if let Some(last) = summary.tally.last_loss {
         tile(html, &format!("{last:.3}"), "training loss at the last step");
     }
-    tile(html, &words::count(summary.trained_tokens), "trained tokens");
-    if summary.seconds > 0.0 {
-        tile(html, &format!("{:.0}", summary.tokens as f64 / summary.seconds), "tokens a second");
+    tile(html, &words::count(summary.tally.trained_tokens), "trained tokens");
+    if summary.tally.seconds > 0.0 {
+        tile(html, &format!("{:.0}", summary.tally.tokens as f64 / summary.tally.seconds), "tokens a second");
     }
     tile(html, &words::bytes(summary.peak_bytes), "memory at the peak");
     html.push_str("</div>\n");
@@ -128,7 +128,7 @@ fn curves(html: &mut String, metrics: &[StepMetrics], summary: &Summary) {
         let training: Vec<_> = points(metric.name).into_iter().filter(|(step, _)| *step > 0.0).collect();
         let mut validation = points(&metric.validation_name());
         let before = match **metric == LOSS {
-            true => summary.validation_before,
+            true => summary.tally.validation_before,
             false => summary.change(metric).map(|change| change.before),
         };
         if let Some(before) = before
@@ -248,6 +248,7 @@ const STYLE: &str = include_str!("style.css");
 mod tests {
     use super::*;
     use finetuned_data::{BadRow, RenderedSample};
+    use finetuned_engine::event::Tally;
 
     fn page() -> Page {
         let metrics = (0..=20)
@@ -270,15 +271,17 @@ mod tests {
             recipe: Recipe::default(),
             summary: Summary {
                 steps: 20,
-                tokens: 200,
-                trained_tokens: 100,
-                seconds: 2.0,
-                first_loss: Some(1.5),
-                last_loss: Some(0.1),
-                validation_before: Some(3.0),
+                tally: Tally {
+                    tokens: 200,
+                    trained_tokens: 100,
+                    seconds: 2.0,
+                    first_loss: Some(1.5),
+                    last_loss: Some(0.1),
+                    validation_before: Some(3.0),
+                    stopped_early: false,
+                },
                 validation_after: Some(2.0),
                 kept_step: 20,
-                stopped_early: false,
                 peak_bytes: 1 << 30,
                 output: "/out".into(),
                 reload_difference: 0.0,
