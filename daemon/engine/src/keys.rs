@@ -1,6 +1,6 @@
 //! A key that users set, declared once.
 //!
-//! [`crate::keys!`] takes a section's keys: type, default, range and the text that
+//! `keys!` takes a section's keys: type, default, range and the text that
 //! teaches it. From these it makes the struct with its documentation and defaults,
 //! and the list of [`Key`]s that everything else reads: the check of a recipe,
 //! `config/finetuned.toml`, `finetune config show`, `finetune config schema`, and
@@ -256,8 +256,8 @@ impl<T: KeyValue> KeyValue for Option<T> {
 /// ```
 ///
 /// A key is `name: type = default, range` and facts of [`Key`] (`unit`, `unset`,
-/// `example`, `changes_no_bit`). After the keys, `=> name: type = default;` holds
-/// another section. The macro makes the struct with its documentation, `Default`,
+/// `example`, `changes_no_bit`). After the keys, `=> { name: type = default; }` holds
+/// further sections. The macro makes the struct with its documentation, `Default`,
 /// and `section()`, which lists the keys.
 macro_rules! keys {
     (
@@ -267,7 +267,7 @@ macro_rules! keys {
                 $(#[doc = $help:literal])*
                 $field:ident: $type:ty = $default:expr, $range:expr $(, $fact:ident($($value:expr)?))*;
             )*
-            $( $(#[doc = $inner_help:literal])* => $inner:ident: $inner_type:ty = $inner_default:expr; )*
+            $(=> { $( $(#[doc = $inner_help:literal])* $inner:ident: $inner_type:ty = $inner_default:expr; )* })?
         }
     ) => {
         $(#[doc = $about])*
@@ -275,12 +275,12 @@ macro_rules! keys {
         #[serde(default, deny_unknown_fields)]
         pub struct $name {
             $( $(#[doc = $help])* pub $field: $type, )*
-            $( $(#[doc = $inner_help])* pub $inner: $inner_type, )*
+            $($( $(#[doc = $inner_help])* pub $inner: $inner_type, )*)?
         }
 
         impl Default for $name {
             fn default() -> Self {
-                $name { $( $field: $default, )* $( $inner: $inner_default, )* }
+                $name { $( $field: $default, )* $($( $inner: $inner_default, )*)? }
             }
         }
 

@@ -5,7 +5,7 @@
 //! Layers are TOML tables that are merged key by key; [`Recipe::from_table`] turns
 //! the result into this type, and an unknown key is an error with the nearest name.
 //!
-//! Each key is declared once, here, with [`keys!`]; see [`crate::keys`]. To add
+//! Each key is declared once, here, with `keys!`; see [`crate::keys`]. To add
 //! one: declare it, read it where it acts, and write the documented configuration
 //! anew (`finetune config template > config/finetuned.toml`).
 
@@ -158,18 +158,20 @@ keys! {
         /// data wants "dpo", "orpo", "simpo" or "cpo"; labelled answers want "kto".
         loss: Chosen = Chosen::named("cross-entropy"), any();
 
-        /// The adapter.
-        => lora: LoraRecipe = LoraRecipe::default();
-        /// The 4-bit base model.
-        => qlora: QloraRecipe = QloraRecipe::default();
-        /// Steps, batches and the learning rate.
-        => train: TrainRecipe = TrainRecipe::default();
-        /// The dataset.
-        => data: DataRecipe = DataRecipe::default();
-        /// The optimizer and its parameters.
-        => optimizer: Chosen = Chosen::named("adamw");
-        /// What a crash can cost.
-        => checkpoint: CheckpointRecipe = CheckpointRecipe::default();
+        => {
+            /// The adapter.
+            lora: LoraRecipe = LoraRecipe::default();
+            /// The 4-bit base model.
+            qlora: QloraRecipe = QloraRecipe::default();
+            /// Steps, batches and the learning rate.
+            train: TrainRecipe = TrainRecipe::default();
+            /// The dataset.
+            data: DataRecipe = DataRecipe::default();
+            /// The optimizer and its parameters.
+            optimizer: Chosen = Chosen::named("adamw");
+            /// What a crash can cost.
+            checkpoint: CheckpointRecipe = CheckpointRecipe::default();
+        }
     }
 }
 

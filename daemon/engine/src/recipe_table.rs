@@ -195,7 +195,7 @@ mod tests {
             Kind::Whole => 4.into(),
             Kind::Number => 0.25.into(),
             Kind::Word(words) => {
-                let word = words.iter().find(|word| key.default.as_deref() != Some(&format!("\"{word}\"")));
+                let word = words.iter().find(|word| key.default.as_deref() != Some(format!("\"{word}\"").as_str()));
                 (*word.unwrap()).into()
             }
             Kind::Names(_) => vec!["q_proj"].into(),
