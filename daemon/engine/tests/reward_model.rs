@@ -18,7 +18,7 @@ use finetuned_engine::plan::plan;
 use finetuned_engine::recipe::{self, Method, Recipe};
 use finetuned_engine::train::heads::Heads;
 use finetuned_engine::train::step::{StepOptions, Trainer};
-use finetuned_engine::train::{metrics, output, prepare};
+use finetuned_engine::train::{metrics_file, output, prepare};
 use finetuned_formats::{ModelFiles, VALUE_HEAD, read_peft};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
@@ -318,7 +318,7 @@ fn ten_steps_tell_the_pairs_apart() {
     let planned = plan(&request).expect("plan");
     assert!(planned.parts.iter().all(|part| part.name != "LM head"), "{:?}", planned.parts);
     let summary = finish(&request);
-    let lines = metrics::read(&request.out).expect("metrics");
+    let lines = metrics_file::read(&request.out).expect("metrics");
     let number = |line: &Value, key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
     let (first, last) = (&lines[1], &lines[10]);
     assert!(number(last, "loss") < 0.5 * number(first, "loss"), "{first} {last}");
@@ -461,7 +461,7 @@ fn ten_steps_are_those_of_transformers_and_peft() {
     }
 
     finish(&request);
-    let metrics = metrics::read(&request.out).expect("metrics");
+    let metrics = metrics_file::read(&request.out).expect("metrics");
     let steps = curve["steps"].as_array().expect("steps");
     assert_eq!((steps.len(), metrics.len()), (10, 10));
     for (line, step) in metrics.iter().zip(steps) {
