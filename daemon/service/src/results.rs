@@ -1,7 +1,7 @@
 //! What a run has learnt beside the loss, measured on the validation rows, in words
 //! for people who have not met the metrics.
 
-use finetuned_engine::event::Summary;
+use finetuned_engine::Summary;
 use finetuned_engine::metrics::{
     Change, METRICS, Metric, REWARD_ACCURACY, REWARD_CHOSEN, REWARD_MARGIN, REWARD_REJECTED,
 };
@@ -79,7 +79,7 @@ pub fn lines(summary: &Summary, indent: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use finetuned_engine::event::Tally;
+    use finetuned_engine::Tally;
 
     fn summary(before: serde_json::Value, after: serde_json::Value) -> Summary {
         Summary {

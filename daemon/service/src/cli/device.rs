@@ -53,7 +53,11 @@ fn list(args: &ListArgs, global: &Global) -> anyhow::Result<()> {
     }
     let file = global.load()?.state_dir.join(FILE);
     let text: Vec<String> = lines.iter().map(|line| described(line, tested(line, &file))).collect();
-    print(text.join("\n").trim_end())
+    print(text.join("\n").trim_end())?;
+    match crate::devices::idle_gpu() {
+        Some(idle) => print(&idle),
+        None => Ok(()),
+    }
 }
 
 /// Whether the device is trusted, in words, compiler by compiler.

@@ -12,9 +12,10 @@ use finetuned_plugin_api::parameters::{Parameter, ParameterType};
 use finetuned_plugin_api::registry::{Descriptor, Kind};
 
 use crate::config::Config;
+use crate::error::Error;
 use crate::filesystem::display;
-use crate::plugins::{CHECK_TIMEOUT, Describer, Finder, Library, hash_of, quarantine};
-use crate::store::{Crashes, crashes_in};
+use crate::plugins::{CHECK_TIMEOUT, Crashes, Describer, Finder, Library, hash_of, quarantine};
+use crate::store::crashes_in;
 
 use super::{Global, print, print_json};
 
@@ -229,7 +230,7 @@ fn unknown(known: &Known, name: &str) -> anyhow::Error {
     let hint = if near.is_empty() { "; `finetune plugin list` shows them".to_string() } else { near };
     let refused: String =
         known.refused.iter().filter_map(|l| l.refused.as_ref()).map(|why| format!("; {why}")).collect();
-    anyhow::anyhow!("there is no plugin named '{name}'{hint}{refused}")
+    Error::not_found(format!("there is no plugin named '{name}'{hint}{refused}")).into()
 }
 
 fn description(descriptor: &Descriptor) -> String {

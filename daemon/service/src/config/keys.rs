@@ -243,12 +243,3 @@ pub fn find(path: &str) -> Option<&'static Key> {
 pub fn variable(path: &str) -> String {
     format!("FINETUNED_{}", path.replace('.', "_").to_uppercase())
 }
-
-/// The known name nearest to a misspelt one, if any is near.
-pub fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .map(|name| (strsim::normalized_damerau_levenshtein(name, wrong), name))
-        .filter(|(likeness, _)| *likeness > 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
-}

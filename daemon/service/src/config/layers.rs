@@ -9,6 +9,7 @@ use finetuned_engine::recipe;
 
 use super::keys;
 use super::lines::TomlFile;
+use super::settings::nearest;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,7 +183,7 @@ impl Layers {
                 .map(|key| keys::variable(&key.path))
                 .chain(keys::RECIPE_KEYS.iter().map(|key| keys::variable(&format!("recipe.{}", key.path))))
                 .collect();
-            let hint = keys::nearest(name, known.iter().map(String::as_str))
+            let hint = nearest(name, known.iter().map(String::as_str))
                 .map(|near| format!("; did you mean {near}?"))
                 .unwrap_or_default();
             // A variable may belong to another tool or a later version, so it
@@ -213,7 +214,7 @@ impl Layers {
 fn unknown(path: &str) -> String {
     let recipe_names: Vec<String> = keys::RECIPE_KEYS.iter().map(|key| format!("recipe.{}", key.path)).collect();
     let known = keys::KEYS.iter().map(|key| key.path.as_str()).chain(recipe_names.iter().map(String::as_str));
-    let hint = keys::nearest(path, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    let hint = nearest(path, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
     format!("unknown key `{path}`{hint}")
 }
 

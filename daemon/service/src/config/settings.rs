@@ -6,8 +6,6 @@ use std::time::Duration;
 use finetuned_engine::keys::{Kind, Range};
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
-use super::keys::nearest;
-
 /// What happens to a dataset whose job has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
 #[strum(serialize_all = "lowercase")]
@@ -207,4 +205,13 @@ pub fn absolute(path: &Path, base: &Path) -> PathBuf {
         }
     }
     clean
+}
+
+/// The known name nearest to a misspelt one, if any is near.
+pub fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|name| (strsim::normalized_damerau_levenshtein(name, wrong), name))
+        .filter(|(likeness, _)| *likeness > 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
 }

@@ -39,7 +39,7 @@ pub fn sidecar(name: &str) -> String {
     format!("{}.toml", stem(name))
 }
 
-/// The receipt of a dataset, relative to the folder it lies in:
+/// The receipt of a dataset, relative to the dataset's folder:
 /// `_receipts/support.txt`. Where another dataset of the folder has the same
 /// stem and goes first, the full name is kept: `_receipts/support.json.txt`.
 pub fn receipt(name: &str, is_folder: bool, siblings: &[(String, bool)]) -> PathBuf {

@@ -52,7 +52,7 @@ impl Watch {
                 Err(error) => self.tell(&format!("changes are not announced ({error})")),
             }
         } else {
-            self.tell("it lies on a file system that announces no changes");
+            self.tell("it is on a file system that does not announce changes");
         }
         let wake = wake.clone();
         let config = Config::default().with_poll_interval(self.poll_every);

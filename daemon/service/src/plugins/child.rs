@@ -50,9 +50,9 @@ enum Question {
 /// Answers on stdout. The plugin may end this process at any time.
 pub fn main(args: &ChildArgs) -> ExitCode {
     if let Some(bytes) = args.memory
-        && let Err(error) = crate::run::limit_memory(bytes)
+        && let Err(error) = crate::process::limit_memory(bytes)
     {
-        eprintln!("{error:#}");
+        eprintln!("{error}");
         return ExitCode::FAILURE;
     }
     let answer = match &args.question {

@@ -7,11 +7,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use finetuned_data::DatasetReport;
-use finetuned_engine::event::{StepMetrics, Summary};
 use finetuned_engine::metrics::{LOSS, METRICS};
-use finetuned_engine::plan::Plan;
 use finetuned_engine::recipe::Recipe;
+use finetuned_engine::{Plan, StepMetrics, Summary};
 
+use crate::error::Result;
 use crate::filesystem::replace_file;
 use crate::{results, words};
 
@@ -55,7 +55,7 @@ pub fn read_metrics(out: &Path) -> Vec<StepMetrics> {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn write(out: &Path, page: &Page) -> anyhow::Result<()> {
+pub fn write(out: &Path, page: &Page) -> Result<()> {
     replace_file(&out.join(FILE), render(page).as_bytes())
 }
 
@@ -248,7 +248,7 @@ const STYLE: &str = include_str!("style.css");
 mod tests {
     use super::*;
     use finetuned_data::{BadRow, RenderedSample};
-    use finetuned_engine::event::Tally;
+    use finetuned_engine::Tally;
 
     fn page() -> Page {
         let metrics = (0..=20)
