@@ -272,7 +272,7 @@ fn loss_dpo_and_a_preference_dataset_are_all_it_takes() {
         "{receipt}"
     );
     let report = String::from_utf8(read(&job.out.join("report.html"))).unwrap();
-    assert!(report.contains("accuracy: share of the held-out pairs") && report.contains("Preference accuracy"));
+    assert!(report.contains("accuracy: share of the validation pairs") && report.contains("Preference accuracy"));
 }
 
 #[test]
