@@ -44,19 +44,10 @@ impl PluginError {
     }
 }
 
-/// ` (did you mean 'beta'?)` for the nearest of `names`, or nothing when none
-/// is near; one edit in three letters is near.
+/// ` (did you mean 'beta'?)` for the nearest of `names`, or nothing if none is
+/// near; see [`crate::suggest::nearest`].
 pub fn did_you_mean<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
-    let name = name.to_lowercase();
-    let nearest = names
-        .into_iter()
-        .map(|known| (strsim::damerau_levenshtein(&name, &known.to_lowercase()), known))
-        .filter(|(distance, known)| *distance <= known.chars().count().max(name.chars().count()).div_ceil(3))
-        .min();
-    match nearest {
-        Some((_, known)) => format!(" (did you mean '{known}'?)"),
-        None => String::new(),
-    }
+    crate::suggest::nearest(name, names).map(|known| format!(" (did you mean '{known}'?)")).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub mod optimizer;
 pub mod parameters;
 pub mod program;
 pub mod registry;
+pub mod suggest;
 pub mod tape;
 
 pub use error::PluginError;
