@@ -7,16 +7,17 @@ use std::time::Instant;
 use finetuned_data::ChatTokenizer;
 pub use finetuned_data::Message;
 use finetuned_formats::read_peft;
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
 
+use crate::base::BaseModel;
+use crate::devices;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
 use crate::model::decoder::Decoder;
 use crate::model::linear::Pass;
-use crate::train::prepare;
 
 /// Place of sampling in the random streams.
 const SAMPLING: u32 = u32::MAX;
@@ -70,7 +71,7 @@ pub struct Generation {
 
 /// A model ready to write.
 pub struct Generator {
-    ops: Arc<dyn Ops>,
+    ops: Arc<Device>,
     model: Decoder,
     tokenizer: ChatTokenizer,
     adapters: bool,
@@ -87,8 +88,8 @@ impl Generator {
         device: &str,
         threads: Option<usize>,
     ) -> Result<Generator, EngineError> {
-        let opened = prepare::open_model(model)?;
-        let ops = prepare::device(device, threads)?;
+        let opened = BaseModel::open(model)?;
+        let ops = devices::open(device, threads)?;
         // A cache grows with what is written, so the model's own reach is the limit;
         // rotary tables for more than this cost memory that no answer needs.
         let context = opened.files.config.max_positions.min(32 * 1024);
@@ -101,7 +102,7 @@ impl Generator {
     }
 
     /// From parts that are already there.
-    pub fn from_parts(ops: Arc<dyn Ops>, model: Decoder, tokenizer: ChatTokenizer) -> Generator {
+    pub fn from_parts(ops: Arc<Device>, model: Decoder, tokenizer: ChatTokenizer) -> Generator {
         Generator { ops, model, tokenizer, adapters: true }
     }
 
@@ -154,14 +155,11 @@ impl Generator {
         on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Generation, EngineError> {
         if prompt.is_empty() {
-            return Err(EngineError::Other("the prompt has no token".into()));
+            return Err(EngineError::EmptyPrompt);
         }
         let context = self.model.context;
         if prompt.len() >= context {
-            return Err(EngineError::Other(format!(
-                "the prompt has {} tokens, the model's context holds {context} with the answer",
-                prompt.len()
-            )));
+            return Err(EngineError::PromptTooLong { tokens: prompt.len(), context });
         }
         let ops = self.ops.as_ref();
         let pass = Pass::evaluation(self.adapters);
@@ -182,8 +180,7 @@ impl Generator {
         let mut stopped_by = StoppedBy::MaxTokens;
         while tokens.len() < options.max_tokens {
             let random = Key::new(options.seed, tokens.len() as u32, SAMPLING).uniform(0);
-            let token = sample(&logits, options, random)
-                .ok_or_else(|| EngineError::Other("the model's logits are not finite numbers".into()))?;
+            let token = sample(&logits, options, random).ok_or(EngineError::LogitsNotFinite)?;
             if self.tokenizer.stop_tokens().contains(&token) {
                 stopped_by = StoppedBy::StopToken;
                 break;

@@ -11,7 +11,7 @@ use finetuned_engine::model::adapter;
 use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::parameters::Gradients;
-use finetuned_engine::train::prepare;
+use finetuned_engine::plugins;
 use finetuned_engine::train::step::{StepOptions, Trainer};
 use finetuned_formats::read_peft;
 use finetuned_shaders::{Ops, StatisticSet, TokenCoefficients};
@@ -172,7 +172,7 @@ fn run_curve(device: &Device, architecture: &str, kind: &str, micro_batch_size: 
     let curve = &curves(architecture)[kind];
     let path = format!("{architecture}/batches.safetensors");
     let examples = examples(&ids(&path, "input_ids"), &ids(&path, "labels"));
-    let registry = prepare::registry(&[]).expect("registry");
+    let registry = plugins::registry(&[]).expect("registry");
     let objective = registry.objective("cross-entropy", &Map::new()).expect("loss");
     let parameters = json!({
         "beta1": curve["betas"][0], "beta2": curve["betas"][1], "epsilon": curve["eps"],

@@ -7,13 +7,12 @@ mod common;
 use std::process::Command;
 
 use common::*;
-use finetuned_engine::api::{Observer, TrainRequest, train};
-use finetuned_engine::event::Event;
 use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::decoder::Batch;
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::{adapter, value};
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Event, Observer, TrainRequest, train};
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_safetensors_to};
 
 struct Silent;
@@ -42,12 +41,11 @@ fn trained(architecture: &str, folder: &std::path::Path, rows: &str, settings: &
         recipe::set(&mut table, setting).expect("setting");
     }
     let request = TrainRequest {
-        model: golden(architecture),
         data,
         validation: None,
         adapter: None,
         out: folder.join("out"),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base(architecture), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),

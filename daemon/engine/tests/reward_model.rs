@@ -8,17 +8,18 @@ use std::sync::Arc;
 
 use common::*;
 use finetuned_data::{Examples, PairExample, Row};
-use finetuned_engine::api::{Control, Observer, Outcome, TrainRequest, train};
-use finetuned_engine::event::{Event, Summary};
 use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::parameters::ParameterId;
 use finetuned_engine::model::{adapter, value};
-use finetuned_engine::plan::plan;
+use finetuned_engine::plan;
+use finetuned_engine::plugins;
 use finetuned_engine::recipe::{self, Method, Recipe};
+use finetuned_engine::run::{metrics, output};
 use finetuned_engine::train::heads::Heads;
+use finetuned_engine::train::load::load_for_training;
 use finetuned_engine::train::step::{StepOptions, Trainer};
-use finetuned_engine::train::{metrics, output, prepare};
+use finetuned_engine::{Control, Event, Observer, Outcome, Summary, TrainRequest, train};
 use finetuned_formats::{ModelFiles, VALUE_HEAD, read_peft};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
@@ -84,15 +85,15 @@ fn wave(i: usize) -> f32 {
 }
 
 fn trainer(ops: &Arc<dyn Ops>, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
-    let registry = prepare::registry(&[]).expect("registry");
+    let registry = plugins::registry(&[]).expect("registry");
     let parameters: Map<String, Value> = parameters.as_object().expect("object").clone();
     let objective = registry.objective("reward-model", &parameters).expect("objective");
     trainer_of(ops, model, objective, micro_batch_size)
 }
 
 fn trainer_of(ops: &Arc<dyn Ops>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
-    let registry = prepare::registry(&[]).expect("registry");
-    let optimizer = prepare::optimizer(&Recipe::default(), &registry).expect("optimizer");
+    let registry = plugins::registry(&[]).expect("registry");
+    let optimizer = plugins::optimizer(&Recipe::default(), &registry).expect("optimizer");
     let options = StepOptions {
         micro_batch_size,
         gradient_checkpointing: false,
@@ -290,12 +291,11 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
         recipe::set(&mut table, setting).expect("setting");
     }
     TrainRequest {
-        model: golden("llama"),
         data: dataset(folder, 40),
         validation: None,
         adapter: None,
         out: folder.join(out),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base("llama"), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),
@@ -370,7 +370,7 @@ fn a_head_is_drawn_from_the_seed_or_taken_from_the_start() {
     let ops = cpu();
     let files = files("llama");
     let head_of = |recipe: &Recipe, start| {
-        let (model, _) = prepare::load_for_training(ops.as_ref(), &files, recipe, start, VALUES, 32).expect("model");
+        let (model, _) = load_for_training(ops.as_ref(), &files, recipe, start, VALUES, 32).expect("model");
         let head = model.value_head.expect("a head").weight;
         ops.read(model.parameters.tensor(head).expect("dense")).expect("read")
     };
@@ -397,7 +397,7 @@ fn a_full_model_holds_its_head() {
     for architecture in ["llama", "gpt2"] {
         let folder = tempfile::tempdir().expect("folder");
         let mut request = request(folder.path(), "out", &["method=full", "train.steps=3"]);
-        request.model = golden(architecture);
+        request.recipe.base = base(architecture);
         let summary = finish(&request);
         assert_eq!(summary.reload_difference, 0.0);
         let written = ModelFiles::open(&request.out).expect("a model folder");
@@ -415,7 +415,7 @@ fn a_full_model_holds_its_head() {
         // The next run starts from that head.
         let recipe = Recipe { method: Method::Full, ..Recipe::default() };
         let ops = cpu();
-        let (model, _) = prepare::load_for_training(ops.as_ref(), &written, &recipe, None, VALUES, 32).expect("model");
+        let (model, _) = load_for_training(ops.as_ref(), &written, &recipe, None, VALUES, 32).expect("model");
         let weight = model.value_head.expect("a head").weight;
         assert_eq!(ops.read(model.parameters.tensor(weight).expect("dense")).expect("read"), head);
         let planned = plan(&request).expect("plan");

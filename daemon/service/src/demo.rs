@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use finetuned_engine::Plan;
 use finetuned_engine::generate::{GenerateOptions, Generator, Message};
-use finetuned_engine::plan::Plan;
 use indicatif::ProgressBar;
 
 use crate::config::{Config, Sources};
@@ -239,9 +239,9 @@ impl Shown {
         if let Some(map) = body.as_object_mut() {
             map.insert("event".into(), row.kind.clone().into());
         }
-        let Ok(event) = serde_json::from_value::<finetuned_engine::event::Event>(body) else { return };
+        let Ok(event) = serde_json::from_value::<finetuned_engine::Event>(body) else { return };
         self.progress.apply(&event);
-        use finetuned_engine::event::Event;
+        use finetuned_engine::Event;
         match event {
             Event::Phase { name } => self.say(&name),
             Event::Prepared { report } => self.say(&format!(

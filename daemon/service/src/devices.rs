@@ -8,9 +8,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use finetuned_engine::api::Observer;
 use finetuned_engine::devices::{Candidate, OperationResult, candidates};
-use finetuned_engine::event::Event;
+use finetuned_engine::{Event, Observer};
 use serde::{Deserialize, Serialize};
 
 use crate::filesystem::replace_file;

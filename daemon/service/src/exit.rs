@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use finetuned_engine::error::EngineError;
+use finetuned_engine::EngineError;
 
 /// The command line is wrong.
 pub const USAGE: u8 = 64;

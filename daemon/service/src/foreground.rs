@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use finetuned_engine::api::{Control, Observer};
-use finetuned_engine::event::{Event, Summary};
+use finetuned_engine::{Control, Event, Observer, Summary};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::filesystem::display;

@@ -1,7 +1,7 @@
 //! What a run on preferences has learnt, measured on the held-out rows, in words
 //! for people who have not met accuracy and margin.
 
-use finetuned_engine::event::Summary;
+use finetuned_engine::Summary;
 
 /// One number before and after training.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use finetuned_data::DatasetReport;
-use finetuned_engine::api::{self, Control, Observer, Outcome};
-use finetuned_engine::event::Event;
-use finetuned_engine::plan::Plan;
+use finetuned_engine::{self as engine, Control, Event, Observer, Outcome, Plan};
 use finetuned_plugin_api::abi::calls;
 
 use crate::inbox::snapshot;
@@ -37,14 +35,14 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
             calls::watch(calls::Limits { time: Duration::from_secs_f64(limits.seconds), memory_bytes })?;
         }
     }
-    request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
+    models::locate_base(&mut request.recipe, &run.models_dir, &mut |words| {
         observer.event(&Event::Phase { name: words.to_string() });
     })?;
     if let Some(file) = &run.devices_file {
         request.device = devices::trusted(&request.device, file, observer)?;
     }
     let mut seen = Seen { observer, limit: run.memory_bytes, dataset: None, plan: None, too_large: None };
-    let outcome = api::train(&request, &mut seen)?;
+    let outcome = engine::train(&request, &mut seen)?;
     if let Some(why) = seen.too_large {
         anyhow::bail!(why);
     }
@@ -58,8 +56,8 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
                     .data
                     .file_name()
                     .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
-                base: run.base.clone(),
-                recipe: request.recipe.clone(),
+                base: run.train.recipe.base.clone(),
+                recipe: run.train.recipe.clone(),
                 summary: (**summary).clone(),
                 dataset: seen.dataset,
                 plan: seen.plan,

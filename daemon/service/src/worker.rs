@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use finetuned_engine::api::{Control, Observer, Outcome};
-use finetuned_engine::error::EngineError;
-use finetuned_engine::event::Event;
+use finetuned_engine::{Control, EngineError, Event, Observer, Outcome};
 use finetuned_plugin_api::abi::calls;
 
 use crate::filesystem::Lock;

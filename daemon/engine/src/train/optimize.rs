@@ -5,7 +5,7 @@ use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_plugin_api::program::{Initial, Program, Scalars, State, StateBuffer, StateType};
 use finetuned_shaders::ops::ProgramState;
-use finetuned_shaders::{Ops, Weight};
+use finetuned_shaders::{Device, Weight};
 
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
@@ -48,7 +48,7 @@ impl Rules {
     ///
     /// # Errors
     /// A program or a state that does not fit, no memory.
-    pub fn new(ops: &dyn Ops, model: &Decoder, optimizer: Box<dyn Optimizer>) -> Result<Rules, EngineError> {
+    pub fn new(ops: &Device, model: &Decoder, optimizer: Box<dyn Optimizer>) -> Result<Rules, EngineError> {
         let rules = model
             .parameters
             .trainable()
@@ -80,7 +80,7 @@ impl Rules {
     /// # Errors
     /// A shape for which it has no rule.
     pub fn bytes(
-        ops: &dyn Ops,
+        ops: &Device,
         optimizer: &dyn Optimizer,
         shapes: &[TensorShape],
     ) -> Result<OptimizerBytes, EngineError> {
@@ -120,7 +120,7 @@ impl Rules {
 
     pub fn step(
         &mut self,
-        ops: &dyn Ops,
+        ops: &Device,
         model: &mut Decoder,
         gradients: &Gradients,
         scalars: &Scalars,
@@ -155,7 +155,7 @@ impl Rules {
     /// most optimizers.
     pub fn to_evaluation(
         &mut self,
-        ops: &dyn Ops,
+        ops: &Device,
         model: &mut Decoder,
         scalars: &Scalars,
     ) -> Result<Vec<(ParameterId, Weight)>, EngineError> {
@@ -170,7 +170,7 @@ impl Rules {
             let mut states = Vec::with_capacity(program.states().len());
             for wanted in program.states() {
                 let at = trained.states().iter().position(|s| s.name == wanted.name).ok_or_else(|| {
-                    EngineError::Other(format!(
+                    PluginError::Failed(format!(
                         "the optimizer's evaluation reads a state {} that it does not keep",
                         wanted.name
                     ))
@@ -191,7 +191,7 @@ impl Rules {
     }
 
     /// Name and memory of every state, for the checkpoint.
-    pub fn export(&self, ops: &dyn Ops, model: &Decoder) -> Result<Vec<(String, StateBuffer)>, EngineError> {
+    pub fn export(&self, ops: &Device, model: &Decoder) -> Result<Vec<(String, StateBuffer)>, EngineError> {
         let mut out = Vec::new();
         for rule in &self.rules {
             let name = &model.parameters.get(rule.id).name;
@@ -211,25 +211,23 @@ impl Rules {
         Ok(out)
     }
 
-    /// Puts back what [`Rules::export`] gave.
+    /// Puts back what [`Rules::export`] gave; `take` finds a state by its name, None if
+    /// there is none.
     ///
     /// # Errors
-    /// A state that is absent or of another size.
+    /// A state that is absent or of another size; what `take` returns.
     pub fn import(
         &mut self,
-        ops: &dyn Ops,
+        ops: &Device,
         model: &Decoder,
-        mut take: impl FnMut(&str) -> Option<StateBuffer>,
+        mut take: impl FnMut(&str) -> Result<Option<StateBuffer>, EngineError>,
     ) -> Result<(), EngineError> {
         for rule in &mut self.rules {
             let name = model.parameters.get(rule.id).name.clone();
             let mut buffer = |description: &State| {
-                let key = format!("{name}::{}", description.name);
-                take(&key).filter(|buffer| buffer.clone().slice().fits(description)).ok_or_else(|| {
-                    EngineError::Other(format!(
-                        "the checkpoint lacks the optimizer state {key}, or has another size of it"
-                    ))
-                })
+                let state = format!("{name}::{}", description.name);
+                let found = take(&state)?.filter(|buffer| buffer.clone().slice().fits(description));
+                found.ok_or(EngineError::OtherOptimizerState { state })
             };
             match &mut rule.way {
                 Way::Program { program, states, .. } => {
@@ -267,7 +265,7 @@ fn host_states(optimizer: &dyn Optimizer, shape: &TensorShape) -> Result<Vec<Sta
 }
 
 fn no_host() -> EngineError {
-    EngineError::Other("the optimizer no longer steps on the host".into())
+    PluginError::Failed("the optimizer no longer steps on the host".into()).into()
 }
 
 /// A trained tensor as optimizers see it.

@@ -26,6 +26,11 @@ pub fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// A golden model as a recipe names it.
+pub fn base(architecture: &str) -> String {
+    golden(architecture).display().to_string()
+}
+
 pub fn cpu() -> Arc<dyn Ops> {
     Cpu::new(Some(2)).expect("threads")
 }

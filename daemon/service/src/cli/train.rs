@@ -4,10 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use finetuned_engine::api::{Outcome, PluginLibrary, TrainRequest};
-use finetuned_engine::error::EngineError;
-use finetuned_engine::plan::{self, Plan};
 use finetuned_engine::recipe::{Method, Recipe};
+use finetuned_engine::{self as engine, EngineError, Outcome, Plan, PluginLibrary, TrainRequest};
 
 use crate::config::Config;
 use crate::filesystem::display;
@@ -85,7 +83,6 @@ impl RunArgs {
 
     fn request(&self, recipe: Recipe, plugins: Vec<PluginLibrary>, out: PathBuf, fresh: bool) -> TrainRequest {
         TrainRequest {
-            model: PathBuf::from(&recipe.base),
             data: self.data.clone(),
             validation: self.validation.clone(),
             adapter: self.adapter.clone(),
@@ -140,7 +137,6 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mut train = args.run.request(recipe, plugins, args.out.clone(), args.fresh);
     train.accept_plugin_change = args.accept_plugin_change;
     let request = RunRequest {
-        base: train.recipe.base.clone(),
         plugin_limits: Some(PluginLimits::of(&config.plugins)),
         devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         models_dir: config.models_dir,
@@ -167,7 +163,7 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
         }
         Outcome::AlreadyFinished(summary) => {
             if args.json {
-                print(&serde_json::to_string(&finetuned_engine::event::Event::Finished(summary))?)?;
+                print(&serde_json::to_string(&finetuned_engine::Event::Finished(summary))?)?;
             } else {
                 print(&format!("{} holds this run, finished; --fresh would start over", display(&args.out)))?;
                 print(&summary_lines(&summary, &args.out))?;
@@ -208,8 +204,8 @@ pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let config = global.load()?;
     let plugins = plugins_of(&recipe, &config)?;
     let mut request = args.run.request(recipe, plugins, out, args.fresh);
-    request.model = models::find_or_pull(&request.recipe.base, &config.models_dir, &mut |words| eprintln!("{words}"))?;
-    let plan = plan::plan(&request)?;
+    models::locate_base(&mut request.recipe, &config.models_dir, &mut |words| eprintln!("{words}"))?;
+    let plan = engine::plan(&request)?;
     if args.json { print_json(&plan) } else { print(&plan_lines(&plan)) }
 }
 

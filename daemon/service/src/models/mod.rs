@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Context;
+use finetuned_engine::Recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::config::keys::nearest;
@@ -95,6 +96,17 @@ pub fn find_or_pull(base: &str, models: &Path, say: &mut dyn FnMut(&str)) -> any
         return Ok(path);
     }
     pull(base, models, say)
+}
+
+/// Replaces the name of a recipe's base model by its path, see [`find_or_pull`].
+///
+/// # Errors
+/// As [`find_or_pull`]; a path that is not UTF-8.
+pub fn locate_base(recipe: &mut Recipe, models: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    let path = find_or_pull(&recipe.base, models, say)?;
+    let text = path.to_str().with_context(|| format!("{}: the path of a model must be UTF-8", path.display()))?;
+    recipe.base = text.to_string();
+    Ok(())
 }
 
 /// The model that `base` names, if it is on this machine.

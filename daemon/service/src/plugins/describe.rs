@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use finetuned_engine::api::PluginLibrary;
+use finetuned_engine::PluginLibrary;
 use finetuned_plugin_api::registry::Descriptor;
 use serde::{Deserialize, Serialize};
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use finetuned_engine::api::PluginLibrary;
+use finetuned_engine::PluginLibrary;
 use finetuned_engine::recipe::{Chosen, Recipe};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::abi::discover;

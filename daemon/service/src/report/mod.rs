@@ -7,9 +7,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use finetuned_data::DatasetReport;
-use finetuned_engine::event::{StepMetrics, Summary};
-use finetuned_engine::plan::Plan;
 use finetuned_engine::recipe::Recipe;
+use finetuned_engine::{Plan, StepMetrics, Summary};
 
 use crate::filesystem::replace_file;
 use crate::preferences::Preferences;

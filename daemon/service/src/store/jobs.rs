@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use finetuned_data::DatasetReport;
-use finetuned_engine::event::{Event, Summary};
 use finetuned_engine::recipe::Recipe;
+use finetuned_engine::{Event, Summary};
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use finetuned_engine::api::TrainRequest;
-use finetuned_engine::event::Event;
+use finetuned_engine::{Event, TrainRequest};
 use finetuned_plugin_api::abi::calls;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -86,14 +85,12 @@ async fn start(setup: &Setup, job: &Job) -> anyhow::Result<Child> {
 fn request(config: &Config, job: &Job) -> RunRequest {
     let in_place = !job.data.starts_with(config.datasets_dir());
     RunRequest {
-        base: job.recipe.base.clone(),
         models_dir: config.models_dir.clone(),
         devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         verify_sha256: in_place.then(|| job.data_sha256.clone()),
         memory_bytes: config.workers.memory,
         plugin_limits: Some(PluginLimits::of(&config.plugins)),
         train: TrainRequest {
-            model: PathBuf::from(&job.recipe.base),
             data: job.data.clone(),
             validation: job.validation.clone(),
             adapter: job.adapter.clone(),

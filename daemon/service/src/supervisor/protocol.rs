@@ -3,8 +3,7 @@
 
 use std::path::PathBuf;
 
-use finetuned_engine::api::TrainRequest;
-use finetuned_engine::event::{Event, Summary};
+use finetuned_engine::{Event, Summary, TrainRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::config::PluginsConfig;
@@ -20,8 +19,6 @@ pub const LOG_FILE: &str = "worker.log";
 /// command both start from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRequest {
-    /// A path or a name of the catalogue; replaces `train.model`.
-    pub base: String,
     pub models_dir: PathBuf,
     /// The data is read where it lies: it must have this hash.
     pub verify_sha256: Option<String>,
@@ -33,6 +30,7 @@ pub struct RunRequest {
     /// Limits of a plugin's call, where the run loads plugins.
     #[serde(default)]
     pub plugin_limits: Option<PluginLimits>,
+    /// The run. The base model of its recipe may be a name of the catalogue here.
     pub train: TrainRequest,
 }
 

@@ -1,9 +1,8 @@
-//! The doors of the engine: what the daemon's worker and the command line call.
+//! What is asked of a run, how it is steered, and how it ends.
 
 use std::path::PathBuf;
 
-use crate::error::EngineError;
-use crate::event::{Event, Summary};
+use super::event::{Event, Summary};
 use crate::recipe::Recipe;
 
 /// A library that plugins are loaded from.
@@ -18,11 +17,10 @@ pub struct PluginLibrary {
     pub origin: PathBuf,
 }
 
-/// A training run: paths and the recipe.
+/// A training run: paths and the recipe, whose `base` is here the path of a Hugging
+/// Face folder or of a GGUF file.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainRequest {
-    /// A Hugging Face folder or a GGUF file.
-    pub model: PathBuf,
     pub data: PathBuf,
     pub validation: Option<PathBuf>,
     /// A PEFT adapter to start from.
@@ -30,7 +28,7 @@ pub struct TrainRequest {
     /// Output, metrics.jsonl, run.json and checkpoints/ go here.
     pub out: PathBuf,
     pub recipe: Recipe,
-    /// `auto`, `cpu`; later `vulkan:0` ….
+    /// What `--device` takes: `auto`, `cpu`, `gpu`, `vulkan:0`, ….
     pub device: String,
     /// Throw away what an earlier run left in `out`.
     pub fresh: bool,
@@ -75,12 +73,4 @@ pub enum Outcome {
     Cancelled {
         step: usize,
     },
-}
-
-/// Trains, resuming what `request.out` holds of the same run.
-///
-/// # Errors
-/// Whatever keeps the run from finishing; `out` keeps its last checkpoint.
-pub fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Result<Outcome, EngineError> {
-    crate::train::run::train(request, observer)
 }

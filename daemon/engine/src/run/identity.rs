@@ -6,10 +6,9 @@ use finetuned_data::DatasetReport;
 use finetuned_formats::{ModelFiles, durable};
 use serde::{Deserialize, Serialize};
 
-use super::used::UsedPlugin;
-use crate::api::TrainRequest;
 use crate::error::EngineError;
-use crate::event::Summary;
+use crate::plugins::used::UsedPlugin;
+use crate::vocabulary::{Summary, TrainRequest};
 
 const FILE: &str = "run.json";
 
@@ -27,7 +26,7 @@ pub struct Identity {
 
 impl Identity {
     pub fn of(request: &TrainRequest, files: &ModelFiles, report: &DatasetReport) -> Result<Identity, EngineError> {
-        let mut recipe = serde_json::to_value(&request.recipe).map_err(|e| EngineError::Other(e.to_string()))?;
+        let mut recipe = serde_json::to_value(&request.recipe).map_err(EngineError::json("a run"))?;
         if let Some(map) = recipe.as_object_mut() {
             map.remove("checkpoint");
             map.remove("base");
@@ -101,20 +100,20 @@ impl RunFile {
     /// A file that cannot be read or is not what this program writes.
     pub fn read(out: &Path) -> Result<Option<RunFile>, EngineError> {
         let path = out.join(FILE);
-        let fail = |reason: String| EngineError::Io { path: path.clone(), reason };
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-                fail(format!(
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| EngineError::Damaged {
+                path,
+                reason: format!(
                     "it is not a run file of this version ({e}); give another --out, or --fresh to start over"
-                ))
+                ),
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(fail(e.to_string())),
+            Err(source) => Err(EngineError::Io { path, source }),
         }
     }
 
     pub fn write(&self, out: &Path) -> Result<(), EngineError> {
-        let bytes = serde_json::to_vec_pretty(self).map_err(|e| EngineError::Other(e.to_string()))?;
+        let bytes = serde_json::to_vec_pretty(self).map_err(EngineError::json("a run"))?;
         durable::write_file(&out.join(FILE), &bytes)?;
         Ok(())
     }
@@ -122,7 +121,7 @@ impl RunFile {
     pub fn remove(out: &Path) -> Result<(), EngineError> {
         let path = out.join(FILE);
         match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::Io { path, reason: e.to_string() }),
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(EngineError::Io { path, source }),
             _ => Ok(()),
         }
     }

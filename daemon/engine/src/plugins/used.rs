@@ -4,9 +4,9 @@
 use finetuned_plugin_api::registry::{Entry, Kind, Origin, Registry};
 use serde::{Deserialize, Serialize};
 
-use crate::api::PluginLibrary;
 use crate::error::EngineError;
 use crate::recipe::Recipe;
+use crate::vocabulary::PluginLibrary;
 
 /// A loss, an alignment method or an optimizer of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_model_folder, write_peft};
-use finetuned_shaders::{Ops, Tensor, Weight};
+use finetuned_shaders::{Device, Tensor, Weight};
 
-use super::prepare::base_name;
+use crate::base;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load, transposed};
@@ -31,14 +31,14 @@ const ASIDE: &str = ".tmp-output";
 /// # Errors
 /// [`EngineError::ReloadDiffers`], and what the disk says.
 pub fn save_adapter(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     mut model: Decoder,
     base: &Path,
     out: &Path,
     probe: &[u32],
 ) -> Result<f64, EngineError> {
     let ops = ops.as_ref();
-    let peft = adapter::extract(ops, &model, &base_name(base))?;
+    let peft = adapter::extract(ops, &model, &base::name(base))?;
     let aside = no_folder(out)?;
     write_peft(&aside, &peft)?;
     let before = probe_logits(ops, &model, probe)?;
@@ -55,7 +55,7 @@ pub fn save_adapter(
 /// # Errors
 /// As [`save_adapter`].
 pub fn save_model(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     model: Decoder,
     files: &ModelFiles,
     out: &Path,
@@ -86,14 +86,13 @@ pub fn save_model(
             TensorSpec::new(p.name.clone(), &shape, ElementType::F32)
         })
         .collect();
-    let values = |name: &str| -> Result<Vec<f32>, String> {
+    let values = |name: &str| -> Result<Vec<f32>, EngineError> {
         let found = model.parameters.iter().find(|(_, p)| p.name == name);
-        let (_, parameter) = found.ok_or_else(|| format!("no parameter {name}"))?;
+        let (_, parameter) = found.ok_or_else(|| EngineError::NoParameter { name: name.to_string() })?;
         let values = match &parameter.value {
             Weight::Dense(tensor) => ops.read(tensor),
             nf4 => ops.read_weight(nf4),
-        }
-        .map_err(|e| e.to_string())?;
+        }?;
         match parameter.shape[..] {
             [rows, columns] if parameter.transposed_on_disk => Ok(transposed(&values, rows, columns)),
             _ => Ok(values),
@@ -103,13 +102,13 @@ pub fn save_model(
         match values(&spec.name) {
             Ok(values) => sink.write(Values::F32(&values)),
             // The sink then finds the tensor short and fails; the cause is kept.
-            Err(reason) => {
-                failure = Some(reason);
+            Err(error) => {
+                failure = Some(error);
                 Ok(())
             }
         }
     })
-    .map_err(|e| failure.map_or_else(|| EngineError::from(e), EngineError::Other))?;
+    .map_err(|e| failure.unwrap_or_else(|| e.into()))?;
     let before = probe_logits(ops, &model, probe)?;
     let context = model.context;
     drop(model);
@@ -126,7 +125,7 @@ pub fn save_model(
 }
 
 /// The probe's logits, and its value where there is a head for it.
-fn probe_logits(ops: &dyn Ops, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
+fn probe_logits(ops: &Device, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
     let tokens = &probe[..probe.len().min(PROBE_TOKENS)];
     let batch = Batch::from_documents([tokens]);
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();
@@ -152,7 +151,7 @@ fn compare(a: &[f32], b: &[f32]) -> Result<f64, EngineError> {
 fn no_folder(out: &Path) -> Result<std::path::PathBuf, EngineError> {
     let aside = out.join(ASIDE);
     if aside.exists() {
-        std::fs::remove_dir_all(&aside).map_err(|e| EngineError::Io { path: aside.clone(), reason: e.to_string() })?;
+        std::fs::remove_dir_all(&aside).map_err(EngineError::io(&aside))?;
     }
     Ok(aside)
 }
@@ -160,13 +159,13 @@ fn no_folder(out: &Path) -> Result<std::path::PathBuf, EngineError> {
 /// Moves every file to its place; each rename is atomic, and the run is called
 /// finished only after the last.
 fn install(aside: &Path, out: &Path) -> Result<(), EngineError> {
-    let fail = |e: std::io::Error| EngineError::Io { path: out.to_path_buf(), reason: e.to_string() };
-    for entry in std::fs::read_dir(aside).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        std::fs::rename(entry.path(), out.join(entry.file_name())).map_err(fail)?;
+    let fail = EngineError::io(out);
+    for entry in std::fs::read_dir(aside).map_err(&fail)? {
+        let entry = entry.map_err(&fail)?;
+        std::fs::rename(entry.path(), out.join(entry.file_name())).map_err(&fail)?;
     }
-    std::fs::remove_dir(aside).map_err(fail)?;
+    std::fs::remove_dir(aside).map_err(&fail)?;
     // The names are only safe once the folder itself is.
-    std::fs::File::open(out).and_then(|folder| folder.sync_all()).map_err(fail)?;
+    std::fs::File::open(out).and_then(|folder| folder.sync_all()).map_err(&fail)?;
     Ok(())
 }

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use finetuned_formats::durable::{self, DirectoryWriter};
 use finetuned_formats::{ElementType, TensorSpec, Values, open_safetensors, write_safetensors_to};
 use finetuned_plugin_api::program::StateBuffer;
-use finetuned_shaders::{Ops, Weight};
+use finetuned_shaders::{Device, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::step::Trainer;
-use super::used::UsedPlugin;
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
+use crate::plugins::used::UsedPlugin;
+use crate::train::step::Trainer;
 
 /// The numbers of a run that are not weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -76,10 +76,10 @@ pub fn save(
     let mut writer = DirectoryWriter::create(&target)?;
     write_weights(&mut writer, trainer.ops.as_ref(), &trainer.model)?;
     write_states(&mut writer, trainer)?;
-    let state = serde_json::to_vec_pretty(progress).map_err(|e| EngineError::Other(e.to_string()))?;
+    let state = serde_json::to_vec_pretty(progress).map_err(EngineError::json("a checkpoint"))?;
     writer.add("state.json", &state)?;
     // A damaged checkpoint of this step may lie there from before a resume.
-    let plugins = serde_json::to_value(plugins).map_err(|e| EngineError::Other(e.to_string()))?;
+    let plugins = serde_json::to_value(plugins).map_err(EngineError::json("plugins"))?;
     writer.finish_replacing(serde_json::Map::from_iter([("plugins".to_string(), plugins)]))?;
     for old in list(out).into_iter().rev().skip(keep) {
         remove(&old.1);
@@ -88,7 +88,7 @@ pub fn save(
 }
 
 /// Keeps the weights of the best validation.
-pub fn save_best(out: &Path, ops: &dyn Ops, model: &Decoder) -> Result<(), EngineError> {
+pub fn save_best(out: &Path, ops: &Device, model: &Decoder) -> Result<(), EngineError> {
     let mut writer = DirectoryWriter::create(&folder(out).join(BEST))?;
     write_weights(&mut writer, ops, model)?;
     writer.finish_replacing(Default::default())?;
@@ -96,7 +96,7 @@ pub fn save_best(out: &Path, ops: &dyn Ops, model: &Decoder) -> Result<(), Engin
 }
 
 /// Puts the best weights into the model; false where there are none.
-pub fn load_best(out: &Path, ops: &dyn Ops, model: &mut Decoder) -> Result<bool, EngineError> {
+pub fn load_best(out: &Path, ops: &Device, model: &mut Decoder) -> Result<bool, EngineError> {
     let folder = folder(out).join(BEST);
     if !folder.is_dir() {
         return Ok(false);
@@ -158,11 +158,11 @@ fn remove(folder: &Path) {
 
 fn read_progress(folder: &Path) -> Result<Progress, EngineError> {
     let path = folder.join("state.json");
-    let text = std::fs::read(&path).map_err(|e| EngineError::Io { path: path.clone(), reason: e.to_string() })?;
-    serde_json::from_slice(&text).map_err(|e| EngineError::Io { path, reason: e.to_string() })
+    let text = std::fs::read(&path).map_err(EngineError::io(&path))?;
+    serde_json::from_slice(&text).map_err(|e| EngineError::Damaged { path, reason: e.to_string() })
 }
 
-fn write_weights(writer: &mut DirectoryWriter, ops: &dyn Ops, model: &Decoder) -> Result<(), EngineError> {
+fn write_weights(writer: &mut DirectoryWriter, ops: &Device, model: &Decoder) -> Result<(), EngineError> {
     let ids: BTreeMap<String, _> =
         model.parameters.trainable().into_iter().map(|id| (model.parameters.get(id).name.clone(), id)).collect();
     let specs: Vec<TensorSpec> = ids
@@ -175,34 +175,36 @@ fn write_weights(writer: &mut DirectoryWriter, ops: &dyn Ops, model: &Decoder) -
     write_safetensors_to(&mut file, &path, &specs, |spec, sink| {
         let values = ids
             .get(&spec.name)
-            .ok_or_else(|| format!("no parameter {}", spec.name))
-            .and_then(|id| model.parameters.tensor(*id).and_then(|t| ops.read(t)).map_err(|e| e.to_string()));
+            .ok_or_else(|| EngineError::NoParameter { name: spec.name.clone() })
+            .and_then(|id| Ok(ops.read(model.parameters.tensor(*id)?)?));
         match values {
             Ok(values) => sink.write(Values::F32(&values)),
             // The sink then finds the tensor short and fails; the cause is kept.
-            Err(reason) => {
-                failure = Some(reason);
+            Err(error) => {
+                failure = Some(error);
                 Ok(())
             }
         }
     })
-    .map_err(|e| failure.map_or_else(|| EngineError::from(e), EngineError::Other))?;
+    .map_err(|e| failure.unwrap_or_else(|| e.into()))?;
     file.close()?;
     Ok(())
 }
 
-fn read_weights(folder: &Path, ops: &dyn Ops, model: &mut Decoder) -> Result<(), EngineError> {
+fn read_weights(folder: &Path, ops: &Device, model: &mut Decoder) -> Result<(), EngineError> {
     let file = open_safetensors(&folder.join("weights.safetensors"))?;
     for id in model.parameters.trainable() {
         let parameter = model.parameters.get_mut(id);
         if file.shape(&parameter.name) != Some(&parameter.shape[..]) {
-            return Err(EngineError::Other(format!(
-                "{} holds {} as {:?}, this run has {:?}",
-                file.path().display(),
-                parameter.name,
-                file.shape(&parameter.name),
-                parameter.shape
-            )));
+            return Err(EngineError::OtherCheckpoint {
+                path: file.path().to_path_buf(),
+                reason: format!(
+                    "it holds {} as {:?}, this run has {:?}",
+                    parameter.name,
+                    file.shape(&parameter.name),
+                    parameter.shape
+                ),
+            });
         }
         let values = file.read_f32(&parameter.name)?;
         if let Weight::Dense(tensor) = &mut parameter.value {
@@ -250,13 +252,17 @@ fn read_states(folder: &Path, trainer: &mut Trainer) -> Result<(), EngineError> 
     let ops = trainer.ops.clone();
     let take = |name: &str| {
         if file.shape(name).is_some() {
-            return file.read_f32(name).ok().map(StateBuffer::F32);
+            return Ok(Some(StateBuffer::F32(file.read_f32(name)?)));
         }
-        [("signed", true), ("unsigned", false)].into_iter().find_map(|(kind, signed)| {
-            let codes = file.read_bytes(&format!("{name}.{kind}.codes"), &[ElementType::U8]).ok()?;
-            let scales = file.read_f32(&format!("{name}.{kind}.scales")).ok()?;
-            Some(StateBuffer::BlockwiseU8 { codes, scales, signed })
-        })
+        for (kind, signed) in [("signed", true), ("unsigned", false)] {
+            let codes = format!("{name}.{kind}.codes");
+            if file.shape(&codes).is_some() {
+                let codes = file.read_bytes(&codes, &[ElementType::U8])?;
+                let scales = file.read_f32(&format!("{name}.{kind}.scales"))?;
+                return Ok(Some(StateBuffer::BlockwiseU8 { codes, scales, signed }));
+            }
+        }
+        Ok(None)
     };
     trainer.rules.import(ops.as_ref(), &trainer.model, take)
 }

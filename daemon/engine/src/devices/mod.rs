@@ -1,9 +1,15 @@
-//! The devices of this machine, and whether they compute right.
+//! The devices of this machine: opening them, listing them, and whether they
+//! compute right.
+
+pub(crate) mod memory;
+pub(crate) mod rate;
+
+use std::sync::Arc;
 
 use finetuned_shaders::conformance::{self, Finding};
-use finetuned_shaders::device::{DeviceChoice, open};
+use finetuned_shaders::device::{self, DeviceChoice};
 use finetuned_shaders::gpu::{self, GpuEntry, Products};
-use finetuned_shaders::{Ops, TensorError};
+use finetuned_shaders::{Device, TensorError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
@@ -64,8 +70,17 @@ impl From<&Finding> for OperationResult {
     }
 }
 
-/// Words that name no device are a mistake; the rest is the device's.
-pub(crate) fn refused(asked: &str, error: TensorError) -> EngineError {
+/// Opens the device that a request names; `threads` are the CPU's.
+///
+/// # Errors
+/// Words that name no device; a device that is not there or cannot be opened.
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<Device>, EngineError> {
+    device::open(asked, threads).map_err(|error| refused(asked, error))
+}
+
+/// Words that name no device are a mistake of the asker; anything else is an error of
+/// the device.
+fn refused(asked: &str, error: TensorError) -> EngineError {
     match error {
         TensorError::Words { .. } => error.into(),
         _ => EngineError::Device { asked: asked.into(), reason: error.to_string() },
@@ -92,7 +107,7 @@ pub fn list() -> Result<Vec<DeviceLine>, EngineError> {
         kind: "cpu".into(),
         driver: String::new(),
         compiler: std::env::consts::ARCH.into(),
-        memory_bytes: crate::plan::host_memory(),
+        memory_bytes: memory::host_memory(),
         largest_buffer: 0,
         types: vec!["f32".into()],
         subgroup: (1, 1),
@@ -185,8 +200,8 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// # Errors
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
-    let device = open(asked, None).map_err(|error| refused(asked, error))?;
-    let device: &dyn Ops = device.as_ref();
+    let device = open(asked, None)?;
+    let device: &Device = device.as_ref();
     let checks = conformance::checks();
     let results = checks.iter().map(|check| {
         let result = OperationResult::from(&check.run(device));

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::EngineError;
-use crate::event::StepMetrics;
+use crate::vocabulary::StepMetrics;
 
 pub struct MetricsFile {
     file: File,
@@ -20,13 +20,13 @@ impl MetricsFile {
     /// The file cannot be read or written.
     pub fn open(out: &Path, keep: Option<usize>) -> Result<MetricsFile, EngineError> {
         let path = out.join("metrics.jsonl");
-        let fail = |e: std::io::Error| EngineError::Io { path: path.clone(), reason: e.to_string() };
+        let fail = EngineError::io(&path);
         let mut kept = Vec::new();
         if let Some(last) = keep {
             match File::open(&path) {
                 Ok(file) => {
                     for line in BufReader::new(file).lines() {
-                        let line = line.map_err(fail)?;
+                        let line = line.map_err(&fail)?;
                         let step =
                             serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
                         if step.is_some_and(|step| step as usize <= last) {
@@ -40,7 +40,7 @@ impl MetricsFile {
         }
         let text: String = kept.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
         finetuned_formats::durable::write_file(&path, text.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(fail)?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(&fail)?;
         Ok(MetricsFile { file, path })
     }
 
@@ -54,17 +54,13 @@ impl MetricsFile {
     }
 
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<(), EngineError> {
-        let text = serde_json::to_string(metrics).map_err(|e| self.fail(&e.to_string()))?;
+        let text = serde_json::to_string(metrics).map_err(EngineError::json("a step"))?;
         self.line(&text)
     }
 
     fn line(&mut self, text: &str) -> Result<(), EngineError> {
         // One write a line, so that a reader never sees half of one.
-        self.file.write_all(format!("{text}\n").as_bytes()).map_err(|e| self.fail(&e.to_string()))
-    }
-
-    fn fail(&self, reason: &str) -> EngineError {
-        EngineError::Io { path: self.path.clone(), reason: reason.to_string() }
+        self.file.write_all(format!("{text}\n").as_bytes()).map_err(EngineError::io(&self.path))
     }
 }
 
@@ -80,7 +76,6 @@ pub fn held_out(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serd
 /// The file cannot be read.
 pub fn read(out: &Path) -> Result<Vec<serde_json::Value>, EngineError> {
     let path = out.join("metrics.jsonl");
-    let text =
-        std::fs::read_to_string(&path).map_err(|e| EngineError::Io { path: path.clone(), reason: e.to_string() })?;
+    let text = std::fs::read_to_string(&path).map_err(EngineError::io(&path))?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }

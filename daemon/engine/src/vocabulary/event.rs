@@ -1,10 +1,10 @@
 //! What a run says while it works. A worker writes these as one JSON object a
 //! line; the foreground command draws them.
 
+use finetuned_data::DatasetReport;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
-use finetuned_data::DatasetReport;
+use super::plan::Plan;
 
 /// One optimizer step, as written to metrics.jsonl.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
