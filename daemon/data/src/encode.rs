@@ -290,8 +290,9 @@ impl Encoder<'_> {
         Ok(EncodedRow::of(vec![Document::plain(tokens, trained)], &[ended]))
     }
 
-    fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>, weights: Option<Vec<f32>>) -> EncodedRow {
+    fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>, mut weights: Option<Vec<f32>>) -> EncodedRow {
         if self.train_on == TrainOn::All {
+            weights = None;
             trained.iter_mut().skip(1).for_each(|trained| *trained = true);
         }
         // A turn is a run of trained tokens; its last one says whether it ends.

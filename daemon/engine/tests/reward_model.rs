@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::*;
-use finetuned_data::{Examples, PairExample, Row};
+use finetuned_data::{Example, Examples, Row};
 use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::parameters::ParameterId;
@@ -52,18 +52,13 @@ impl Observer for Watcher {
 
 /// Pairs of uneven lengths whose chosen answers hold tokens that the rejected
 /// ones do not.
-fn pair(i: usize) -> PairExample {
+fn pair(i: usize) -> Example {
     let ids = |n: usize, from: usize, step: usize| (0..n).map(|t| (from + (i * 7 + t * step) % 40) as u32).collect();
-    PairExample {
-        prompt: ids(3 + i % 4, 10, 3),
-        chosen: ids(2 + i % 5, 100, 5),
-        rejected: ids(2 + (i + 2) % 5, 200, 5),
-        line: i + 1,
-    }
+    Example::pair(&ids(3 + i % 4, 10, 3), &ids(2 + i % 5, 100, 5), &ids(2 + (i + 2) % 5, 200, 5), i + 1)
 }
 
 fn pairs(n: usize) -> Examples {
-    Examples::Pairs((0..n).map(pair).collect())
+    Examples { kind: DataKind::Pairs, sequence_length: 64, list: (0..n).map(pair).collect() }
 }
 
 fn rows(n: usize) -> Vec<Row> {
@@ -270,7 +265,8 @@ fn dataset(folder: &Path, n: usize) -> PathBuf {
     let path = folder.join("pairs.jsonl");
     let line = |i: usize| {
         let p = pair(i);
-        json!({"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected}).to_string() + "\n"
+        let [chosen, rejected] = &p.documents[..] else { panic!("a pair") };
+        json!({"prompt_ids": chosen.prompt(), "chosen_ids": chosen.answer(), "rejected_ids": rejected.answer()}).to_string() + "\n"
     };
     std::fs::write(&path, (0..n).map(line).collect::<String>()).expect("dataset");
     path

@@ -50,10 +50,9 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
     if row.get("weights").is_some_and(|weights| !weights.is_null()) {
         let given = list(row, "weights")?;
         same_length("weights", given.len(), ids.len())?;
-        let given: Vec<f32> =
-            given.iter().map(|value| weight(value, "weights")).collect::<Result<_, _>>()?;
+        let given: Vec<f32> = given.iter().map(|value| weight(value, "weights")).collect::<Result<_, _>>()?;
         trained.iter_mut().zip(&given).for_each(|(trained, weight)| *trained &= *weight > 0.0);
-        weights = Some(given);
+        weights = given.iter().any(|weight| ![0.0, 1.0].contains(weight)).then_some(given);
     }
     if row.get("attention_mask").is_some_and(|mask| !mask.is_null()) {
         let mask = list(row, "attention_mask")?;
@@ -70,10 +69,12 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
     }
     trained[0] = false;
     if !trained.contains(&true) {
-        return Err(match weights {
-            None => "every label is -100: there is nothing to learn".into(),
-            Some(_) => "no token has a label and a weight above 0: there is nothing to learn".into(),
-        });
+        let cause = match (row.contains_key("weights"), row.contains_key("labels")) {
+            (false, _) => "every label is -100",
+            (true, false) => "no token has a weight above 0",
+            (true, true) => "no token has a label and a weight above 0",
+        };
+        return Err(format!("{cause}: there is nothing to learn"));
     }
     Ok(Content::Tokens { ids, trained, weights })
 }

@@ -10,7 +10,7 @@ mod remedy;
 
 use std::path::Path;
 
-use finetuned_data::{Examples, Prepared};
+use finetuned_data::{DataKind, Prepared};
 use finetuned_formats::{ModelFiles, read_peft};
 use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::Device;
@@ -26,7 +26,7 @@ use crate::plugins;
 use crate::recipe::Method;
 use crate::train::heads::Heads;
 use crate::train::step::{StepBytes, only_logp};
-use crate::train::units::Order;
+use crate::train::order::Order;
 use crate::vocabulary::{Plan, TrainRequest, part};
 
 /// What a process of this program holds beside the model: code, tokenizer,
@@ -113,7 +113,7 @@ pub(crate) fn of_run(
         0 => {
             let lengths = prepared.train.lengths();
             let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
-            let rows_packed = recipe.train.packing && matches!(prepared.train, Examples::Supervised(_));
+            let rows_packed = recipe.train.packing && prepared.train.kind == DataKind::Supervised;
             let unit = if rows_packed { recipe.train.sequence_length } else { mean.max(1) };
             (COMFORTABLE_TOKENS / unit).clamp(1, batch).min(largest.max(1))
         }

@@ -7,7 +7,7 @@ use super::{StepResult, Trainer, add_metrics, not_finite};
 use crate::error::EngineError;
 use crate::model::decoder::Keep;
 use crate::model::linear::Pass;
-use crate::train::units::MicroBatch;
+use crate::train::micro_batch::MicroBatch;
 
 impl Trainer {
     /// The objective over all these rows as one batch, without gradient:

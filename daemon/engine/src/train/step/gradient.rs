@@ -8,14 +8,14 @@ use super::{StepResult, Trainer, add_metrics, not_finite};
 use crate::error::EngineError;
 use crate::model::linear::Pass;
 use crate::train::heads::HeadInputs;
-use crate::train::units::{Document, MicroBatch};
+use crate::train::micro_batch::{MicroBatch, Placed};
 
 impl Trainer {
     /// Adds a micro-batch's gradients. The LM head is run once if the loss's
     /// derivatives are known beforehand, else again after the loss has answered.
     pub(super) fn forward_backward(
         &mut self,
-        documents: &[Document],
+        documents: &[Placed],
         cut: &Cut,
         pass: &Pass,
         step: usize,

@@ -8,10 +8,10 @@ use super::cut::Cut;
 use super::{Trainer, not_finite};
 use crate::error::EngineError;
 use crate::train::heads::HeadInputs;
-use crate::train::units::{Document, MicroBatch};
+use crate::train::micro_batch::{MicroBatch, Placed};
 
 impl Trainer {
-    pub(super) fn reference_logp(&mut self, documents: &[Document]) -> Result<Option<Vec<f32>>, EngineError> {
+    pub(super) fn reference_logp(&mut self, documents: &[Placed]) -> Result<Option<Vec<f32>>, EngineError> {
         let Some(reference) = self.reference.as_mut() else { return Ok(None) };
         Ok(Some(reference.logp(self.ops.as_ref(), &mut self.model, documents, &self.needs)?))
     }
