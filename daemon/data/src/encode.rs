@@ -94,7 +94,12 @@ struct Written {
 impl Written {
     fn into_row(self) -> EncodedRow {
         let Self { tokens, trained, weights, turns, ended, has_special } = self;
-        EncodedRow { documents: vec![Document { weights, ..Document::plain(tokens, trained) }], turns, ended, has_special }
+        EncodedRow {
+            documents: vec![Document { weights, ..Document::plain(tokens, trained) }],
+            turns,
+            ended,
+            has_special,
+        }
     }
 }
 
@@ -134,7 +139,12 @@ impl Encoder<'_> {
     /// Messages behind the last answer are left out: nothing is learned from
     /// them, and some templates render an answer differently when a question
     /// follows.
-    fn render(&self, messages: &[Message], extras: &Extras, turns_matter: bool) -> Result<(String, Vec<(Turn, f32)>), String> {
+    fn render(
+        &self,
+        messages: &[Message],
+        extras: &Extras,
+        turns_matter: bool,
+    ) -> Result<(String, Vec<(Turn, f32)>), String> {
         let messages = self.tokenizer.fold_system(messages);
         let last = messages.iter().rposition(Message::is_assistant);
         let messages = &messages[..last.map_or(messages.len(), |last| last + 1)];

@@ -39,9 +39,9 @@ fn prepared(name: &str) -> Prepared {
 fn cards(prepared: &Prepared) -> Vec<String> {
     let tokenizer = tokenizer();
     let card = |document: &Document| {
-            let trained = document.tokens.iter().zip(&document.trained).filter(|(_, trained)| **trained);
-            let ids: Vec<u32> = trained.map(|(id, _)| *id).collect();
-            tokenizer.decode(&ids, true).unwrap()
+        let trained = document.tokens.iter().zip(&document.trained).filter(|(_, trained)| **trained);
+        let ids: Vec<u32> = trained.map(|(id, _)| *id).collect();
+        tokenizer.decode(&ids, true).unwrap()
     };
     prepared.train.list.iter().map(|example| card(&example.documents[0])).collect()
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::fmt::Write;
 
-use common::golden;
+use common::{base, golden};
 use finetuned_engine::recipe::{self, Recipe};
 use finetuned_engine::{Event, Observer, TrainRequest, train};
 use serde_json::Value;

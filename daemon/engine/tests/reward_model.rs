@@ -23,10 +23,10 @@ use finetuned_engine::{Control, Event, Observer, Outcome, Summary, TrainRequest,
 use finetuned_formats::{ModelFiles, VALUE_HEAD, read_peft};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
-use finetuned_plugin_api::loss::Needs;
+use finetuned_plugin_api::loss::{Needs, Statistic};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
-use finetuned_shaders::{Ops, Weight};
+use finetuned_shaders::{Device, Weight};
 use serde_json::{Map, Value, json};
 
 const VALUES: Heads = Heads { language: false, value: true };
@@ -53,7 +53,9 @@ impl Observer for Watcher {
 /// Pairs of uneven lengths whose chosen answers hold tokens that the rejected
 /// ones do not.
 fn pair(i: usize) -> Example {
-    let ids = |n: usize, from: usize, step: usize| (0..n).map(|t| (from + (i * 7 + t * step) % 40) as u32).collect();
+    let ids = |n: usize, from: usize, step: usize| -> Vec<u32> {
+        (0..n).map(|t| (from + (i * 7 + t * step) % 40) as u32).collect()
+    };
     Example::pair(&ids(3 + i % 4, 10, 3), &ids(2 + i % 5, 100, 5), &ids(2 + (i + 2) % 5, 200, 5), i + 1)
 }
 
@@ -67,7 +69,7 @@ fn rows(n: usize) -> Vec<Row> {
 
 /// The golden adapter, whose factors are no zeros, under a value head of these
 /// numbers.
-fn reward_model(ops: &dyn Ops, head: impl Fn(usize) -> f32) -> Decoder {
+fn reward_model(ops: &Device, head: impl Fn(usize) -> f32) -> Decoder {
     let mut model = decoder(ops, "llama", false, None);
     adapter::attach_peft(ops, &mut model, &read_peft(&golden("llama/lora")).expect("adapter")).expect("attached");
     let head: Vec<f32> = (0..model.config.hidden_size).map(head).collect();
@@ -79,14 +81,14 @@ fn wave(i: usize) -> f32 {
     (i as f32 * 0.7).sin() * 0.3
 }
 
-fn trainer(ops: &Arc<dyn Ops>, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
+fn trainer(ops: &Arc<Device>, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
     let registry = plugins::registry(&[]).expect("registry");
     let parameters: Map<String, Value> = parameters.as_object().expect("object").clone();
     let objective = registry.objective("reward-model", &parameters).expect("objective");
     trainer_of(ops, model, objective, micro_batch_size)
 }
 
-fn trainer_of(ops: &Arc<dyn Ops>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
+fn trainer_of(ops: &Arc<Device>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
     let registry = plugins::registry(&[]).expect("registry");
     let optimizer = plugins::optimizer(&Recipe::default(), &registry).expect("optimizer");
     let options = StepOptions {
@@ -109,7 +111,7 @@ fn id_of(model: &Decoder, name: &str) -> ParameterId {
     model.parameters.iter().find(|(_, p)| p.name == name).map(|(id, _)| id).expect("parameter")
 }
 
-fn move_by(ops: &dyn Ops, model: &mut Decoder, id: ParameterId, direction: &[f32], by: f32) {
+fn move_by(ops: &Device, model: &mut Decoder, id: ParameterId, direction: &[f32], by: f32) {
     let mut values = ops.read(model.parameters.tensor(id).expect("dense")).expect("read");
     values.iter_mut().zip(direction).for_each(|(v, d)| *v += by * d);
     if let Weight::Dense(tensor) = &mut model.parameters.get_mut(id).value {
@@ -132,13 +134,15 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
         assert!((f64::from(*value) - expected).abs() < 1e-5, "{value} {expected}");
     }
     assert_eq!(values.len(), 3);
-    // A document's value does not depend on its neighbours.
+    // A document's value does not depend on its neighbours, but for the order of f32 sums:
+    // a product of fewer rows is cut into other tiles where a processor lacks AVX-512.
     let alone = model.values(ops.as_ref(), &Batch::from_documents([documents[2]]), &Pass::evaluation(true));
-    assert!((alone.expect("values").expect("a head")[0] - values[2]).abs() < 1e-6);
+    let alone = alone.expect("values").expect("a head")[0];
+    assert!((alone - values[2]).abs() < 1e-5, "{alone} {}", values[2]);
 }
 
 /// Along the gradient of each of these parameters the loss rises by its norm.
-fn compare_with_finite_differences(ops: &dyn Ops, trainer: &mut Trainer, examples: &Examples, n: usize) {
+fn compare_with_finite_differences(ops: &Device, trainer: &mut Trainer, examples: &Examples, n: usize) {
     step(trainer, examples, n);
     let layer = "base_model.model.model.layers.0";
     for name in [
@@ -179,7 +183,9 @@ struct Both {
 
 impl Formula for Both {
     fn needs(&self) -> Needs {
-        Needs { value: true, ..self.needs }
+        let mut needs = self.needs.clone();
+        needs.statistics[Statistic::Value] = true;
+        needs
     }
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
@@ -191,7 +197,7 @@ impl Formula for Both {
     }
 }
 
-fn with_both(ops: &Arc<dyn Ops>, needs: Needs) -> Trainer {
+fn with_both(ops: &Arc<Device>, needs: Needs) -> Trainer {
     let objective = Both { needs };
     let needs = AlignmentNeeds { value_head: true, ..AlignmentNeeds::only(DataKind::Pairs) };
     let objective = Objective::Alignment(Box::new(Declared { needs, objective }));
@@ -201,7 +207,7 @@ fn with_both(ops: &Arc<dyn Ops>, needs: Needs) -> Trainer {
 #[test]
 fn a_loss_may_read_both_heads() {
     let ops = cpu();
-    for needs in [Needs { lse: true, ..Needs::default() }, Needs { prompt_logp: true, ..Needs::default() }] {
+    for needs in [Needs::of([Statistic::Lse]), Needs { prompt_logp: true, ..Needs::default() }] {
         compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, needs), &pairs(4), 4);
     }
     // Without asking it would learn from log-probabilities that nobody computed.
@@ -266,7 +272,9 @@ fn dataset(folder: &Path, n: usize) -> PathBuf {
     let line = |i: usize| {
         let p = pair(i);
         let [chosen, rejected] = &p.documents[..] else { panic!("a pair") };
-        json!({"prompt_ids": chosen.prompt(), "chosen_ids": chosen.answer(), "rejected_ids": rejected.answer()}).to_string() + "\n"
+        json!({"prompt_ids": chosen.prompt(), "chosen_ids": chosen.answer(), "rejected_ids": rejected.answer()})
+            .to_string()
+            + "\n"
     };
     std::fs::write(&path, (0..n).map(line).collect::<String>()).expect("dataset");
     path

@@ -25,7 +25,7 @@ pub struct DeviceLine {
     pub driver: String,
     /// What kernels are compiled to.
     pub compiler: String,
-    /// 0 where the driver does not say.
+    /// 0 if the driver does not say.
     pub memory_bytes: u64,
     /// Bytes of the largest single buffer.
     pub largest_buffer: u64,
@@ -87,12 +87,23 @@ fn refused(asked: &str, error: TensorError) -> EngineError {
     }
 }
 
+/// The makers of graphics cards that this machine has and this build cannot use, for
+/// it has no GPU code.
+pub fn unused_gpus() -> Vec<&'static str> {
+    if gpu::BUILT_IN { Vec::new() } else { gpu::seen() }
+}
+
 /// Whether words may name a device, on whatever machine.
 ///
 /// # Errors
 /// Why not, and what there is.
 pub fn check_words(asked: &str) -> Result<(), EngineError> {
     asked.parse::<DeviceChoice>().map(|_| ()).map_err(EngineError::from)
+}
+
+/// Whether the words of `--device` mean the CPU for certain. `auto` may become a GPU.
+pub fn is_cpu(asked: &str) -> bool {
+    matches!(asked.parse(), Ok(DeviceChoice::Cpu))
 }
 
 /// All devices: the CPU, then the GPUs in the order of `gpu:N`. Opens each.
@@ -107,7 +118,7 @@ pub fn list() -> Result<Vec<DeviceLine>, EngineError> {
         kind: "cpu".into(),
         driver: String::new(),
         compiler: std::env::consts::ARCH.into(),
-        memory_bytes: memory::host_memory(),
+        memory_bytes: memory::host_memory().unwrap_or(0),
         largest_buffer: 0,
         types: vec!["f32".into()],
         subgroup: (1, 1),

@@ -4,7 +4,7 @@
 //! where, whether q, k and v (or gate and up) are one product, whether queries
 //! and keys are normed, which rotary table turns them.
 
-use finetuned_shaders::{Activation, AttentionSpec, Ops, RotaryTable, Segments, Tensor, TensorError};
+use finetuned_shaders::{Activation, AttentionSpec, Device, RotaryTable, Segments, Tensor, TensorError};
 
 use super::linear::{Linear, LinearSaved, Pass};
 use super::norm::Norm;
@@ -105,7 +105,7 @@ impl Block {
     /// y of the layer, and what the backward pass needs.
     pub fn forward(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         x: Tensor,
         layout: &Layout,
@@ -147,7 +147,7 @@ impl Block {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         g: &mut Gradients,
         dy: Tensor,
@@ -222,7 +222,7 @@ impl Block {
     #[allow(clippy::too_many_arguments)]
     pub fn decode(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         x: &Tensor,
         cache: &mut LayerCache,
@@ -276,7 +276,7 @@ impl Block {
 
     fn project(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         input: &Tensor,
         positions: &[u32],
@@ -321,7 +321,7 @@ impl Block {
         Ok(Projected { q, k, v, saved, raw_query, raw_key })
     }
 
-    fn mlp_forward(&self, ops: &dyn Ops, p: &Parameters, x: &Tensor, pass: &Pass) -> Result<(Tensor, MlpSaved)> {
+    fn mlp_forward(&self, ops: &Device, p: &Parameters, x: &Tensor, pass: &Pass) -> Result<(Tensor, MlpSaved)> {
         match &self.mlp {
             Mlp::Gated { gate, up, down } => {
                 let (g, s0) = gate.forward(ops, p, x, pass)?;
@@ -351,7 +351,7 @@ impl Block {
     #[allow(clippy::too_many_arguments)]
     fn mlp_backward(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         g: &mut Gradients,
         dy: &Tensor,
@@ -391,7 +391,7 @@ impl Block {
     /// and the stream's gradient is the branch's.
     fn branch_gradient(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         g: &mut Gradients,
         dy: &Tensor,
@@ -416,7 +416,7 @@ struct Projected {
 
 /// Adds a branch to the stream, through its post norm where it has one.
 fn join(
-    ops: &dyn Ops,
+    ops: &Device,
     p: &Parameters,
     stream: &Tensor,
     mut branch: Tensor,

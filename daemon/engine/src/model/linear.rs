@@ -9,7 +9,7 @@
 //!   (section 4.3 of the paper, and PEFT).
 
 use finetuned_shaders::random::Key;
-use finetuned_shaders::{Ops, Tensor, TensorError};
+use finetuned_shaders::{Device, Tensor, TensorError};
 
 use super::parameters::{Gradients, ParameterId, Parameters};
 
@@ -86,7 +86,7 @@ impl LinearSaved {
 }
 
 impl Linear {
-    pub fn forward(&self, ops: &dyn Ops, p: &Parameters, x: &Tensor, pass: &Pass) -> Result<(Tensor, LinearSaved)> {
+    pub fn forward(&self, ops: &Device, p: &Parameters, x: &Tensor, pass: &Pass) -> Result<(Tensor, LinearSaved)> {
         let mut y = ops.linear(x, p.weight(self.weight))?;
         let mut saved = LinearSaved::default();
         if let Some(adapter) = self.adapter.as_ref().filter(|_| pass.adapters) {
@@ -132,7 +132,7 @@ impl Linear {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         g: &mut Gradients,
         dy: &Tensor,
@@ -229,7 +229,7 @@ impl Linear {
 
     /// dropout(x), where dropout acts; computed again in the backward pass from
     /// the same key.
-    fn dropped(&self, ops: &dyn Ops, adapter: &Adapter, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
+    fn dropped(&self, ops: &Device, adapter: &Adapter, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
         if pass.training && adapter.dropout > 0.0 {
             ops.dropout(x, adapter.dropout, pass.key(self.place)).map(Some)
         } else {

@@ -1,6 +1,6 @@
 //! RMSNorm and LayerNorm as layers.
 
-use finetuned_shaders::{Ops, Tensor, TensorError};
+use finetuned_shaders::{Device, Tensor, TensorError};
 
 use super::parameters::{Gradients, ParameterId, Parameters};
 
@@ -18,7 +18,7 @@ pub struct Norm {
 
 impl Norm {
     /// The result, and the statistics that the backward pass needs.
-    pub fn forward(&self, ops: &dyn Ops, p: &Parameters, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub fn forward(&self, ops: &Device, p: &Parameters, x: &Tensor) -> Result<(Tensor, Tensor)> {
         match self.bias {
             None => ops.rms_norm(x, p.tensor(self.weight)?, self.epsilon, self.offset),
             Some(bias) => ops.layer_norm(x, p.tensor(self.weight)?, p.tensor(bias)?, self.epsilon),
@@ -29,7 +29,7 @@ impl Norm {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         g: &mut Gradients,
         dy: &Tensor,

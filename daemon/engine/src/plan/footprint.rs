@@ -34,9 +34,9 @@ pub(crate) struct Footprint {
     heads: Heads,
     weights: u64,
     adapter: u64,
-    optimizer: OptimizerBytes,
-    trainable: u64,
-    parameters: u64,
+    pub(super) optimizer: OptimizerBytes,
+    pub(super) trainable: u64,
+    pub(super) parameters: u64,
 }
 
 impl Footprint {
@@ -118,7 +118,7 @@ impl Footprint {
         })
     }
 
-    fn fixed_parts(&self) -> Vec<PlanPart> {
+    pub(super) fn fixed_parts(&self) -> Vec<PlanPart> {
         let mut parts = vec![part("weights", self.weights)];
         if self.adapter > 0 {
             parts.push(part(if self.full { "value head" } else { "adapter" }, self.adapter));
@@ -131,14 +131,14 @@ impl Footprint {
         parts
     }
 
-    fn fixed(&self) -> u64 {
+    pub(super) fn fixed(&self) -> u64 {
         self.fixed_parts().iter().map(|p| p.bytes).sum()
     }
 
     /// What a step holds at its peak beside what lasts: what the forward pass
     /// keeps, and the larger one of what the head and the backward pass add, which
     /// are not there at the same time.
-    fn step_parts(&self, ops: &Device, tokens: usize, trained: usize) -> Vec<PlanPart> {
+    pub(super) fn step_parts(&self, ops: &Device, tokens: usize, trained: usize) -> Vec<PlanPart> {
         let (n, m) = (tokens as u64, trained as u64);
         let s = &self.shape;
         let layers = s.layers as u64;
@@ -187,7 +187,7 @@ impl Footprint {
     }
 
     /// Bytes of the layers' inputs that wait in host memory.
-    fn offloaded(&self, tokens: usize) -> u64 {
+    pub(super) fn offloaded(&self, tokens: usize) -> u64 {
         if self.offload { 4 * (tokens * self.shape.layers * self.shape.hidden) as u64 } else { 0 }
     }
 
@@ -211,7 +211,7 @@ impl Footprint {
         unpacked + 4 * activation.max(gradient as u64) + 4 * activation
     }
 
-    fn step(&self, ops: &Device, tokens: usize, trained: usize) -> u64 {
+    pub(super) fn step(&self, ops: &Device, tokens: usize, trained: usize) -> u64 {
         self.step_parts(ops, tokens, trained).iter().map(|p| p.bytes).sum()
     }
 

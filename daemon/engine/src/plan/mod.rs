@@ -8,6 +8,7 @@ mod fit;
 mod footprint;
 mod remedy;
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use finetuned_data::{DataKind, Prepared};
@@ -25,8 +26,8 @@ use crate::error::EngineError;
 use crate::plugins;
 use crate::recipe::Method;
 use crate::train::heads::Heads;
-use crate::train::step::{StepBytes, only_logp};
 use crate::train::order::Order;
+use crate::train::step::StepBytes;
 use crate::vocabulary::{Plan, TrainRequest, part};
 
 /// What a process of this program holds beside the model: code, tokenizer,
@@ -100,7 +101,7 @@ pub(crate) fn of_run(
         let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl, heads);
         (footprint.fixed() + footprint.step(ops, tokens, trained) + other, tokens, trained)
     };
-    let fits = |bytes: u64| available == 0 || bytes <= available;
+    let fits = |bytes: u64| available.is_none_or(|available| bytes <= available);
 
     // The largest micro-batch that fits, by bisection over 1..=batch.
     let (mut low, mut high) = (0, batch);
@@ -109,15 +110,15 @@ pub(crate) fn of_run(
         if fits(peak_at(&mut order, middle).0) { low = middle } else { high = middle - 1 }
     }
     let largest = low;
-    let micro = match recipe.train.micro_batch_size {
-        0 => {
+    let micro = match NonZeroUsize::new(recipe.train.micro_batch_size) {
+        None => {
             let lengths = prepared.train.lengths();
             let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
             let rows_packed = recipe.train.packing && prepared.train.kind == DataKind::Supervised;
             let unit = if rows_packed { recipe.train.sequence_length } else { mean.max(1) };
             (COMFORTABLE_TOKENS / unit).clamp(1, batch).min(largest.max(1))
         }
-        asked => asked,
+        Some(asked) => asked.get(),
     };
     let (peak, tokens, trained) = peak_at(&mut order, micro);
     let mut parts = footprint.fixed_parts();
@@ -137,15 +138,16 @@ pub(crate) fn of_run(
     let mean_context = dataset::mean_document(&prepared.train);
     let loss = objective.loss();
     let fused =
-        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && only_logp(&loss.needs()));
+        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && loss.needs().only_logp());
     let work = footprint.work_per_token(mean_context, fused);
     let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));
     let plan = Plan {
         device: info.name,
+        on_host: info.on_host,
         parts,
         peak_bytes: peak,
-        available_bytes: available,
+        available_bytes: available.unwrap_or(0),
         offloaded_bytes: footprint.offloaded(tokens),
         fits: fits(peak),
         micro_batch_size: micro,

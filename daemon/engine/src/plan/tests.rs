@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use finetuned_data::{DataKind, Example, Examples, Row};
-use finetuned_formats::{ModelConfig, ModelFiles, TensorSource};
+#[cfg(feature = "gpu")]
+use finetuned_formats::ModelFiles;
+use finetuned_formats::{ModelConfig, TensorSource};
 use finetuned_shaders::Device;
 use finetuned_shaders::cpu::Cpu;
 #[cfg(feature = "gpu")]

@@ -44,7 +44,7 @@ impl Run {
                     kept_step = step;
                     validation_after = Some(loss);
                     metrics_after = &progress.best_metrics;
-                    let message = format!("the weights of step {step} are kept: their held-out loss is the best");
+                    let message = format!("the weights of step {step} are kept: their validation loss is the best");
                     observer.event(&Event::Note { message });
                 }
             }
@@ -74,7 +74,7 @@ impl Run {
             peak_bytes,
             output: request.out.display().to_string(),
             reload_difference,
-            extra: held_out_numbers(&progress.metrics_before, metrics_after),
+            extra: validation_numbers(&progress.metrics_before, metrics_after),
         };
         self.file.summary = Some(summary.clone());
         self.file.write(&request.out)?;
@@ -84,9 +84,9 @@ impl Run {
     }
 }
 
-/// The objective's own held-out numbers for the summary: `held_out_before` and
-/// `held_out_after`, where there are any.
-fn held_out_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
+/// The summary's `held_out_before` and `held_out_after`: further numbers of the
+/// objective over the validation rows, if it has any.
+fn validation_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
     [("held_out_before", before), ("held_out_after", after)]
         .into_iter()
         .filter(|(_, metrics)| !metrics.is_empty())

@@ -1,4 +1,4 @@
-//! metrics.jsonl: one object a step, appended as the run goes.
+//! metrics.jsonl: one object per step, appended as the run goes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +20,7 @@ impl MetricsFile {
     /// The file cannot be read or written.
     pub fn open(out: &Path, keep: Option<usize>) -> Result<MetricsFile, EngineError> {
         let path = out.join("metrics.jsonl");
-        let fail = EngineError::io(&path);
+        let fail = |source| EngineError::Io { path: path.clone(), source };
         let mut kept = Vec::new();
         if let Some(last) = keep {
             match File::open(&path) {
@@ -44,12 +44,12 @@ impl MetricsFile {
         Ok(MetricsFile { file, path })
     }
 
-    /// The line of step 0: the held-out loss, and the objective's own numbers
-    /// there, before any update.
+    /// Writes the line of step 0: the validation loss before any update, and further
+    /// numbers of the objective.
     pub fn start(&mut self, validation_loss: f64, metrics: &[(String, f64)]) -> Result<(), EngineError> {
         let mut line = serde_json::Map::from_iter([("step".to_string(), 0.into())]);
         line.insert("validation_loss".into(), validation_loss.into());
-        line.extend(held_out(metrics));
+        line.extend(of_validation(metrics));
         self.line(&serde_json::Value::Object(line).to_string())
     }
 
@@ -64,9 +64,9 @@ impl MetricsFile {
     }
 }
 
-/// The objective's numbers over the held-out rows, as metrics.jsonl names them:
+/// The objective's numbers over the validation rows, as metrics.jsonl names them:
 /// `validation_rewards/accuracies`, ….
-pub fn held_out(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
+pub fn of_validation(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
     metrics.iter().map(|(name, value)| (format!("validation_{name}"), (*value).into()))
 }
 

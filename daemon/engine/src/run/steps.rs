@@ -27,7 +27,7 @@ impl Run {
         if self.progress.step == 0
             && let Some(validation) = &validation
         {
-            phase(observer, "measuring the held-out loss before training");
+            phase(observer, "measuring the validation loss before training");
             let result = self.trainer.evaluate(validation.examples, &validation.rows, 0)?;
             self.progress.validation_before = Some(result.loss);
             self.progress.last_validation = Some(result.loss);
@@ -66,7 +66,7 @@ impl Run {
             if let Some(validation) = validation.as_ref().filter(|_| due || last) {
                 measured = Some(self.validate(request, validation, step, rate, observer)?);
             }
-            let held_out = measured.map(|_| self.progress.last_metrics.as_slice()).unwrap_or_default();
+            let further = measured.map(|_| self.progress.last_metrics.as_slice()).unwrap_or_default();
             let line = StepMetrics {
                 step,
                 loss: result.loss,
@@ -77,7 +77,7 @@ impl Run {
                 seconds,
                 tokens_per_second: result.tokens as f64 / seconds.max(1e-9),
                 validation_loss: measured,
-                extra: numbers(&result.metrics).chain(metrics::held_out(held_out)).collect(),
+                extra: numbers(&result.metrics).chain(metrics::of_validation(further)).collect(),
             };
             self.metrics.step(&line)?;
             observer.event(&Event::Step(line));
@@ -89,7 +89,7 @@ impl Run {
             let finished = last || self.progress.stopped_early;
             let every = recipe.checkpoint.every_steps;
             if control == Control::Stop || (!finished && every > 0 && step.is_multiple_of(every)) {
-                self.progress.loss_state = self.trainer.loss_state();
+                self.progress.loss_state = self.trainer.loss_state()?;
                 checkpoint::save(
                     &request.out,
                     &self.trainer,

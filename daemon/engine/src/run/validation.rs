@@ -8,7 +8,7 @@ use crate::error::EngineError;
 use crate::train::optimize::Rules;
 use crate::vocabulary::{Event, Observer, TrainRequest};
 
-/// The held-out examples, each a row of its own.
+/// The validation examples, one per row.
 pub(super) struct Validation<'a> {
     pub examples: &'a Examples,
     pub rows: Vec<finetuned_data::Row>,
@@ -22,7 +22,7 @@ impl Validation<'_> {
 }
 
 impl Run {
-    /// The held-out loss; keeps the weights if they are the best so far, and
+    /// Measures the validation loss. Keeps the weights if they are the best so far, and
     /// decides on an early stop.
     pub(super) fn validate(
         &mut self,
@@ -51,7 +51,7 @@ impl Run {
             let patience = request.recipe.train.early_stop_patience;
             if patience > 0 && self.progress.without_gain >= patience {
                 self.progress.stopped_early = true;
-                let message = format!("stopped at step {step}: no better held-out loss for {patience} validations");
+                let message = format!("stopped at step {step}: no better validation loss for {patience} validations");
                 observer.event(&Event::Note { message });
             }
         }

@@ -61,7 +61,7 @@ pub fn load_for_training(
         value::attach(ops, &mut model, name, &head)?;
     }
     if !heads.language && model.head != model.embedding {
-        // Nothing reads it, so there is nothing to learn, keep moments of or decay.
+        // Nothing reads it, so there is no gradient, no optimizer state and no decay.
         model.parameters.get_mut(model.head).trainable = false;
     }
     Ok((model, fresh))

@@ -114,6 +114,7 @@ impl MicroBatch {
                 pair: *pair,
                 label: document.label,
                 reward: None,
+                columns: Vec::new(),
             });
         }
         let segments = finetuned_shaders::Segments::from_lengths(lengths);

@@ -23,8 +23,8 @@ pub enum Policy {
 
 pub struct Reference {
     policy: Policy,
-    /// By the document's tokens and the rows that predict its counted ones, because
-    /// training and held-out examples are numbered alike. Mismatched completions are
+    /// Keyed by the document's tokens and the rows that predict its listed ones, because
+    /// training and validation examples share their numbers. Mismatched completions are
     /// not kept: with shuffled rows they are new every time.
     known: HashMap<(Vec<u32>, Vec<u32>), Vec<f32>>,
 }
@@ -49,7 +49,7 @@ impl Reference {
         Ok(Reference { policy, known: HashMap::new() })
     }
 
-    /// Log-probabilities of the counted tokens of these documents, in order.
+    /// Log-probabilities of the listed tokens of these documents, in order.
     pub fn logp(
         &mut self,
         ops: &Device,
@@ -93,7 +93,7 @@ fn swap(model: &mut Decoder, copies: &mut [(ParameterId, Weight)]) {
     }
 }
 
-/// Log-probabilities of a micro-batch's counted tokens, without gradient.
+/// Log-probabilities of a micro-batch's listed tokens, without gradient.
 pub fn token_logp(ops: &Device, model: &Decoder, micro: &MicroBatch, pass: &Pass) -> Result<Vec<f32>, TensorError> {
     if micro.targets.is_empty() {
         return Ok(Vec::new());

@@ -1,5 +1,5 @@
-//! What a run says while it works. A worker writes these as one JSON object a
-//! line; the foreground command draws them.
+//! What a run says while it works. A worker writes one JSON object per line; the
+//! foreground command draws them.
 
 use finetuned_data::DatasetReport;
 use serde::{Deserialize, Serialize};
@@ -11,9 +11,9 @@ use super::plan::Plan;
 pub struct StepMetrics {
     /// From 1; step 0 holds only the validation before any update.
     pub step: usize,
-    /// Mean over the step's trained tokens (or the objective's own), nats.
+    /// Mean over the step's trained tokens, or what the objective calls its loss; nats.
     pub loss: f64,
-    /// Before clipping.
+    /// L2 norm of all gradients together, before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
     /// Tokens of the step's rows.
@@ -22,10 +22,11 @@ pub struct StepMetrics {
     /// Wall time of the step.
     pub seconds: f64,
     pub tokens_per_second: f64,
-    /// Token-weighted mean over the held-out rows, where measured after this step.
+    /// Mean over the trained tokens of the validation rows, if it was measured after
+    /// this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
-    /// The objective's own numbers (rewards, margins, …).
+    /// Further numbers of the objective (rewards, margins, …).
     #[serde(default, flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
@@ -41,7 +42,7 @@ pub enum Event {
     Prepared {
         report: Box<DatasetReport>,
     },
-    /// Bytes and time, before anything is trained.
+    /// Bytes and time, told before anything is trained.
     Planned {
         plan: Box<Plan>,
     },
@@ -50,7 +51,7 @@ pub enum Event {
         total_steps: usize,
         resumed_from: usize,
     },
-    /// Part of a step is done (long steps): `done` of `micro_batches`.
+    /// A part of a step is done: `done` of `micro_batches`.
     Progress {
         step: usize,
         done: usize,
@@ -65,7 +66,8 @@ pub enum Event {
     Checkpoint {
         step: usize,
     },
-    /// Worth knowing, not wrong: a fallback taken, rows dropped, early stop.
+    /// Worth knowing, but nothing is wrong: a fallback was taken, rows were dropped, the
+    /// run stopped early.
     Note {
         message: String,
     },
@@ -78,7 +80,7 @@ pub struct Summary {
     pub steps: usize,
     pub tokens: u64,
     pub trained_tokens: u64,
-    /// Wall time of training, over all the parts of an interrupted run.
+    /// Wall time of training, summed over all parts of an interrupted run.
     pub seconds: f64,
     pub first_loss: Option<f64>,
     pub last_loss: Option<f64>,
@@ -93,8 +95,8 @@ pub struct Summary {
     /// Largest difference of logits between the trained weights and the files
     /// read back.
     pub reload_difference: f64,
-    /// `held_out_before` and `held_out_after`: the objective's own numbers over
-    /// the held-out rows, by name (`rewards/accuracies`, `rewards/margins`).
+    /// `held_out_before` and `held_out_after`: further numbers of the objective over the
+    /// validation rows, by name (`rewards/accuracies`, `rewards/margins`).
     #[serde(default)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }

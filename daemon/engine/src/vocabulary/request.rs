@@ -8,11 +8,11 @@ use crate::recipe::Recipe;
 /// A library that plugins are loaded from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PluginLibrary {
-    /// What is loaded: a copy that nobody else writes to.
+    /// The file that is loaded: a copy that nobody else writes to.
     pub path: PathBuf,
-    /// Of its bytes, in hexadecimal.
+    /// SHA-256 of its bytes, in hexadecimal.
     pub sha256: String,
-    /// The file that the copy was made of: what messages and records name.
+    /// The file that was copied. Messages and records name this one.
     #[serde(default)]
     pub origin: PathBuf,
 }
@@ -21,31 +21,34 @@ pub struct PluginLibrary {
 /// Face folder or of a GGUF file.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainRequest {
+    /// The dataset.
     pub data: PathBuf,
+    /// Validation rows; None: a fraction of the dataset.
     pub validation: Option<PathBuf>,
     /// A PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
     /// Output, metrics.jsonl, run.json and checkpoints/ go here.
     pub out: PathBuf,
+    /// Every choice of the run.
     pub recipe: Recipe,
     /// What `--device` takes: `auto`, `cpu`, `gpu`, `vulkan:0`, ….
     pub device: String,
-    /// Throw away what an earlier run left in `out`.
+    /// Remove what an earlier run left in `out`.
     pub fresh: bool,
-    /// Threads; None: all cores.
+    /// Threads of the CPU; None: all cores.
     pub threads: Option<usize>,
     /// Libraries whose plugins the recipe may name beside the built-in ones.
     #[serde(default)]
     pub plugins: Vec<PluginLibrary>,
-    /// Go on with what `out` holds although a plugin is another build than the
-    /// one that it was trained with.
+    /// Resume the run in `out` although it was trained with another build of a plugin.
     #[serde(default)]
     pub accept_plugin_change: bool,
 }
 
-/// What the caller wants of a running job; asked at every step's end.
+/// What the caller wants of a run. It is asked at the end of every step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
+    /// Go on.
     Continue,
     /// Write a checkpoint and return [`Outcome::Stopped`] (pause, SIGTERM).
     Stop,
@@ -55,6 +58,7 @@ pub enum Control {
 
 /// Receives events and steers.
 pub trait Observer {
+    /// Hears what happens.
     fn event(&mut self, event: &Event);
     /// Called at the end of each step, and between micro-batches for `Cancel`.
     fn control(&mut self) -> Control {
@@ -62,15 +66,15 @@ pub trait Observer {
     }
 }
 
+/// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
+    /// The last step is done and the output is written.
     Finished(Box<Summary>),
     /// `out` already holds the finished run of this very request.
     AlreadyFinished(Box<Summary>),
-    Stopped {
-        step: usize,
-    },
-    Cancelled {
-        step: usize,
-    },
+    /// A checkpoint of this step was written.
+    Stopped { step: usize },
+    /// The run ended after this step, without a checkpoint.
+    Cancelled { step: usize },
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use finetuned_engine::recipe::{self, Recipe};
 use finetuned_engine::{Control, Event, Observer, Outcome, TrainRequest, train};
 
-use super::golden;
+use super::base;
 
 /// Records events; stops or cancels after a step.
 #[derive(Default)]

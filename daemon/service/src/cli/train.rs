@@ -4,16 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use finetuned_engine::recipe::{Method, Recipe};
-use finetuned_engine::{self as engine, EngineError, Outcome, Plan, PluginLibrary, TrainRequest};
+use finetuned_engine::{ErrorKind, Method, Outcome, Plan, PluginLibrary, Recipe, TrainRequest};
 
 use crate::config::Config;
+use crate::error::Error;
 use crate::filesystem::display;
 use crate::foreground::{Console, Style, summary_lines};
-use crate::plugins::{self, Finder};
-use crate::store::Crashes;
-use crate::supervisor::protocol::{PluginLimits, RunRequest};
-use crate::{exit, models, recipes, run, words};
+use crate::plugins::{self, Crashes, Finder};
+use crate::protocol::{PluginLimits, RunRequest};
+use crate::{models, recipes, run, words};
 
 use super::{Global, print, print_json};
 
@@ -145,13 +144,11 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
         train,
     };
     let mut console = Console::new(if args.json { Style::Json } else { Style::of_terminal() });
-    let outcome = run::execute(&request, &mut console).map_err(|error| {
-        let of_the_device = error.downcast_ref::<EngineError>().is_some_and(EngineError::is_of_the_device);
-        if !of_the_device {
-            return error;
+    let outcome = run::execute(&request, &mut console).map_err(|error| match error.kind() {
+        ErrorKind::Device => {
+            error.remedy("once the device is there, the same command goes on from the last checkpoint")
         }
-        let words = format!("{error:#}; once the device is there, the same command goes on from the last checkpoint");
-        exit::coded(exit::UNAVAILABLE, words)
+        _ => error,
     })?;
     console.finish();
     match outcome {
@@ -171,12 +168,13 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped { step } => {
-            Err(exit::coded(exit::TEMPORARY, format!("stopped after step {step}; the same command goes on from there")))
+            let error = Error::new(ErrorKind::Cancelled, format!("stopped after step {step}"));
+            Err(error.remedy("the same command goes on from there").into())
         }
-        Outcome::Cancelled { step } => Err(exit::coded(
-            exit::TEMPORARY,
-            format!("cancelled after step {step}; the same command goes on from its last checkpoint"),
-        )),
+        Outcome::Cancelled { step } => {
+            let error = Error::new(ErrorKind::Cancelled, format!("cancelled after step {step}"));
+            Err(error.remedy("the same command goes on from its last checkpoint").into())
+        }
     }
 }
 
@@ -205,7 +203,7 @@ pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let plugins = plugins_of(&recipe, &config)?;
     let mut request = args.run.request(recipe, plugins, out, args.fresh);
     models::locate_base(&mut request.recipe, &config.models_dir, &mut |words| eprintln!("{words}"))?;
-    let plan = engine::plan(&request)?;
+    let plan = finetuned_engine::plan(&request)?;
     if args.json { print_json(&plan) } else { print(&plan_lines(&plan)) }
 }
 

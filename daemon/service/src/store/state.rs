@@ -3,10 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use finetuned_engine::ErrorKind;
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+/// Where a job is in its life.
 pub enum State {
     /// Waits for a worker.
     Queued,
@@ -16,12 +18,16 @@ pub enum State {
     Running,
     /// Stopped at a checkpoint until `resume`.
     Paused,
+    /// Its output is there.
     Succeeded,
+    /// An error ended it.
     Failed,
+    /// The user ended it.
     Cancelled,
 }
 
 impl State {
+    /// Every state.
     pub const ALL: [State; 7] = [
         State::Queued,
         State::Preparing,
@@ -32,6 +38,7 @@ impl State {
         State::Cancelled,
     ];
 
+    /// As JSON and the database spell it.
     pub fn name(self) -> &'static str {
         match self {
             State::Queued => "queued",
@@ -71,6 +78,29 @@ impl State {
     }
 }
 
+/// A change of a job's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The new state.
+    pub to: State,
+    /// For people: what happened, or what is to be done.
+    pub why: String,
+    /// What kind of error it was, if it was one.
+    pub kind: Option<ErrorKind>,
+}
+
+impl Change {
+    /// A change that is not an error.
+    pub fn to(state: State, why: impl Into<String>) -> Change {
+        Change { to: state, why: why.into(), kind: None }
+    }
+
+    /// A change that an error caused.
+    pub fn by_error(state: State, kind: ErrorKind, why: impl Into<String>) -> Change {
+        Change { to: state, why: why.into(), kind: Some(kind) }
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -84,7 +114,7 @@ impl FromStr for State {
         State::ALL
             .into_iter()
             .find(|state| state.name() == text)
-            .ok_or_else(|| format!("`{text}` is no state; there are {}", State::ALL.map(State::name).join(", ")))
+            .ok_or_else(|| format!("`{text}` is not a state; there are {}", State::ALL.map(State::name).join(", ")))
     }
 }
 

@@ -1,13 +1,13 @@
 //! A batch cut into micro-batches, and what the loss must know of all of it.
 
 use finetuned_data::{Examples, Row};
-use finetuned_plugin_api::loss::{self, BeforeStep, Totals};
+use finetuned_plugin_api::loss::{self, BeforeStep, PerStatistic, Statistic, Totals};
 
 use super::Trainer;
 use crate::error::EngineError;
 use crate::model::linear::Pass;
-use crate::train::reference::token_logp;
 use crate::train::micro_batch::{MicroBatch, Placed, documents};
+use crate::train::reference::token_logp;
 
 /// A batch in micro-batches.
 pub(super) struct Cut<'a> {
@@ -64,12 +64,12 @@ impl Trainer {
         // asks for is handed over as zeros.
         let zeros = vec![0.0; logp.len()];
         let batch = loss::Batch {
-            logp: &logp,
-            entropy: self.needs.entropy.then_some(&zeros[..]),
-            lse: self.needs.lse.then_some(&zeros[..]),
-            mean_logp: self.needs.mean_logp.then_some(&zeros[..]),
+            statistics: PerStatistic::from_fn(|statistic| match statistic {
+                Statistic::Logp => Some(&logp[..]),
+                Statistic::Value => None,
+                other => self.needs.asks(other).then_some(&zeros[..]),
+            }),
             reference_logp: reference.as_deref(),
-            values: None,
             weight: &micro.weight,
             completion: &micro.completion,
             token: &micro.targets,
@@ -77,6 +77,6 @@ impl Trainer {
             totals,
             context: &[],
         };
-        Ok(self.objective.loss().prepare(&batch)?)
+        Ok(self.objective.loss().before_step(&batch)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use finetuned_data::{Examples, Row};
 
-use super::loss::no_statistics;
+use super::loss::{LossCall, no_statistics, values, wanted};
 use super::{StepResult, Trainer, add_metrics, not_finite};
 use crate::error::EngineError;
 use crate::model::decoder::Keep;
@@ -10,9 +10,9 @@ use crate::model::linear::Pass;
 use crate::train::micro_batch::MicroBatch;
 
 impl Trainer {
-    /// The objective over all these rows as one batch, without gradient:
-    /// (loss, trained tokens, metrics). Weighted by tokens, as the training loss
-    /// is. `step` updates were made before.
+    /// Computes the objective over all these rows as one batch, without gradient. The
+    /// loss is a mean over trained tokens, as in training. `step` is the number of
+    /// updates made before.
     ///
     /// # Errors
     /// A loss that is not finite, by name; a failing device.
@@ -43,17 +43,25 @@ impl Trainer {
             drop(forward);
             let inputs = self.heads.cut(ops, &micro, &head.h)?;
             let statistics = match &inputs.language {
-                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, self.wanted())?,
+                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, wanted(&self.needs))?,
                 None => no_statistics(&micro),
             };
-            let values = self.values(&inputs)?;
-            self.call_loss(&micro, &statistics, reference.as_deref(), values.as_deref(), &cut)?;
+            let values = values(ops, &self.model, &inputs)?;
+            let call = LossCall {
+                objective: &self.objective,
+                needs: &self.needs,
+                heads: self.heads,
+                micro: &micro,
+                reference: reference.as_deref(),
+                cut: &cut,
+            };
+            call.evaluate(&statistics, values.as_deref(), &mut self.out)?;
             result.loss += self.out.loss;
             add_metrics(&mut result.metrics, &self.out.metrics);
         }
         if !result.loss.is_finite() {
             // The weights are those of the step that would come next.
-            return Err(not_finite(step + 1, "the held-out loss"));
+            return Err(not_finite(step + 1, "the validation loss"));
         }
         Ok(result)
     }

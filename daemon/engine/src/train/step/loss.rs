@@ -1,59 +1,53 @@
-//! What the loss is handed for a micro-batch, and what comes back.
+//! What the loss is handed for a micro-batch, and the check of what comes back.
 
 use finetuned_plugin_api::PluginError;
-use finetuned_plugin_api::loss::{self, Needs, TokenRule};
-use finetuned_shaders::{StatisticSet, Tensor, TokenCoefficients, TokenStatistics};
+use finetuned_plugin_api::loss::{self, Gradients as LossGradients, Needs, PerStatistic, Statistic, TokenRule};
+use finetuned_plugin_api::registry::Objective;
+use finetuned_shaders::{Device, StatisticSet, TokenCoefficients, TokenStatistics};
 
+use super::Trainer;
 use super::cut::Cut;
-use super::{Trainer, not_finite};
 use crate::error::EngineError;
-use crate::train::heads::HeadInputs;
+use crate::model::decoder::Decoder;
+use crate::train::heads::{HeadInputs, Heads};
 use crate::train::micro_batch::{MicroBatch, Placed};
 
-impl Trainer {
-    pub(super) fn reference_logp(&mut self, documents: &[Placed]) -> Result<Option<Vec<f32>>, EngineError> {
-        let Some(reference) = self.reference.as_mut() else { return Ok(None) };
-        Ok(Some(reference.logp(self.ops.as_ref(), &mut self.model, documents, &self.needs)?))
-    }
+/// A call of the loss for one micro-batch.
+pub(super) struct LossCall<'a> {
+    pub objective: &'a Objective,
+    pub needs: &'a Needs,
+    pub heads: Heads,
+    pub micro: &'a MicroBatch,
+    /// Log-probabilities under the reference policy, if the loss asks for them.
+    pub reference: Option<&'a [f32]>,
+    /// The batch that the micro-batch is a part of.
+    pub cut: &'a Cut<'a>,
+}
 
-    /// A micro-batch that gives no head a row.
-    pub(super) fn nothing_to_learn(&self, micro: &MicroBatch) -> bool {
-        micro.targets.is_empty() && (!self.heads.value || micro.sequences.is_empty())
-    }
-
-    /// The value head's number for each sequence, where the objective asks.
-    pub(super) fn values(&self, inputs: &HeadInputs) -> Result<Option<Vec<f32>>, EngineError> {
-        let (Some(h), Some(head)) = (&inputs.value, &self.model.value_head) else { return Ok(None) };
-        let values = head.forward(self.ops.as_ref(), &self.model.parameters, h)?;
-        Ok(Some(self.ops.read(&values)?))
-    }
-
-    /// From the loss's derivatives by the values to the head's own gradient and
-    /// that of its input.
-    pub(super) fn value_backward(&mut self, inputs: &HeadInputs) -> Result<Option<Tensor>, EngineError> {
-        let (Some(h), Some(head), Some(dvalue)) = (&inputs.value, &self.model.value_head, &self.out.dvalue) else {
-            return Ok(None);
-        };
-        let dvalue = self.ops.upload(&[dvalue.len(), 1], dvalue)?;
-        Ok(Some(head.backward(self.ops.as_ref(), &self.model.parameters, &mut self.gradients, &dvalue, h)?))
-    }
-
-    /// Evaluates the loss into `self.out` and checks what came back.
-    pub(super) fn call_loss(
-        &mut self,
-        micro: &MicroBatch,
+impl LossCall<'_> {
+    /// Evaluates the loss into `out`.
+    ///
+    /// # Errors
+    /// What the loss reports; derivatives that break its contract.
+    pub fn evaluate(
+        &self,
         statistics: &TokenStatistics,
-        reference: Option<&[f32]>,
         values: Option<&[f32]>,
-        cut: &Cut,
+        out: &mut LossGradients,
     ) -> Result<(), EngineError> {
+        let LossCall { needs, micro, cut, .. } = self;
         let batch = loss::Batch {
-            logp: &statistics.logp,
-            entropy: self.needs.entropy.then_some(&statistics.entropy),
-            lse: self.needs.lse.then_some(&statistics.lse),
-            mean_logp: self.needs.mean_logp.then_some(&statistics.mean_logp),
-            reference_logp: reference,
-            values,
+            statistics: PerStatistic::from_fn(|statistic| {
+                let computed = match statistic {
+                    Statistic::Logp => Some(&statistics.logp[..]),
+                    Statistic::MeanLogp => Some(&statistics.mean_logp[..]),
+                    Statistic::Entropy => Some(&statistics.entropy[..]),
+                    Statistic::Lse => Some(&statistics.lse[..]),
+                    Statistic::Value => values,
+                };
+                computed.filter(|_| needs.asks(statistic))
+            }),
+            reference_logp: self.reference,
             weight: &micro.weight,
             completion: &micro.completion,
             token: &micro.targets,
@@ -61,9 +55,9 @@ impl Trainer {
             totals: &cut.totals,
             context: &cut.context,
         };
-        self.objective.loss().evaluate(&batch, &mut self.out)?;
-        self.out.check(&self.needs, &batch)?;
-        if !self.heads.language && self.out.dlogp.iter().any(|d| *d != 0.0) {
+        self.objective.loss().evaluate(&batch, out)?;
+        out.check(needs, &batch)?;
+        if !self.heads.language && out.derivatives[Statistic::Logp].iter().any(|d| *d != 0.0) {
             return Err(PluginError::Failed(
                 "the loss derives by log-probabilities, which a loss that asks for values alone is not given; \
                  let it ask for another token statistic (lse) too"
@@ -73,20 +67,32 @@ impl Trainer {
         }
         Ok(())
     }
+}
 
-    pub(super) fn wanted(&self) -> StatisticSet {
-        StatisticSet { entropy: self.needs.entropy, mean_logp: self.needs.mean_logp, correct: false }
+impl Trainer {
+    /// Log-probabilities under the reference policy, if the loss asks for them.
+    pub(super) fn reference_logp(&mut self, documents: &[Placed]) -> Result<Option<Vec<f32>>, EngineError> {
+        let Some(reference) = self.reference.as_mut() else { return Ok(None) };
+        Ok(Some(reference.logp(self.ops.as_ref(), &mut self.model, documents, &self.needs)?))
     }
 
-    /// A model whose log-probabilities are not numbers has diverged, or its
-    /// weights are damaged; said before a plugin is blamed.
-    pub(super) fn check_statistics(&self, statistics: &TokenStatistics, step: usize) -> Result<(), EngineError> {
-        if statistics.logp.iter().all(|l| l.is_finite()) {
-            Ok(())
-        } else {
-            Err(not_finite(step, "a token's log-probability"))
-        }
+    /// Whether a micro-batch gives no head a row.
+    pub(super) fn nothing_to_learn(&self, micro: &MicroBatch) -> bool {
+        micro.targets.is_empty() && (!self.heads.value || micro.sequences.is_empty())
     }
+}
+
+/// The value head's number for each sequence, if the objective reads that head.
+pub(super) fn values(ops: &Device, model: &Decoder, inputs: &HeadInputs) -> Result<Option<Vec<f32>>, EngineError> {
+    let (Some(h), Some(head)) = (&inputs.value, &model.value_head) else { return Ok(None) };
+    let values = head.forward(ops, &model.parameters, h)?;
+    Ok(Some(ops.read(&values)?))
+}
+
+/// The statistics that a loss asks for beside `logp`.
+pub(super) fn wanted(needs: &Needs) -> StatisticSet {
+    let asks = |statistic| needs.asks(statistic);
+    StatisticSet { entropy: asks(Statistic::Entropy), mean_logp: asks(Statistic::MeanLogp), correct: false }
 }
 
 /// What a loss that reads the value head alone is handed: zeros for the
@@ -95,11 +101,7 @@ pub(super) fn no_statistics(micro: &MicroBatch) -> TokenStatistics {
     TokenStatistics { logp: vec![0.0; micro.targets.len()], ..TokenStatistics::default() }
 }
 
-/// Whether a loss reads no statistic but `logp`.
-pub(crate) fn only_logp(needs: &Needs) -> bool {
-    !(needs.entropy || needs.lse || needs.mean_logp)
-}
-
+/// A rule's derivatives for tokens of these weights.
 pub(super) fn separable_coefficients(rule: &TokenRule, weight: &[f32]) -> TokenCoefficients {
     let each = |coefficient: f64| -> Vec<f32> {
         if coefficient == 0.0 {
@@ -107,10 +109,15 @@ pub(super) fn separable_coefficients(rule: &TokenRule, weight: &[f32]) -> TokenC
         }
         weight.iter().map(|w| TokenRule::derivative(coefficient, *w)).collect()
     };
+    coefficients(|statistic| each(rule.coefficients[statistic]))
+}
+
+/// The device's coefficients by statistic. Those of the value head go another way.
+pub(super) fn coefficients(of: impl Fn(Statistic) -> Vec<f32>) -> TokenCoefficients {
     TokenCoefficients {
-        logp: each(rule.logp),
-        lse: each(rule.lse),
-        entropy: each(rule.entropy),
-        mean_logp: each(rule.mean_logp),
+        logp: of(Statistic::Logp),
+        lse: of(Statistic::Lse),
+        entropy: of(Statistic::Entropy),
+        mean_logp: of(Statistic::MeanLogp),
     }
 }

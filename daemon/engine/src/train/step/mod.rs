@@ -12,15 +12,18 @@ use std::sync::Arc;
 use finetuned_data::{Examples, Row};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind};
-use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs};
+use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, Statistic};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
 use finetuned_shaders::Device;
 
-pub(crate) use self::loss::only_logp;
+use self::cut::Cut;
+pub(crate) use self::gradient::Differentiation;
+use self::loss::LossCall;
 pub use self::memory::StepBytes;
 use super::heads::Heads;
+use super::micro_batch::{MicroBatch, Placed};
 use super::optimize::Rules;
 use super::reference::Reference;
 use crate::error::EngineError;
@@ -101,7 +104,7 @@ impl Trainer {
         let needs = objective.loss().needs();
         let alignment = objective.alignment_needs();
         let heads = Heads::of(&objective);
-        if heads.value && !needs.value {
+        if heads.value && !needs.asks(Statistic::Value) {
             return Err(PluginError::Failed(
                 "the alignment method declares a value head, and its objective does not ask for values".into(),
             )
@@ -198,7 +201,7 @@ impl Trainer {
         let scalars = Scalars { learning_rate, step: step as u64 };
         self.rules.step(ops, &mut self.model, &self.gradients, &scalars)?;
         let metrics = std::mem::take(&mut result.metrics);
-        self.objective.loss_mut().end_step(result.loss, &metrics);
+        self.objective.loss_mut().end_step(result.loss, &metrics)?;
         result.metrics = metrics;
         Ok(Some(result))
     }
@@ -231,14 +234,57 @@ impl Trainer {
                 step: step as u32,
                 micro_batch: number as u32,
             };
-            self.forward_backward(documents, &cut, &pass, step, &mut result)?;
+            self.differentiate(documents, &cut, pass, &mut result)?;
         }
         Ok(Some(result))
     }
 
+    /// Adds the gradients of one micro-batch.
+    fn differentiate(
+        &mut self,
+        documents: &[Placed],
+        cut: &Cut,
+        pass: Pass,
+        result: &mut StepResult,
+    ) -> Result<(), EngineError> {
+        let micro = MicroBatch::new(documents, &self.needs);
+        result.tokens += micro.batch.tokens.len();
+        if self.nothing_to_learn(&micro) {
+            return Ok(());
+        }
+        let reference = self.reference_logp(documents)?;
+        let call = LossCall {
+            objective: &self.objective,
+            needs: &self.needs,
+            heads: self.heads,
+            micro: &micro,
+            reference: reference.as_deref(),
+            cut,
+        };
+        let mut loss = |statistics: &_, values: Option<&_>, out: &mut _| call.evaluate(statistics, values, out);
+        let mut differentiation = Differentiation {
+            ops: self.ops.as_ref(),
+            model: &self.model,
+            gradients: &mut self.gradients,
+            heads: self.heads,
+            needs: &self.needs,
+            rule: self.objective.loss().separable(&cut.totals),
+            keep: self.options.keep(),
+            pass,
+        };
+        let forward = differentiation.forward(&micro)?;
+        let (head, dh) = differentiation.heads(&micro, &forward, &mut loss, &mut self.out)?;
+        result.loss += self.out.loss;
+        add_metrics(&mut result.metrics, &self.out.metrics);
+        differentiation.backward(&micro, forward, head, &dh)
+    }
+
     /// State of the loss plugin, for the checkpoint.
-    pub fn loss_state(&self) -> Vec<u8> {
-        self.objective.loss().state()
+    ///
+    /// # Errors
+    /// A plugin that cannot tell its state.
+    pub fn loss_state(&self) -> Result<Vec<u8>, EngineError> {
+        Ok(self.objective.loss().state()?)
     }
 
     pub fn restore_loss(&mut self, state: &[u8]) -> Result<(), EngineError> {

@@ -40,7 +40,7 @@ fn code(line: &str) -> String {
 fn strays(words: &[&str], rooms: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for (path, text) in sources() {
-        if rooms.iter().any(|room| path.starts_with(room)) || path == "daemon/engine/tests/house.rs" {
+        if rooms.iter().any(|room| path.starts_with(room)) || path == "daemon/house/tests/invariants.rs" {
             continue;
         }
         for (number, line) in text.lines().enumerate() {
