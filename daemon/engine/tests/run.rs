@@ -197,7 +197,7 @@ fn wrong_data_for_the_loss_is_named() {
     let error = train(&request, &mut Watcher::default()).expect_err("rows to imitate").to_string();
     assert!(error.contains("rows to imitate") && error.contains("chosen"), "{error}");
     let mut other = request.clone();
-    other.recipe = recipe(&["loss=dpoo"]);
+    other.recipe.loss.name = "dpoo".into();
     let error = train(&other, &mut Watcher::default()).expect_err("unknown loss").to_string();
     assert!(error.contains("did you mean") && error.contains("dpo"), "{error}");
 }

@@ -10,7 +10,7 @@ use finetuned_service::error::Result;
 use finetuned_service::store::{NewJob, Store};
 
 const ASKED: u32 = 300;
-const SHOWN: usize = 20;
+const SHOWN: usize = 10;
 
 fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -46,7 +46,10 @@ fn run(sources: &Sources) -> Result<()> {
     let _lock = take_state(&config).map_err(of_state)?;
     let store = Store::open(&config.database()).map_err(of_state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(sources.clone(), config, store, level))
+    let ended = runtime.block_on(serve(sources.clone(), config, store, level));
+    // A request that copies a large file is not waited for: it decides nothing half.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Makes the state folder and takes its lock: one daemon per folder.

@@ -25,6 +25,7 @@ use crate::{models, sample, words};
 It fetches a model of 135 million parameters, starts the daemon on a temporary folder,
 drops a sample dataset into its inbox, shows the run, and lets the model answer before
 and after. Some minutes on two cores.")]
+/// The flags of `finetune demo`.
 pub struct DemoArgs {
     /// Another base model
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
@@ -40,6 +41,10 @@ pub struct DemoArgs {
 /// How long the daemon may take to answer for the first time.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Runs the demo.
+///
+/// # Errors
+/// The model cannot be had, or the daemon or its job fails.
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let begin = Instant::now();
     // A model that is fetched here serves the user's own runs later.

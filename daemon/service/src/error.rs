@@ -11,6 +11,7 @@ use finetuned_plugin_api::PluginError;
 use crate::config::ConfigError;
 use crate::exit;
 
+/// What a function of the service returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What a kind of error means outside the program.
@@ -49,6 +50,7 @@ pub struct Error {
 }
 
 impl Error {
+    /// An error of any kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
         Error { kind, message: message.into(), remedy: None, exit: None }
     }
@@ -112,6 +114,7 @@ impl Error {
         self
     }
 
+    /// What kind of error it is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

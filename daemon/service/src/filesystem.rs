@@ -143,6 +143,7 @@ pub struct Lock {
 /// Somebody else holds it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Held {
+    /// The process id of the holder, if the file says it.
     pub by: Option<u32>,
 }
 

@@ -19,6 +19,7 @@ pub const LOG_FILE: &str = "worker.log";
 /// command both start from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRequest {
+    /// Where base models are.
     pub models_dir: PathBuf,
     /// The data is read in place: it must have this hash.
     pub verify_sha256: Option<String>,
@@ -37,12 +38,14 @@ pub struct RunRequest {
 /// Limits of a plugin's call.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PluginLimits {
+    /// Longest time of one call.
     pub seconds: f64,
     /// By how many bytes the process may grow; none: without limit.
     pub memory_bytes: Option<u64>,
 }
 
 impl PluginLimits {
+    /// As the configuration says.
     pub fn of(config: &PluginsConfig) -> PluginLimits {
         PluginLimits { seconds: config.call_timeout.as_secs_f64(), memory_bytes: config.call_memory }
     }
@@ -52,26 +55,36 @@ impl PluginLimits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum WorkerLine {
+    /// The first line.
     Hello {
+        /// The worker's process id.
         pid: u32,
     },
     /// Every two seconds. `progress` grows with each sign of life of the engine.
     Heartbeat {
+        /// A count.
         progress: u64,
     },
     /// The last line is this one or one of the next three.
     Done {
+        /// How the run ended.
         summary: Box<Summary>,
     },
+    /// It has checkpointed as ordered.
     Stopped {
+        /// The last step that was done.
         step: usize,
     },
+    /// It has ended as ordered.
     Cancelled {
+        /// The last step that was done.
         step: usize,
     },
     /// After [`ErrorKind::Device`] the job can go on when the device is back.
     Failed {
+        /// What kind of error it was.
         kind: ErrorKind,
+        /// For people.
         message: String,
     },
 }
@@ -80,7 +93,9 @@ pub enum WorkerLine {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
+    /// Of the worker itself.
     Worker { worker: WorkerLine },
+    /// An event of the engine.
     Engine(Box<Event>),
 }
 
@@ -121,6 +136,7 @@ pub enum Ask {
     Stop,
     /// Checkpoint, and wait for `resume`.
     Pause,
+    /// End without a checkpoint.
     Cancel,
 }
 

@@ -24,10 +24,12 @@ impl ServiceManager {
         allowed.max(Duration::from_millis(100))
     }
 
+    /// The daemon answers.
     pub fn ready(&self) {
         send(NotifyState::Ready);
     }
 
+    /// The daemon's loop turns.
     pub fn alive(&self) {
         send(NotifyState::Watchdog);
     }
@@ -40,6 +42,7 @@ impl ServiceManager {
         }
     }
 
+    /// The daemon ends.
     pub fn stopping(&self) {
         send(NotifyState::Stopping);
     }

@@ -89,7 +89,7 @@ impl Run {
             let finished = last || self.progress.tally.stopped_early;
             let every = recipe.checkpoint.every_steps;
             if control == Control::Stop || (!finished && every > 0 && step.is_multiple_of(every)) {
-                self.progress.loss_state = self.trainer.loss_state();
+                self.progress.loss_state = self.trainer.loss_state()?;
                 checkpoint::save(
                     &request.out,
                     &self.trainer,

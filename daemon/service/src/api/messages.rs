@@ -13,13 +13,16 @@ use crate::store::{Counts, Job, JobSummary};
 pub struct Health {
     /// `ok`, or `stopping`.
     pub status: String,
+    /// The process id of the daemon.
     pub pid: u32,
 }
 
 /// What the daemon does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// The daemon itself.
     pub daemon: DaemonStatus,
+    /// What the last scan of each inbox found.
     pub inboxes: Vec<InboxStatus>,
     /// Jobs by state; a state without jobs is not there.
     pub counts: Counts,
@@ -35,11 +38,17 @@ impl Status {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The daemon itself.
 pub struct DaemonStatus {
+    /// Of the program.
     pub version: String,
+    /// The process id of the daemon.
     pub pid: u32,
+    /// Since its start.
     pub uptime_seconds: f64,
+    /// The folder of everything that it keeps.
     pub state_dir: PathBuf,
+    /// The file that was read, if there is one.
     pub config_file: Option<PathBuf>,
     /// It was told to stop and waits for its workers.
     pub stopping: bool,
@@ -49,7 +58,9 @@ pub struct DaemonStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct View<J> {
     #[serde(flatten)]
+    /// The row of the database.
     pub job: J,
+    /// Until the last step at the present speed, if a worker trains.
     pub seconds_left: Option<f64>,
 }
 
@@ -79,11 +90,13 @@ pub struct Submission {
     /// Absolute.
     pub data: PathBuf,
     #[serde(default)]
+    /// Validation rows, as an absolute path.
     pub validation: Option<PathBuf>,
     /// A PEFT adapter to start from.
     #[serde(default)]
     pub adapter: Option<PathBuf>,
     #[serde(default)]
+    /// Its name; the file's if there is none.
     pub name: Option<String>,
     /// A layer over the daemon's `[recipe]`.
     #[serde(default)]
@@ -94,6 +107,7 @@ pub struct Submission {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Submitted {
     #[serde(flatten)]
+    /// The new job, or the one that was there.
     pub job: JobView,
     /// `false`: there was a job of the same data and recipe.
     pub is_new: bool,
@@ -112,20 +126,27 @@ pub struct Retry {
 /// A configuration that was read again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reloaded {
+    /// The file that was read, if there is one.
     pub config_file: Option<PathBuf>,
+    /// What is odd and not a mistake.
     pub warnings: Vec<String>,
 }
 
 /// Every error: `{"error": {"code": "not-found", "message": "there is no job 9"}}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorBody {
+    /// What went wrong.
     pub error: ErrorWords,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What went wrong.
 pub struct ErrorWords {
+    /// The kind of the error.
     pub code: ErrorKind,
+    /// For people.
     pub message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What the user can do, if the message does not say it.
     pub remedy: Option<String>,
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use finetuned_engine::metrics::{LOSS, METRICS};
 
-use crate::api::{self, Endpoint, EventsQuery, JobView, Retry, Status, Submission, SummaryView};
+use crate::api::{self, Endpoint, EventsQuery, JobView, Retry, Status, StatusQuery, Submission, SummaryView};
 use crate::error;
 use crate::filesystem::display;
 use crate::http::client::Client;
@@ -102,7 +102,7 @@ pub fn status(args: &StatusArgs, global: &Global) -> anyhow::Result<()> {
         let view = client.ask_of(&api::JOB, id, &(), &())?;
         return if args.json { print_json(&view) } else { print(&one_job(&view)) };
     }
-    let mut status = client.ask(&api::STATUS, &JobQuery { limit: args.limit, ..JobQuery::default() }, &())?;
+    let mut status = client.ask(&api::STATUS, &StatusQuery { limit: args.limit }, &())?;
     if args.all || args.state.is_some() {
         status.jobs = listed(&client, args.state, args.limit)?;
         status.counts.retain(|state, _| args.state.is_none_or(|wanted| wanted == *state));

@@ -142,12 +142,14 @@ enum Command {
 }
 
 #[derive(Args)]
+/// The flags of the process that tests a device.
 pub struct DeviceChildArgs {
     #[arg(long)]
     device: String,
 }
 
 #[derive(Args)]
+/// The flags of a worker.
 pub struct WorkerArgs {
     #[arg(long)]
     job: PathBuf,
@@ -289,7 +291,7 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| error::report("finetune", error))
 }
 
-/// Help and version are no errors; the rest is wrong usage.
+/// Help and version are not errors; the rest is wrong usage.
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS }

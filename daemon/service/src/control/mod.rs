@@ -22,18 +22,24 @@ pub use reload::Configuration;
 /// How far the daemon is with its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// It takes jobs.
     Works,
     /// It was told to stop and waits for its workers.
     Stopping,
+    /// Its workers have ended.
     Stopped,
 }
 
 /// What the daemon's parts are told through.
 #[derive(Clone)]
 pub struct Parts {
+    /// The database.
     pub store: StoreHandle,
+    /// Who writes receipts.
     pub receipts: Receipts,
+    /// Who scans the inboxes.
     pub inbox: InboxThread,
+    /// Who starts and stops workers.
     pub supervisor: mpsc::Sender<Command>,
 }
 
@@ -46,14 +52,17 @@ pub struct Control {
 }
 
 impl Control {
+    /// A daemon that works.
     pub fn new(configuration: Configuration, parts: Parts) -> Control {
         Control { configuration, parts, started: Instant::now(), phase: watch::Sender::new(Phase::Works) }
     }
 
+    /// How far its end is.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
+    /// Says how far its end is.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.send_replace(phase);
     }

@@ -19,16 +19,19 @@ pub struct Configuration {
 }
 
 impl Configuration {
+    /// The configuration that the daemon starts with.
     pub fn new(sources: Sources, config: Arc<Config>, level: Level) -> Configuration {
         Configuration { sources, level, present: watch::Sender::new(config) }
     }
 
+    /// The configuration in force.
     pub fn present(&self) -> Arc<Config> {
         self.present.borrow().clone()
     }
 }
 
 impl Control {
+    /// The configuration in force.
     pub fn config(&self) -> Arc<Config> {
         self.configuration.present()
     }

@@ -16,8 +16,8 @@ use axum::{Json, Router};
 use tokio::net::UnixListener;
 
 use crate::api::{
-    self, Endpoint, ErrorBody, ErrorWords, EventsQuery, Health, JobView, Method, Reloaded, Retry, Status, Submission,
-    Submitted, SummaryView,
+    self, Endpoint, ErrorBody, ErrorWords, EventsQuery, Health, JobView, Method, Reloaded, Retry, Status, StatusQuery,
+    Submission, Submitted, SummaryView,
 };
 use crate::control::{Control, Phase};
 use crate::error::{self, Context, Error};
@@ -101,6 +101,13 @@ struct Failure {
     error: Error,
 }
 
+impl Failure {
+    /// A request that could not be read.
+    fn rejected(status: StatusCode, why: String) -> Failure {
+        Failure { status, error: Error::bad_input(why) }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let status = StatusCode::from_u16(error::meaning(error.kind()).http);
@@ -110,19 +117,19 @@ impl From<Error> for Failure {
 
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Failure {
-        Failure { status: rejection.status(), error: Error::bad_input(rejection.body_text()) }
+        Failure::rejected(rejection.status(), rejection.body_text())
     }
 }
 
 impl From<PathRejection> for Failure {
     fn from(rejection: PathRejection) -> Failure {
-        Failure { status: rejection.status(), error: Error::bad_input(rejection.body_text()) }
+        Failure::rejected(rejection.status(), rejection.body_text())
     }
 }
 
 impl From<QueryRejection> for Failure {
     fn from(rejection: QueryRejection) -> Failure {
-        Failure { status: rejection.status(), error: Error::bad_input(rejection.body_text()) }
+        Failure::rejected(rejection.status(), rejection.body_text())
     }
 }
 
@@ -141,8 +148,8 @@ async fn health(State(control): Shared) -> Json<Health> {
     Json(control.health())
 }
 
-async fn status(State(control): Shared, page: Asked<JobQuery>) -> Answer<Status> {
-    Ok(Json(control.status(page?.0).await?))
+async fn status(State(control): Shared, query: Asked<StatusQuery>) -> Answer<Status> {
+    Ok(Json(control.status(query?.0).await?))
 }
 
 async fn jobs(State(control): Shared, page: Asked<JobQuery>) -> Answer<Vec<SummaryView>> {

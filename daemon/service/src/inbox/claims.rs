@@ -13,15 +13,20 @@ use crate::store::{Decision, FileRow, NewJob, StoreHandle};
 /// What a claim starts from, and where it puts what it makes.
 #[derive(Debug, Clone)]
 pub struct Claims {
+    /// How the inboxes are watched.
     pub inbox: InboxConfig,
     /// The lowest layer of every recipe.
     pub recipe: toml::Table,
+    /// Snapshots by hash.
     pub datasets: PathBuf,
+    /// The parent of the jobs' output folders.
     pub outputs: PathBuf,
+    /// Who finds the plugins that a recipe names.
     pub plugins: Finder,
 }
 
 impl Claims {
+    /// As the configuration says.
     pub fn of(config: &Config) -> Claims {
         Claims {
             inbox: config.inbox.clone(),

@@ -35,29 +35,36 @@ use settle::{Looks, Settling};
 /// What `finetune status` tells of an inbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InboxStatus {
+    /// The folder.
     pub path: PathBuf,
     /// `false`: the folder is not there (an unmounted disk), which says nothing
     /// about its datasets.
     pub available: bool,
+    /// What is not started.
     pub waiting: Vec<Waiting>,
 }
 
 /// A file or folder that is not started, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
+    /// The folder.
     pub path: PathBuf,
+    /// For people.
     pub why: String,
 }
 
 /// What a scan did.
 #[derive(Debug, Default)]
 pub struct Scan {
+    /// Of each inbox.
     pub statuses: Vec<InboxStatus>,
+    /// Their numbers.
     pub new_jobs: Vec<i64>,
     /// When there will be something to decide, if nothing else happens.
     pub again_in: Option<Duration>,
 }
 
+/// The watched folders, and what is known of their files.
 pub struct Inbox {
     claims: Claims,
     store: StoreHandle,
@@ -79,6 +86,7 @@ enum Outcome {
 }
 
 impl Inbox {
+    /// Nothing is known of the files yet.
     pub fn new(claims: Claims, store: StoreHandle, receipts: Receipts) -> Inbox {
         Inbox { claims, store, receipts, settling: HashMap::new(), remarked: HashMap::new() }
     }
@@ -88,6 +96,7 @@ impl Inbox {
         self.claims = claims;
     }
 
+    /// The watched folders.
     pub fn paths(&self) -> &[PathBuf] {
         &self.claims.inbox.paths
     }
@@ -294,7 +303,7 @@ fn current_looks(inbox: &Path, path: &Path) -> Result<Option<Looks>> {
     Ok(candidate.map(|candidate| candidate.looks))
 }
 
-/// `a.jsonl`, or `a.jsonl.2` where that is taken.
+/// `a.jsonl`, or `a.jsonl.2` if that is taken.
 fn free_name(path: &Path) -> PathBuf {
     let mut free = path.to_path_buf();
     let mut number = 2;

@@ -138,7 +138,7 @@ fn of_success(text: &mut String, job: &Job) {
 }
 
 /// What was found in the dataset, with three rows as the model sees them; the
-/// trained tokens stand between « and ».
+/// trained tokens are between « and ».
 pub fn of_dataset(text: &mut String, report: &DatasetReport) {
     let _ = writeln!(text, "\ndataset\n  format          {}", report.format);
     let _ = writeln!(

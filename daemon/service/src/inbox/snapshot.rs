@@ -11,7 +11,9 @@ use crate::filesystem::sha256_of;
 /// A dataset at rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// The copy, or the source.
     pub path: PathBuf,
+    /// Of its bytes, in hexadecimal.
     pub sha256: String,
     /// The source was too large: it is read in place.
     pub in_place: bool,

@@ -49,9 +49,13 @@ fn parse_catalogue() -> std::result::Result<Catalogue, toml::de::Error> {
 /// One line of `finetune models`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
+    /// What a recipe calls it.
     pub name: String,
+    /// Its repository on the hub, if it is in the catalogue.
     pub repo: Option<String>,
+    /// Size of a download.
     pub bytes: Option<u64>,
+    /// The licence, as the catalogue names it.
     pub licence: Option<String>,
     /// Needs an accepted licence and a token.
     pub gated: bool,
@@ -90,7 +94,7 @@ pub fn list(models: &Path) -> Vec<Listed> {
 /// goes on.
 ///
 /// # Errors
-/// One line: there is no such model, or it cannot be fetched and what to do.
+/// There is no such model, or it cannot be fetched; in one line, with what to do.
 pub fn find_or_pull(base: &str, models: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     if let Some(path) = find(base, models) {
         return Ok(path);

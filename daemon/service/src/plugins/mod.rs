@@ -30,14 +30,18 @@ pub const CALL_FILE: &str = "plugin-call";
 /// Longest time of one check of the conformance kit.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A plugin that a job was promised: the very build, whatever becomes of the
-/// file that it came from.
+/// The build of a plugin that a job is tied to, whatever happens to the file that it
+/// came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
+    /// Loss, optimizer or alignment method.
     pub kind: Kind,
+    /// As recipes name it.
     pub name: String,
+    /// As it says itself.
     pub version: String,
     #[serde(flatten)]
+    /// The file that it is loaded from.
     pub library: PluginLibrary,
 }
 
@@ -47,6 +51,7 @@ pub struct Pinned {
 pub struct Problem {
     /// `loss.beta`.
     pub key: String,
+    /// For people.
     pub message: String,
     /// Whether the recipe or the plugin is at fault.
     pub kind: ErrorKind,
@@ -68,6 +73,7 @@ impl From<Problem> for Error {
 /// A plugin of a library.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
+    /// What it says of itself.
     pub descriptor: Descriptor,
     /// Why it cannot be used although its library can: its name is taken.
     pub refused: Option<String>,
@@ -78,8 +84,9 @@ pub struct Offer {
 pub struct Library {
     /// As it was found.
     pub path: PathBuf,
-    /// The copy that is loaded, where it could be made.
+    /// The copy that is loaded, if it could be made.
     pub copy: Option<PluginLibrary>,
+    /// Its plugins.
     pub offers: Vec<Offer>,
     /// Why nothing of it can be used, in one line with the remedy.
     pub refused: Option<String>,
@@ -88,13 +95,16 @@ pub struct Library {
 /// Finds libraries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finder {
+    /// Where libraries are looked for; the first folder counts first.
     pub folders: Vec<PathBuf>,
     /// Copies by hash, and what each offers.
     pub copies: PathBuf,
+    /// Who asks a library what it offers.
     pub describer: Describer,
 }
 
 impl Finder {
+    /// As the configuration says.
     pub fn of(config: &Config) -> Finder {
         Finder {
             folders: discover::folders(),
@@ -146,8 +156,7 @@ impl Finder {
     }
 
     /// The builds of the plugins that a recipe names, its parameters checked.
-    /// Nothing is pinned for what is built in, and no file is looked at where
-    /// all is.
+    /// Built-in plugins are not pinned, and if all are built in, no file is looked at.
     ///
     /// # Errors
     /// An unknown name or parameter with the nearest known one, a value out of

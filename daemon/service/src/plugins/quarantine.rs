@@ -12,6 +12,7 @@ pub const QUARANTINE_AFTER: usize = 2;
 /// How often workers died in the calls of one build, and the last time in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crashed {
+    /// Workers that died.
     pub count: usize,
     /// `plugin my-loss 0.1.0, step 3, in evaluate: …`.
     pub last: String,

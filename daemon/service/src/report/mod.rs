@@ -23,21 +23,32 @@ pub const FILE: &str = "report.html";
 /// What the report is made of.
 #[derive(Debug, Clone)]
 pub struct Page {
+    /// The dataset's name.
     pub title: String,
+    /// The base model, as the recipe names it.
     pub base: String,
+    /// All choices of the run.
     pub recipe: Recipe,
+    /// How the run ended.
     pub summary: Summary,
+    /// What was found in the dataset, if this process read it.
     pub dataset: Option<DatasetReport>,
+    /// What was planned, if this process planned.
     pub plan: Option<Plan>,
+    /// Every step, in order.
     pub metrics: Vec<StepMetrics>,
+    /// Answers before and after.
     pub samples: Vec<Sample>,
 }
 
 /// The same prompt before and after.
 #[derive(Debug, Clone)]
 pub struct Sample {
+    /// What was asked.
     pub prompt: String,
+    /// The base model's answer.
     pub before: String,
+    /// The trained model's answer.
     pub after: String,
 }
 

@@ -13,11 +13,15 @@ use crate::error::{Error, Result};
 /// One line of the event log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EventRow {
+    /// Grows with each event.
     pub id: i64,
+    /// The job it happened to.
     pub job: i64,
+    /// Milliseconds since 1970.
     pub at_ms: u64,
     /// `state`, or the name of the engine's event.
     pub kind: String,
+    /// The rest of the event, as JSON.
     pub body: Value,
 }
 

@@ -12,13 +12,19 @@ use crate::error::Result;
 /// A decided file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRow {
+    /// The watched folder.
     pub inbox: PathBuf,
     /// Relative to the inbox.
     pub path: PathBuf,
+    /// How the data looked when it was decided on.
     pub stamp: String,
+    /// How its sidecar and folder recipe looked.
     pub companions: String,
+    /// Of the data, and where the validation file's snapshot is; none if refused.
     pub sha256: Option<String>,
+    /// The job it is trained as.
     pub job: Option<i64>,
+    /// Why it is not trained.
     pub refused: Option<String>,
     /// The receipt's path relative to the inbox.
     pub receipt: PathBuf,

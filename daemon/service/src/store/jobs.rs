@@ -16,48 +16,73 @@ use crate::plugins::Pinned;
 /// A job, in full.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
+    /// Its number.
     pub id: i64,
+    /// Hash of data, recipe and plugins: one job per key.
     pub key: String,
+    /// For people; the dataset's name.
     pub name: String,
+    /// Where it is in its life.
     pub state: State,
+    /// What is trained on: the snapshot, or the source if it is too large to copy.
     pub data: PathBuf,
+    /// Validation rows, if they are a file of their own.
     pub validation: Option<PathBuf>,
+    /// Of the data, in hexadecimal.
     pub data_sha256: String,
+    /// All choices of the run.
     pub recipe: Recipe,
+    /// A PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
     /// The adapter or the model goes here.
     pub out: PathBuf,
+    /// When it was claimed, in milliseconds since 1970.
     pub created_ms: u64,
+    /// When its first worker was started.
     pub started_ms: Option<u64>,
+    /// When it ended.
     pub ended_ms: Option<u64>,
     /// Workers that were started for it.
     pub attempts: u32,
+    /// How far it is.
     pub progress: Progress,
+    /// What was found in its dataset.
     pub report: Option<DatasetReport>,
+    /// How it ended, if it succeeded.
     pub summary: Option<Summary>,
     /// Why it failed, or is paused; with the last lines of a worker that died.
     pub error: Option<String>,
     /// What kind of error that was, if it was one.
     #[serde(default)]
     pub error_kind: Option<ErrorKind>,
+    /// The next attempt throws away what earlier ones left.
     pub fresh: bool,
     /// The builds of the plugins that it trains with; built-in ones are not here.
     #[serde(default)]
     pub plugins: Vec<Pinned>,
     #[serde(default)]
+    /// The next attempt goes on with another build of a plugin.
     pub accept_plugin_change: bool,
 }
 
 /// What a claim brings.
 #[derive(Debug, Clone)]
 pub struct NewJob {
+    /// Hash of data, recipe and plugins: one job per key.
     pub key: String,
+    /// For people; the dataset's name.
     pub name: String,
+    /// What is trained on: the snapshot, or the source if it is too large to copy.
     pub data: PathBuf,
+    /// Validation rows, if they are a file of their own.
     pub validation: Option<PathBuf>,
+    /// Of the data, in hexadecimal.
     pub data_sha256: String,
+    /// All choices of the run.
     pub recipe: Recipe,
+    /// A PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
+    /// The builds of the plugins that it trains with.
     pub plugins: Vec<Pinned>,
     /// The parent of the output folder, which is named after the job.
     pub outputs: PathBuf,

@@ -44,6 +44,7 @@ pub fn timestamp(ms: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
 }
 
+/// The database's one connection.
 pub struct Store {
     connection: Connection,
     clock: Clock,
@@ -82,6 +83,7 @@ impl Store {
         Ok(Store { connection, clock })
     }
 
+    /// Milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         (self.clock)()
     }

@@ -7,19 +7,27 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
+    /// What it does before its first step; `training` then.
     pub phase: Option<String>,
+    /// The last step that was done.
     pub step: usize,
+    /// 0 before training begins.
     pub total_steps: usize,
     /// The step that the present attempt went on from.
     pub resumed_from: usize,
+    /// Of the last step.
     pub loss: Option<f64>,
+    /// Of the last step.
     pub learning_rate: Option<f64>,
+    /// The last one that was measured.
     pub validation_loss: Option<f64>,
     /// The first one, before any update.
     pub validation_before: Option<f64>,
+    /// Of the last step.
     pub tokens_per_second: Option<f64>,
     /// Mean over the last steps.
     pub seconds_per_step: Option<f64>,
+    /// The step of the last checkpoint.
     pub checkpoint_step: Option<usize>,
 }
 

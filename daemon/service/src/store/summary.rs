@@ -17,23 +17,33 @@ use crate::error::Result;
 /// A job without its recipe, report and summary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobSummary {
+    /// Its number.
     pub id: i64,
+    /// For people; the dataset's name.
     pub name: String,
+    /// Where it is in its life.
     pub state: State,
+    /// The adapter or the model goes here.
     pub out: PathBuf,
+    /// When it was claimed, in milliseconds since 1970.
     pub created_ms: u64,
+    /// When its first worker was started.
     pub started_ms: Option<u64>,
+    /// When it ended.
     pub ended_ms: Option<u64>,
     /// Workers that were started for it.
     pub attempts: u32,
+    /// How far it is.
     pub progress: Progress,
     /// The first characters of why it failed, or is paused.
     pub error: Option<String>,
+    /// What kind of error that was, if it was one.
     pub error_kind: Option<ErrorKind>,
 }
 
 /// Which jobs a list shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct JobQuery {
     /// At most so many.
     pub limit: Option<usize>,

@@ -72,7 +72,7 @@ async fn start(setup: &Setup, job: &Job) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // Ctrl-C in the daemon's terminal is the daemon's to handle.
+        // Ctrl-C in the daemon's terminal must reach the daemon alone.
         .process_group(0)
         .kill_on_drop(true)
         .envs(crate::devices::runtime_dir(&setup.config.state_dir));

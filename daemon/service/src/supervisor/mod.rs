@@ -27,8 +27,11 @@ pub type Answer = oneshot::Sender<Result<Job>>;
 pub enum Command {
     /// There may be a job to start.
     Wake,
+    /// Stops a job at a checkpoint.
     Pause(i64, Answer),
+    /// Lets a paused job wait again.
     Resume(i64, Answer),
+    /// Ends a job for good.
     Cancel(i64, Answer),
     /// Starts a failed or cancelled job again.
     Requeue(i64, Again, Answer),
@@ -39,6 +42,7 @@ pub enum Command {
     Shutdown,
 }
 
+/// Starts workers and hears how they end.
 pub struct Supervisor {
     setup: Setup,
     /// Wakes the inbox when a job has ended, for `after = "move"`.

@@ -1,6 +1,6 @@
 //! The objective without gradient, for validation.
 
-use finetuned_data::{Examples, Row};
+use finetuned_data::{DataKind, Examples, Row};
 use finetuned_shaders::StatisticSet;
 
 use super::loss::{LossCall, no_statistics, values, wanted};
@@ -9,7 +9,7 @@ use crate::error::EngineError;
 use crate::metrics::TOKEN_ACCURACY;
 use crate::model::decoder::Keep;
 use crate::model::linear::Pass;
-use crate::train::units::MicroBatch;
+use crate::train::micro_batch::MicroBatch;
 
 impl Trainer {
     /// Computes the objective over all these rows as one batch, without gradient. The
@@ -34,7 +34,7 @@ impl Trainer {
         let mut result = StepResult { trained_tokens: cut.trained_tokens, ..StepResult::default() };
         let pass = Pass::evaluation(true);
         // Of rows to imitate: among answers that are compared, it says little.
-        let imitates = matches!(examples, Examples::Supervised(_)) && self.heads.language;
+        let imitates = examples.kind == DataKind::Supervised && self.heads.language;
         let wanted = StatisticSet { correct: imitates, ..wanted(&self.needs) };
         for documents in &cut.micro_batches {
             let micro = MicroBatch::new(documents, &self.needs);
