@@ -227,12 +227,20 @@ key_values! {
     bool: Kind::Flag,
     usize: Kind::Whole,
     u64: Kind::Whole,
-    f64: Kind::Number,
     String: Kind::Text,
     BTreeMap<String, usize>: Kind::Table(&Kind::Whole),
     BTreeMap<String, f64>: Kind::Table(&Kind::Number),
     TooLong: Kind::Word(<TooLong as strum::VariantNames>::VARIANTS),
     TrainOn: Kind::Word(<TrainOn as strum::VariantNames>::VARIANTS),
+}
+
+impl KeyValue for f64 {
+    const KIND: Kind = Kind::Number;
+
+    /// With an exponent if the number is small: `1e-8`.
+    fn toml(&self) -> Option<String> {
+        Some(format!("{self:?}"))
+    }
 }
 
 impl<T: KeyValue> KeyValue for Option<T> {

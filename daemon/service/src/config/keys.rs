@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use finetuned_engine::keys::{Key, Kind, Range, Section, any, at_least};
+use finetuned_engine::keys::{Key, KeyValue, Kind, Range, Section, any, at_least};
 use finetuned_engine::recipe::{self, Recipe};
 use finetuned_plugin_api::parameters::{Parameter, ParameterType};
 use finetuned_plugin_api::registry;
+use serde_json::Value;
 
 use super::Reader;
 use super::settings::{After, DeviceName, LogLevel, Setting};
@@ -230,7 +231,10 @@ fn parameter_key(parameter: &Parameter) -> Key {
         (Some(least), None) => Range::AtLeast(least),
         (None, _) => Range::Any,
     };
-    let default = toml::Value::try_from(&parameter.default).ok().map(|value| value.to_string());
+    let default = match &parameter.default {
+        Value::Number(number) if number.is_f64() => number.as_f64().toml(),
+        other => toml::Value::try_from(other).ok().map(|value| value.to_string()),
+    };
     Key::new("optimizer", &parameter.name, kind, range, default, &[&parameter.help])
 }
 
