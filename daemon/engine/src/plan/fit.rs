@@ -1,9 +1,10 @@
 //! The micro-batch of a run: the largest that fits, and the one that is taken.
 
-use finetuned_data::{Examples, Row};
+use finetuned_data::{Document, Examples, Row};
 
 use crate::train::heads::Heads;
-use crate::train::units::{Document, Order, documents};
+use crate::train::micro_batch::documents;
+use crate::train::order::Order;
 
 /// The most tokens, and rows of the heads, that a micro-batch of the run holds.
 pub(super) fn largest_micro_batch(
@@ -14,7 +15,7 @@ pub(super) fn largest_micro_batch(
     kl: bool,
     heads: Heads,
 ) -> (usize, usize) {
-    let read = |d: &Document| if heads.language { d.targets() } else { 0 } + usize::from(heads.value);
+    let read = |d: &Document| if heads.language { d.trained_tokens() } else { 0 } + usize::from(heads.value);
     let mut most = (0, 0);
     // Every epoch shuffles anew; a few show what the rest can bring.
     let looked_at = steps.min(4 * order.steps_of_epochs(1.0).max(1));
@@ -25,7 +26,7 @@ pub(super) fn largest_micro_batch(
             .map(|at| {
                 documents(examples, &batch, at, kl)
                     .iter()
-                    .map(|d| (d.len(), read(d)))
+                    .map(|placed| (placed.document.len(), read(&placed.document)))
                     .fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1))
             })
             .collect();

@@ -5,7 +5,7 @@ use finetuned_plugin_api::loss::{BeforeStep, Statistic};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_shaders::{Device, Tensor, TensorError};
 
-use super::units::MicroBatch;
+use super::micro_batch::MicroBatch;
 use crate::error::EngineError;
 
 /// Which heads an objective reads.

@@ -4,6 +4,9 @@ use crate::cpu::Cpu;
 use crate::error::TensorError;
 use crate::ops::testing::{assert_bits, assert_near, on_each, random, read, upload};
 
+/// How far the CPU may be from the reference ([`assert_near`]).
+const TOLERANCE: f32 = 1e-7;
+
 #[test]
 fn sums_and_multiples_agree_with_the_reference() {
     for len in [1, 3, 1000, 16_384, 100_003] {
@@ -19,13 +22,31 @@ fn sums_and_multiples_agree_with_the_reference() {
             cpu.fill_zero(&mut zero).unwrap();
             vec![read(cpu, &sum), read(cpu, &scaled), read(cpu, &tripled), read(cpu, &zero)]
         });
-        assert_near("elementwise", &got[0], &reference::add(&a, &b));
+        assert_near(TOLERANCE, &got[0], &reference::add(&a, &b));
         let mut want = b.clone();
         reference::add_scaled(&mut want, &a, 0.37);
-        assert_near("elementwise", &got[1], &want);
+        assert_near(TOLERANCE, &got[1], &want);
         assert_bits(&got[2], &a.iter().map(|x| x * 3.0).collect::<Vec<_>>());
         assert!(got[3].iter().all(|x| *x == 0.0));
     }
+}
+
+#[test]
+fn quotients_have_the_bits_of_the_host_s() {
+    for len in [1, 3, 16_384, 100_003] {
+        let (a, b) = (random(1, len), random(2, len));
+        let got = on_each(|cpu| {
+            let quotient = cpu.divide(&upload(cpu, &[len], &a), &upload(cpu, &[len], &b)).unwrap();
+            vec![read(cpu, &quotient)]
+        });
+        assert_bits(&got[0], &reference::divide(&a, &b));
+    }
+    let cpu = Cpu::device(Some(1)).unwrap();
+    let (x, y) = (upload(&cpu, &[2], &[1.0, 0.0]), upload(&cpu, &[2], &[0.0, 0.0]));
+    let got = read(&cpu, &cpu.divide(&x, &y).unwrap());
+    assert!(got[0] == f32::INFINITY && got[1].is_nan());
+    let other = upload(&cpu, &[1, 2], &[1.0; 2]);
+    assert!(matches!(cpu.divide(&x, &other), Err(TensorError::Shape { op: "divide", .. })));
 }
 
 #[test]

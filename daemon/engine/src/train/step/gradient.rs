@@ -10,7 +10,7 @@ use crate::model::decoder::{Decoder, Forward, HeadForward, Keep};
 use crate::model::linear::Pass;
 use crate::model::parameters::Gradients;
 use crate::train::heads::{HeadInputs, Heads};
-use crate::train::units::MicroBatch;
+use crate::train::micro_batch::MicroBatch;
 
 /// What one micro-batch is differentiated with: the parts of a trainer, or those of a
 /// plan, whose tensors have no values.

@@ -10,7 +10,7 @@ use super::cut::Cut;
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
 use crate::train::heads::{HeadInputs, Heads};
-use crate::train::units::{Document, MicroBatch};
+use crate::train::micro_batch::{MicroBatch, Placed};
 
 /// A call of the loss for one micro-batch.
 pub(super) struct LossCall<'a> {
@@ -71,7 +71,7 @@ impl LossCall<'_> {
 
 impl Trainer {
     /// Log-probabilities under the reference policy, if the loss asks for them.
-    pub(super) fn reference_logp(&mut self, documents: &[Document]) -> Result<Option<Vec<f32>>, EngineError> {
+    pub(super) fn reference_logp(&mut self, documents: &[Placed]) -> Result<Option<Vec<f32>>, EngineError> {
         let Some(reference) = self.reference.as_mut() else { return Ok(None) };
         Ok(Some(reference.logp(self.ops.as_ref(), &mut self.model, documents, &self.needs)?))
     }

@@ -23,9 +23,9 @@ pub(crate) use self::gradient::Differentiation;
 use self::loss::LossCall;
 pub use self::memory::StepBytes;
 use super::heads::Heads;
+use super::micro_batch::{MicroBatch, Placed};
 use super::optimize::Rules;
 use super::reference::Reference;
-use super::units::{Document, MicroBatch};
 use crate::error::EngineError;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
@@ -139,26 +139,22 @@ impl Trainer {
     /// Names what the dataset holds and what the objective asks for.
     pub fn check_data(&self, examples: &Examples) -> Result<(), EngineError> {
         let wanted = self.alignment.map_or(DataKind::Supervised, |a| a.data);
-        let (found, fits) = match examples {
-            Examples::Supervised(_) => ("rows to imitate", wanted == DataKind::Supervised),
-            Examples::Pairs(_) => ("preference pairs (chosen, rejected)", wanted == DataKind::Pairs),
-            Examples::Labelled(_) => ("labelled completions", wanted == DataKind::Labelled),
-        };
-        if fits {
+        if examples.kind == wanted {
             return Ok(());
         }
-        let asks = match wanted {
-            DataKind::Supervised => "rows to imitate",
-            DataKind::Pairs => "preference pairs (prompt, chosen, rejected)",
-            DataKind::Labelled => "labelled completions (prompt, completion, label)",
-            DataKind::Rewards => "completions with rewards",
-            DataKind::Prompts => "prompts alone",
+        let words = |kind| match kind {
+            DataKind::Supervised => ("rows to imitate", ""),
+            DataKind::Pairs => (
+                "preference pairs (prompt, chosen, rejected)",
+                "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
+            ),
+            DataKind::Labelled => {
+                ("labelled completions (prompt, completion, label)", "; for such data set loss = \"kto\"")
+            }
+            DataKind::Rewards => ("completions with rewards", ""),
+            DataKind::Prompts => ("prompts alone", ""),
         };
-        let remedy = match examples {
-            Examples::Supervised(_) => "",
-            Examples::Pairs(_) => "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
-            Examples::Labelled(_) => "; for such data set loss = \"kto\"",
-        };
+        let ((found, remedy), (asks, _)) = (words(examples.kind), words(wanted));
         Err(EngineError::WrongData { found, asks, remedy })
     }
 
@@ -246,7 +242,7 @@ impl Trainer {
     /// Adds the gradients of one micro-batch.
     fn differentiate(
         &mut self,
-        documents: &[Document],
+        documents: &[Placed],
         cut: &Cut,
         pass: Pass,
         result: &mut StepResult,
