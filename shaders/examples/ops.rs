@@ -14,7 +14,7 @@ use std::time::Instant;
 use finetuned_shaders::cpu::Cpu;
 use finetuned_shaders::random::Key;
 use finetuned_shaders::{
-    Activation, AttentionSpec, Head, Ops, RotaryTable, Segments, StatisticSet, Tensor, TokenCoefficients, Weight,
+    Activation, AttentionSpec, Device, Head, RotaryTable, Segments, StatisticSet, Tensor, TokenCoefficients, Weight,
 };
 
 const N: usize = 1024;
@@ -34,7 +34,7 @@ const MEASURE: f64 = 2.0 * (M * C * C) as f64;
 const LAYER_MEASURES: f64 = 3.0 * 2.0 * (N * (2 * C * C + 2 * C * G * D + 3 * C * F)) as f64 / MEASURE;
 
 struct Bench {
-    cpu: Arc<dyn Ops>,
+    cpu: Arc<Device>,
     filter: String,
     start: Instant,
     place: u32,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::cpu::Cpu;
 use crate::error::{Result, TensorError};
 use crate::gpu::{self, Compiler, GpuEntry, Products, TensorCores};
-use crate::ops::Ops;
+use crate::ops::Device;
 
 /// What `--device` takes.
 pub const DEVICE_WORDS: &str = "auto, cpu, gpu, gpu:N, vulkan, vulkan:N, metal, metal:N, dx12, dx12:N, cuda, cuda:N; \
@@ -124,6 +124,7 @@ fn pick(kind: &str, number: usize, mut all: Vec<GpuEntry>) -> Result<Option<GpuE
 fn absent(asked: &str, all: &[GpuEntry]) -> TensorError {
     let there: Vec<String> = all.iter().map(|entry| format!("{} {}", entry.spec, entry.name)).collect();
     let reason = match there.as_slice() {
+        [] if !gpu::BUILT_IN => gpu::NOT_BUILT_IN.to_string(),
         [] => "no driver of this machine offers a GPU. On Linux install the card's Vulkan driver (the NVIDIA driver \
                has one; mesa-vulkan-drivers has those of AMD and Intel), or choose the device \"cpu\""
             .to_string(),
@@ -136,9 +137,12 @@ fn absent(asked: &str, all: &[GpuEntry]) -> TensorError {
 ///
 /// # Errors
 /// Words that name no device, a GPU that is not there or cannot be opened.
-pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>> {
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<Device>> {
     match asked.parse::<DeviceChoice>()?.find()? {
+        #[cfg(feature = "gpu")]
         Some(entry) => Ok(Arc::new(gpu::open(&entry)?)),
+        #[cfg(not(feature = "gpu"))]
+        Some(entry) => Err(absent(&entry.spec, &[])),
         None => Cpu::new(threads),
     }
 }

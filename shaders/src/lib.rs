@@ -16,7 +16,7 @@ pub mod tensor;
 
 pub use error::{Result, TensorError};
 pub use ops::{
-    Activation, AttentionSpec, DeviceInfo, Head, Ops, Reading, RotaryTable, Segments, StatisticSet, TokenCoefficients,
-    TokenStatistics, Weight, WeightKind,
+    Activation, AttentionSpec, Device, DeviceInfo, Head, Ops, Reading, RotaryTable, Segments, StatisticSet,
+    TokenCoefficients, TokenStatistics, Weight, WeightKind,
 };
 pub use tensor::{DType, Tensor};

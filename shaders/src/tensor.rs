@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cpu::HostBuffer;
 use crate::error::{Result, TensorError, shape_error};
+#[cfg(feature = "gpu")]
 use crate::gpu::GpuBuffer;
 
 /// The type of a tensor's elements.
@@ -43,6 +44,7 @@ impl DType {
 #[derive(Debug, Clone)]
 pub(crate) enum Storage {
     Host(Arc<HostBuffer>),
+    #[cfg(feature = "gpu")]
     Gpu(Arc<GpuBuffer>),
 }
 

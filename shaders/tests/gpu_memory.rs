@@ -1,6 +1,8 @@
 //! Tensors that share pages of device memory: each sees its own bytes alone, and
 //! what the device gave stays near what was asked for.
 
+#![cfg(feature = "gpu")]
+
 use finetuned_shaders::gpu::{self, Gpu};
 use finetuned_shaders::{Ops, Tensor, TensorError};
 

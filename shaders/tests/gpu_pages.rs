@@ -1,6 +1,8 @@
 //! What the runtime holds of a device is what tensors' pages take. One test, as
 //! all users of a device in a process share the runtime's memory.
 
+#![cfg(feature = "gpu")]
+
 use finetuned_shaders::gpu;
 use finetuned_shaders::{Ops, Tensor};
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use finetuned_data::{Example, Examples, Row};
 use finetuned_formats::{FormatError, ModelConfig, RandomTensor, StoredType, TensorInfo, TensorSource};
 use finetuned_plugin_api::registry::Registry;
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 use finetuned_shaders::profile::{Profiled, Timing};
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
@@ -394,7 +394,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Bytes a second of a copy of 64 MiB, read and written, at its best.
-fn copy_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
+fn copy_rate(ops: &Device) -> Result<f64, EngineError> {
     let x = ops.zeros(&[16 << 20])?;
     ops.synchronize()?;
     let mut best: f64 = 0.0;
@@ -408,7 +408,7 @@ fn copy_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
 }
 
 /// The best of several measurements of a large product.
-fn matrix_peak(ops: &dyn Ops) -> Result<f64, EngineError> {
+fn matrix_peak(ops: &Device) -> Result<f64, EngineError> {
     let mut best: f64 = 0.0;
     for _ in 0..5 {
         best = best.max(matrix_rate(ops)?);

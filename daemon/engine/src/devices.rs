@@ -3,7 +3,7 @@
 use finetuned_shaders::conformance::{self, Finding};
 use finetuned_shaders::device::{DeviceChoice, open};
 use finetuned_shaders::gpu::{self, GpuEntry, Products};
-use finetuned_shaders::{Ops, TensorError};
+use finetuned_shaders::{Device, TensorError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
@@ -186,7 +186,7 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
     let device = open(asked, None).map_err(|error| refused(asked, error))?;
-    let device: &dyn Ops = device.as_ref();
+    let device: &Device = device.as_ref();
     let checks = conformance::checks();
     let results = checks.iter().map(|check| {
         let result = OperationResult::from(&check.run(device));

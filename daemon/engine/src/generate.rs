@@ -7,7 +7,7 @@ use std::time::Instant;
 use finetuned_data::ChatTokenizer;
 pub use finetuned_data::Message;
 use finetuned_formats::read_peft;
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
 
@@ -70,7 +70,7 @@ pub struct Generation {
 
 /// A model ready to write.
 pub struct Generator {
-    ops: Arc<dyn Ops>,
+    ops: Arc<Device>,
     model: Decoder,
     tokenizer: ChatTokenizer,
     adapters: bool,
@@ -101,7 +101,7 @@ impl Generator {
     }
 
     /// From parts that are already there.
-    pub fn from_parts(ops: Arc<dyn Ops>, model: Decoder, tokenizer: ChatTokenizer) -> Generator {
+    pub fn from_parts(ops: Arc<Device>, model: Decoder, tokenizer: ChatTokenizer) -> Generator {
         Generator { ops, model, tokenizer, adapters: true }
     }
 

@@ -10,7 +10,7 @@ use finetuned_data::{Examples, Prepared, Row};
 use finetuned_formats::{Architecture, ModelConfig, ModelFiles, PeftAdapter, TensorSource, read_peft};
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_plugin_api::registry::Registry;
-use finetuned_shaders::{DeviceInfo, Ops};
+use finetuned_shaders::{Device, DeviceInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::api::TrainRequest;
@@ -128,7 +128,7 @@ pub(crate) fn of_run(
     files: &ModelFiles,
     prepared: &Prepared,
     steps: usize,
-    ops: &dyn Ops,
+    ops: &Device,
 ) -> Result<Planned, EngineError> {
     let recipe = &request.recipe;
     let start = request.adapter.as_deref().map(read_peft).transpose()?;
@@ -321,7 +321,7 @@ fn mean_document(examples: &Examples) -> f64 {
 ///
 /// # Errors
 /// No memory for the operands.
-pub fn matrix_rate(ops: &dyn Ops) -> Result<f64, EngineError> {
+pub fn matrix_rate(ops: &Device) -> Result<f64, EngineError> {
     let (m, k, n) = (512, 1024, 1024);
     let a = ops.zeros(&[m, k])?;
     let b = ops.zeros(&[n, k])?;
@@ -367,7 +367,7 @@ pub(crate) struct Footprint {
 
 impl Footprint {
     pub(crate) fn new(
-        ops: &dyn Ops,
+        ops: &Device,
         config: &ModelConfig,
         source: &dyn TensorSource,
         recipe: &Recipe,
@@ -464,7 +464,7 @@ impl Footprint {
     /// What a step holds at its peak beside what lasts: what the forward pass
     /// keeps, and the larger one of what the head and the backward pass add, which
     /// are not there at the same time.
-    fn step_parts(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> Vec<PlanPart> {
+    fn step_parts(&self, ops: &Device, tokens: usize, trained: usize) -> Vec<PlanPart> {
         let (n, m) = (tokens as u64, trained as u64);
         let s = &self.shape;
         let layers = s.layers as u64;
@@ -519,7 +519,7 @@ impl Footprint {
 
     /// What exists for the length of one product: a packed weight's values, or those of
     /// which DoRA takes the norm; a result before it is added.
-    fn product_bytes(&self, ops: &dyn Ops, tokens: u64) -> u64 {
+    fn product_bytes(&self, ops: &Device, tokens: u64) -> u64 {
         let linears = self.shape.linears.iter();
         let unpacked = match self.packed || self.dora {
             true => linears.clone().map(|l| ops.unpacked_bytes(l.outputs, l.inputs)).max().unwrap_or(0),
@@ -537,13 +537,13 @@ impl Footprint {
         unpacked + 4 * activation.max(gradient as u64) + 4 * activation
     }
 
-    fn step(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> u64 {
+    fn step(&self, ops: &Device, tokens: usize, trained: usize) -> u64 {
         self.step_parts(ops, tokens, trained).iter().map(|p| p.bytes).sum()
     }
 
     /// What to reserve for steps: they make this much at their peak, or the
     /// optimizer does when the activations are gone.
-    pub(crate) fn reserved(&self, ops: &dyn Ops, tokens: usize, trained: usize) -> u64 {
+    pub(crate) fn reserved(&self, ops: &Device, tokens: usize, trained: usize) -> u64 {
         self.step(ops, tokens, trained).max(self.optimizer.scratch)
     }
 

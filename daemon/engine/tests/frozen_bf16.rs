@@ -8,7 +8,7 @@ use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::decoder::{Batch, Decoder};
 use finetuned_engine::model::linear::Pass;
 use finetuned_formats::{FormatError, ModelFiles, StoredType, TensorInfo, TensorSource};
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 
 /// The golden model as a checkpoint in bf16 has it.
 struct InBf16(ModelFiles);
@@ -34,7 +34,7 @@ impl TensorSource for InBf16 {
     }
 }
 
-fn loaded(ops: &dyn Ops, source: &InBf16, trainable: bool) -> (Decoder, u64) {
+fn loaded(ops: &Device, source: &InBf16, trainable: bool) -> (Decoder, u64) {
     let before = ops.allocated_bytes().0;
     let options = LoadOptions { trainable, nf4: None, context: 64 };
     let model = load(ops, &source.0.config, source, &options).expect("the model loads");
@@ -51,7 +51,7 @@ fn a_frozen_checkpoint_of_bf16_stays_that_on_a_gpu() {
         let tokens: Vec<u32> = (0..40).map(|i| (i * 37) % 300).collect();
         let batch = Batch::from_documents([&tokens[..23], &tokens[23..]]);
         let rows: Vec<u32> = (0..40).collect();
-        let logits = |ops: &dyn Ops, model: &Decoder| {
+        let logits = |ops: &Device, model: &Decoder| {
             let logits = model.logits(ops, &batch, &rows, &Pass::evaluation(false)).expect("logits");
             ops.read(&logits).expect("a read")
         };

@@ -14,7 +14,7 @@ use finetuned_engine::model::parameters::Gradients;
 use finetuned_engine::train::prepare;
 use finetuned_engine::train::step::{StepOptions, Trainer};
 use finetuned_formats::read_peft;
-use finetuned_shaders::{Ops, StatisticSet, TokenCoefficients};
+use finetuned_shaders::{Device, StatisticSet, TokenCoefficients};
 use serde_json::{Map, Value, json};
 
 fn batch(ids: &[Vec<i64>]) -> Batch {
@@ -23,7 +23,7 @@ fn batch(ids: &[Vec<i64>]) -> Batch {
 }
 
 /// A model with the golden adapter of this kind, or the bare model.
-fn model(ops: &dyn Ops, architecture: &str, kind: &str) -> Decoder {
+fn model(ops: &Device, architecture: &str, kind: &str) -> Decoder {
     let nf4 = (kind == "qlora").then_some(true);
     let mut model = decoder(ops, architecture, kind == "full", nf4);
     if kind != "full" && kind != "base" {
@@ -44,7 +44,7 @@ fn folder(architecture: &str, kind: &str) -> String {
 
 const KINDS: [&str; 5] = ["full", "lora", "qlora", "rslora", "dora"];
 
-fn logits_and_log_probabilities(device: &Device) {
+fn logits_and_log_probabilities(device: &TestDevice) {
     let ops = device.ops.clone();
     for architecture in ARCHITECTURES {
         let ids = ids(&format!("{architecture}/forward.safetensors"), "input_ids");
@@ -73,7 +73,7 @@ fn logits_and_log_probabilities(device: &Device) {
     }
 }
 
-fn every_gradient(device: &Device, checkpointing: &[bool]) {
+fn every_gradient(device: &TestDevice, checkpointing: &[bool]) {
     let ops = device.ops.clone();
     for architecture in ARCHITECTURES {
         let path = format!("{architecture}/forward.safetensors");
@@ -123,7 +123,7 @@ fn golden_name(name: &str, expected: &Tensors) -> String {
 
 /// Gradients of the mean loss over all trained tokens.
 fn gradients(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     model: &Decoder,
     ids: &[Vec<i64>],
     examples: &Examples,
@@ -167,7 +167,7 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
 }
 
-fn run_curve(device: &Device, architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f64>, Vec<f64>) {
+fn run_curve(device: &TestDevice, architecture: &str, kind: &str, micro_batch_size: usize) -> (Vec<f64>, Vec<f64>) {
     let ops = device.ops.clone();
     let curve = &curves(architecture)[kind];
     let path = format!("{architecture}/batches.safetensors");
@@ -206,7 +206,7 @@ fn assert_close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     }
 }
 
-fn ten_steps_follow_pytorch(device: &Device) {
+fn ten_steps_follow_pytorch(device: &TestDevice) {
     for architecture in ARCHITECTURES {
         let curves = curves(architecture);
         for kind in KINDS.into_iter().filter(|kind| curves.get(kind).is_some()) {
@@ -269,7 +269,7 @@ fn accumulation_changes_nothing_but_rounding() {
     }
 }
 
-fn greedy_continuations(device: &Device) {
+fn greedy_continuations(device: &TestDevice) {
     let ops = device.ops.clone();
     for architecture in ARCHITECTURES {
         let greedy = &curves(architecture)["greedy"];

@@ -1,6 +1,8 @@
 //! Runs on the first GPU of the machine: moving between devices, memory that
 //! runs short, and what goes wrong.
 
+#![cfg(feature = "gpu")]
+
 mod common;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use finetuned_engine::plan::StepBytes;
 use finetuned_engine::train::prepare;
 use finetuned_engine::train::step::{StepOptions, StepResult, Trainer};
 use finetuned_formats::read_peft;
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 use finetuned_shaders::gpu::{self, Gpu};
 use serde_json::Map;
 
@@ -59,7 +61,7 @@ fn a_run_moves_between_the_cpu_and_a_gpu() {
 
 /// A trainer of the golden llama's adapter with this device, and its data.
 fn trainer(gpu: &Arc<Gpu>, micro_batch_size: usize) -> (Trainer, finetuned_data::Examples, Vec<Row>) {
-    let ops: Arc<dyn Ops> = gpu.clone();
+    let ops: Arc<Device> = gpu.clone();
     let path = "llama/batches.safetensors";
     let examples = examples(&ids(path, "input_ids"), &ids(path, "labels"));
     let registry = prepare::registry(&[]).expect("registry");

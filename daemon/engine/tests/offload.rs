@@ -18,7 +18,7 @@ use finetuned_engine::recipe::{Recipe, set};
 use finetuned_engine::train::prepare;
 use finetuned_engine::train::step::{StepOptions, StepResult, Trainer};
 use finetuned_formats::{FormatError, ModelFiles, TensorInfo, TensorSource};
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 use serde_json::Map;
 
 /// Layers of the model whose memory is measured.
@@ -58,7 +58,7 @@ impl TensorSource for Taller {
 
 /// One step of eight rows at once: its result, every gradient's bits, the most
 /// bytes on the device beyond what lay there before.
-fn step(ops: &Arc<dyn Ops>, checkpointing: bool, offload: bool) -> (StepResult, BTreeMap<usize, Vec<u32>>, u64) {
+fn step(ops: &Arc<Device>, checkpointing: bool, offload: bool) -> (StepResult, BTreeMap<usize, Vec<u32>>, u64) {
     let path = "llama/batches.safetensors";
     let examples = examples(&ids(path, "input_ids"), &ids(path, "labels"));
     let registry = prepare::registry(&[]).expect("registry");

@@ -25,7 +25,7 @@ use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
 use finetuned_plugin_api::loss::Needs;
 use finetuned_plugin_api::registry::Objective;
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
-use finetuned_shaders::{Ops, Weight};
+use finetuned_shaders::{Device, Weight};
 use serde_json::{Map, Value, json};
 
 const VALUES: Heads = Heads { language: false, value: true };
@@ -71,7 +71,7 @@ fn rows(n: usize) -> Vec<Row> {
 
 /// The golden adapter, whose factors are no zeros, under a value head of these
 /// numbers.
-fn reward_model(ops: &dyn Ops, head: impl Fn(usize) -> f32) -> Decoder {
+fn reward_model(ops: &Device, head: impl Fn(usize) -> f32) -> Decoder {
     let mut model = decoder(ops, "llama", false, None);
     adapter::attach_peft(ops, &mut model, &read_peft(&golden("llama/lora")).expect("adapter")).expect("attached");
     let head: Vec<f32> = (0..model.config.hidden_size).map(head).collect();
@@ -83,14 +83,14 @@ fn wave(i: usize) -> f32 {
     (i as f32 * 0.7).sin() * 0.3
 }
 
-fn trainer(ops: &Arc<dyn Ops>, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
+fn trainer(ops: &Arc<Device>, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
     let registry = prepare::registry(&[]).expect("registry");
     let parameters: Map<String, Value> = parameters.as_object().expect("object").clone();
     let objective = registry.objective("reward-model", &parameters).expect("objective");
     trainer_of(ops, model, objective, micro_batch_size)
 }
 
-fn trainer_of(ops: &Arc<dyn Ops>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
+fn trainer_of(ops: &Arc<Device>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
     let registry = prepare::registry(&[]).expect("registry");
     let optimizer = prepare::optimizer(&Recipe::default(), &registry).expect("optimizer");
     let options = StepOptions {
@@ -113,7 +113,7 @@ fn id_of(model: &Decoder, name: &str) -> ParameterId {
     model.parameters.iter().find(|(_, p)| p.name == name).map(|(id, _)| id).expect("parameter")
 }
 
-fn move_by(ops: &dyn Ops, model: &mut Decoder, id: ParameterId, direction: &[f32], by: f32) {
+fn move_by(ops: &Device, model: &mut Decoder, id: ParameterId, direction: &[f32], by: f32) {
     let mut values = ops.read(model.parameters.tensor(id).expect("dense")).expect("read");
     values.iter_mut().zip(direction).for_each(|(v, d)| *v += by * d);
     if let Weight::Dense(tensor) = &mut model.parameters.get_mut(id).value {
@@ -142,7 +142,7 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
 }
 
 /// Along the gradient of each of these parameters the loss rises by its norm.
-fn compare_with_finite_differences(ops: &dyn Ops, trainer: &mut Trainer, examples: &Examples, n: usize) {
+fn compare_with_finite_differences(ops: &Device, trainer: &mut Trainer, examples: &Examples, n: usize) {
     step(trainer, examples, n);
     let layer = "base_model.model.model.layers.0";
     for name in [
@@ -195,7 +195,7 @@ impl Formula for Both {
     }
 }
 
-fn with_both(ops: &Arc<dyn Ops>, needs: Needs) -> Trainer {
+fn with_both(ops: &Arc<Device>, needs: Needs) -> Trainer {
     let objective = Both { needs };
     let needs = AlignmentNeeds { value_head: true, ..AlignmentNeeds::only(DataKind::Pairs) };
     let objective = Objective::Alignment(Box::new(Declared { needs, objective }));

@@ -5,6 +5,8 @@
 //! The bad device is a good one below the Vulkan layer of `shaders/bad-device`:
 //! the program under test is the one that users run, and sees what a driver says.
 
+#![cfg(feature = "gpu")]
+
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 use super::{Check, Finding, checks, distance};
 use crate::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use crate::gpu;
 
 #[track_caller]
@@ -16,6 +17,7 @@ fn the_cpu_passes() {
     all_pass("cpu", &checks().iter().map(|check| check.run(cpu.as_ref())).collect::<Vec<_>>());
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn every_gpu_of_this_machine_passes() {
     let found = gpu::list();

@@ -329,6 +329,7 @@ impl Ops for Cpu {
     fn read_state(&self, state: &ProgramState) -> Result<StateBuffer> {
         match &state.0 {
             StateStorage::Host(buffer) => Ok(buffer.clone()),
+            #[cfg(feature = "gpu")]
             StateStorage::Gpu(_) => Err(super::elsewhere("read_state")),
         }
     }
@@ -356,6 +357,7 @@ impl Ops for Cpu {
         for state in states {
             match &mut state.0 {
                 StateStorage::Host(buffer) => slices.push(buffer.slice()),
+                #[cfg(feature = "gpu")]
                 StateStorage::Gpu(_) => return Err(super::elsewhere(OP)),
             }
         }

@@ -226,6 +226,9 @@ pub struct Head<'a> {
     pub chunk_rows: usize,
 }
 
+/// A device as the rest of the program holds it.
+pub type Device = dyn Ops;
+
 /// A device: memory and the operations of a training step.
 pub trait Ops: Send + Sync {
     fn info(&self) -> DeviceInfo;
@@ -525,5 +528,6 @@ pub struct ProgramState(pub(crate) StateStorage);
 #[derive(Debug)]
 pub(crate) enum StateStorage {
     Host(StateBuffer),
+    #[cfg(feature = "gpu")]
     Gpu(program::kernel::GpuState),
 }

@@ -3,6 +3,7 @@
 //! finite differences.
 
 use crate::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use crate::gpu::{self, Gpu};
 use crate::random::Key;
 use crate::tensor::Tensor;
@@ -47,6 +48,7 @@ pub(crate) fn random(place: u32, len: usize) -> Vec<f32> {
 
 /// The first GPU of this machine. Where there is none, the test fails if
 /// `FINETUNED_REQUIRE_GPU` is set, and else says that it was skipped.
+#[cfg(feature = "gpu")]
 pub(crate) fn gpu_for_test() -> Option<Gpu> {
     let Some(entry) = gpu::list().into_iter().next() else {
         assert!(

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use finetuned_formats::{Architecture, PeftAdapter, PeftConfig, TargetModules, VALUE_HEAD};
 use finetuned_shaders::random::Key;
-use finetuned_shaders::{Ops, Weight};
+use finetuned_shaders::{Device, Weight};
 
 use super::decoder::Decoder;
 use super::linear::{Adapter, Linear};
@@ -26,7 +26,7 @@ const INITIAL_STEP: u32 = 0;
 ///
 /// # Errors
 /// A target that names no linear layer, a bad pattern, no memory.
-pub fn attach_fresh(ops: &dyn Ops, model: &mut Decoder, recipe: &LoraRecipe, seed: u64) -> Result<(), EngineError> {
+pub fn attach_fresh(ops: &Device, model: &mut Decoder, recipe: &LoraRecipe, seed: u64) -> Result<(), EngineError> {
     let modules: Vec<&str> = model.linears().map(|l| l.module.as_str()).collect();
     let config = config_of(&modules, recipe, model.config.architecture == Architecture::Gpt2)?;
     attach(ops, model, &config, |linear, rank| {
@@ -40,7 +40,7 @@ pub fn attach_fresh(ops: &dyn Ops, model: &mut Decoder, recipe: &LoraRecipe, see
 ///
 /// # Errors
 /// A tensor that fits no layer, a target without its tensors, another shape.
-pub fn attach_peft(ops: &dyn Ops, model: &mut Decoder, peft: &PeftAdapter) -> Result<(), EngineError> {
+pub fn attach_peft(ops: &Device, model: &mut Decoder, peft: &PeftAdapter) -> Result<(), EngineError> {
     let mut used = BTreeSet::new();
     let take = |name: String, shape: &[usize], used: &mut BTreeSet<String>| -> Result<Option<Vec<f32>>, EngineError> {
         let Some((found, values)) = peft.tensors.get(&name) else { return Ok(None) };
@@ -81,7 +81,7 @@ pub fn attach_peft(ops: &dyn Ops, model: &mut Decoder, peft: &PeftAdapter) -> Re
 ///
 /// # Errors
 /// The device failed.
-pub fn extract(ops: &dyn Ops, model: &Decoder, base: &str) -> Result<PeftAdapter, EngineError> {
+pub fn extract(ops: &Device, model: &Decoder, base: &str) -> Result<PeftAdapter, EngineError> {
     let mut tensors = BTreeMap::new();
     let mut targets = BTreeSet::new();
     let mut ranks: BTreeMap<String, (usize, f64)> = BTreeMap::new();
@@ -158,7 +158,7 @@ struct Factors {
 }
 
 fn attach(
-    ops: &dyn Ops,
+    ops: &Device,
     model: &mut Decoder,
     config: &PeftConfig,
     mut factors: impl FnMut(&Linear, usize) -> Result<Factors, EngineError>,

@@ -5,7 +5,7 @@ use finetuned_formats::{
     Activation as StoredActivation, Architecture, ModelConfig, Rope, RopeScaling, StoredType, TensorSource,
 };
 use finetuned_shaders::random::Key;
-use finetuned_shaders::{Activation, AttentionSpec, Ops, RotaryTable, Weight, WeightKind};
+use finetuned_shaders::{Activation, AttentionSpec, Device, RotaryTable, Weight, WeightKind};
 
 use super::block::{Block, Mlp, Projection};
 use super::decoder::Decoder;
@@ -32,7 +32,7 @@ pub struct LoadOptions {
 /// # Errors
 /// A missing tensor or one of another shape, by name; no memory.
 pub fn load(
-    ops: &dyn Ops,
+    ops: &Device,
     config: &ModelConfig,
     source: &dyn TensorSource,
     options: &LoadOptions,
@@ -81,7 +81,7 @@ pub fn load(
 /// Whether a frozen matrix stays in the bf16 that the checkpoint has it in: the
 /// same values in half the memory. A CPU multiplies f32 faster, and has more
 /// memory.
-pub(crate) fn stays_bf16(ops: &dyn Ops, source: &dyn TensorSource, name: &str) -> bool {
+pub(crate) fn stays_bf16(ops: &Device, source: &dyn TensorSource, name: &str) -> bool {
     !ops.info().on_host && source.info(name).is_some_and(|info| info.stored == StoredType::BF16)
 }
 
@@ -106,7 +106,7 @@ impl Names {
 }
 
 struct Loader<'a> {
-    ops: &'a dyn Ops,
+    ops: &'a Device,
     source: &'a dyn TensorSource,
     options: &'a LoadOptions,
     parameters: Parameters,
@@ -329,7 +329,7 @@ fn block(l: &mut Loader, i: usize) -> Result<Block, EngineError> {
 }
 
 /// The model's rotary tables: the main one, and Gemma 3's local one.
-fn rotary_tables(ops: &dyn Ops, config: &ModelConfig, positions: usize) -> Result<Vec<RotaryTable>, EngineError> {
+fn rotary_tables(ops: &Device, config: &ModelConfig, positions: usize) -> Result<Vec<RotaryTable>, EngineError> {
     if config.architecture == Architecture::Gpt2 {
         return Ok(Vec::new());
     }
@@ -348,7 +348,7 @@ fn rotary_tables(ops: &dyn Ops, config: &ModelConfig, positions: usize) -> Resul
 /// Angles, sines and cosines in f32: half precision loses positions past a few
 /// thousand (transformers#29285).
 fn rotary_table(
-    ops: &dyn Ops,
+    ops: &Device,
     inverse: &[f32],
     rotary_dim: usize,
     positions: usize,

@@ -2,7 +2,7 @@
 //! one step of generation.
 
 use finetuned_formats::ModelConfig;
-use finetuned_shaders::{Head, Ops, Reading, RotaryTable, Segments, Tensor, TensorError};
+use finetuned_shaders::{Device, Head, Reading, RotaryTable, Segments, Tensor, TensorError};
 
 use super::block::{Block, BlockSaved, LayerCache, Layout};
 use super::linear::{Linear, Pass};
@@ -110,7 +110,7 @@ impl Decoder {
     }
 
     /// Runs all layers.
-    pub fn forward(&self, ops: &dyn Ops, batch: &Batch, pass: &Pass, keep: Keep) -> Result<Forward> {
+    pub fn forward(&self, ops: &Device, batch: &Batch, pass: &Pass, keep: Keep) -> Result<Forward> {
         self.check_positions(batch.segments.longest())?;
         let layout = self.layout(batch);
         let mut x = self.embed(ops, &batch.tokens, &batch.positions)?;
@@ -138,7 +138,7 @@ impl Decoder {
     }
 
     /// The final norm at these rows of the stream.
-    pub fn head_input(&self, ops: &dyn Ops, forward: &Forward, rows: &[u32]) -> Result<HeadForward> {
+    pub fn head_input(&self, ops: &Device, forward: &Forward, rows: &[u32]) -> Result<HeadForward> {
         let gathered = ops.gather_rows(&forward.x, rows)?;
         let (h, statistics) = self.final_norm.forward(ops, &self.parameters, &gathered)?;
         Ok(HeadForward { rows: rows.to_vec(), gathered, h, statistics })
@@ -149,7 +149,7 @@ impl Decoder {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         batch: &Batch,
         forward: Forward,
         head: HeadForward,
@@ -193,7 +193,7 @@ impl Decoder {
 
     /// The logits `[rows, V]` of a batch at these rows, for tests, comparisons
     /// and short prompts: the whole matrix exists.
-    pub fn logits(&self, ops: &dyn Ops, batch: &Batch, rows: &[u32], pass: &Pass) -> Result<Tensor> {
+    pub fn logits(&self, ops: &Device, batch: &Batch, rows: &[u32], pass: &Pass) -> Result<Tensor> {
         let forward = self.forward(ops, batch, pass, Keep::Nothing)?;
         let head = self.head_input(ops, &forward, rows)?;
         ops.logits(&head.h, &self.lm_head())
@@ -201,7 +201,7 @@ impl Decoder {
 
     /// The value head's number for each document of the batch, read at its last
     /// token; None where the model has no such head.
-    pub fn values(&self, ops: &dyn Ops, batch: &Batch, pass: &Pass) -> Result<Option<Vec<f32>>> {
+    pub fn values(&self, ops: &Device, batch: &Batch, pass: &Pass) -> Result<Option<Vec<f32>>> {
         let Some(value_head) = &self.value_head else { return Ok(None) };
         let forward = self.forward(ops, batch, pass, Keep::Nothing)?;
         let last: Vec<u32> = batch.segments.ranges().map(|range| (range.end - 1) as u32).collect();
@@ -210,7 +210,7 @@ impl Decoder {
     }
 
     /// Empty caches for a sequence of at most `capacity` tokens.
-    pub fn caches(&self, ops: &dyn Ops, capacity: usize) -> Result<Vec<LayerCache>> {
+    pub fn caches(&self, ops: &Device, capacity: usize) -> Result<Vec<LayerCache>> {
         self.check_positions(capacity)?;
         self.blocks
             .iter()
@@ -225,7 +225,7 @@ impl Decoder {
     /// the caches hold.
     pub fn decode(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         tokens: &[u32],
         caches: &mut [LayerCache],
         length: usize,
@@ -243,7 +243,7 @@ impl Decoder {
         ops.logits(&h, &self.lm_head())
     }
 
-    fn embed(&self, ops: &dyn Ops, tokens: &[u32], positions: &[u32]) -> Result<Tensor> {
+    fn embed(&self, ops: &Device, tokens: &[u32], positions: &[u32]) -> Result<Tensor> {
         let mut x = ops.embedding(tokens, self.parameters.tensor(self.embedding)?, self.embedding_scale)?;
         if let Some(id) = self.position_embedding {
             let learned = ops.embedding(positions, self.parameters.tensor(id)?, 1.0)?;

@@ -3,7 +3,7 @@
 //! Forward and backward borrow the list, gradients live beside it, and only the
 //! optimizer writes. A tied head is the embedding's id used twice.
 
-use finetuned_shaders::{Ops, Tensor, TensorError, Weight};
+use finetuned_shaders::{Device, Tensor, TensorError, Weight};
 
 /// A place in [`Parameters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,7 +114,7 @@ impl Gradients {
     ///
     /// # Errors
     /// No memory.
-    pub fn zeros(ops: &dyn Ops, parameters: &Parameters) -> Result<Gradients, TensorError> {
+    pub fn zeros(ops: &Device, parameters: &Parameters) -> Result<Gradients, TensorError> {
         let list = parameters
             .iter()
             .map(|(_, p)| if p.trainable { ops.zeros(&p.shape).map(Some) } else { Ok(None) })
@@ -123,7 +123,7 @@ impl Gradients {
     }
 
     /// Sets every gradient to zero, keeping the storage.
-    pub fn clear(&mut self, ops: &dyn Ops) -> Result<(), TensorError> {
+    pub fn clear(&mut self, ops: &Device) -> Result<(), TensorError> {
         self.list.iter_mut().flatten().try_for_each(|g| ops.fill_zero(g))
     }
 

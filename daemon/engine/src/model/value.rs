@@ -15,7 +15,7 @@
 
 use finetuned_formats::{ModelConfig, TensorSource};
 use finetuned_shaders::random::Key;
-use finetuned_shaders::{Ops, Tensor, TensorError, Weight};
+use finetuned_shaders::{Device, Tensor, TensorError, Weight};
 
 use super::decoder::Decoder;
 use super::parameters::{Gradients, Parameter, ParameterId, Parameters, Role};
@@ -39,7 +39,7 @@ pub struct ValueHead {
 
 impl ValueHead {
     /// One value `[D, 1]` for each row of h `[D, C]`.
-    pub fn forward(&self, ops: &dyn Ops, p: &Parameters, h: &Tensor) -> Result<Tensor, TensorError> {
+    pub fn forward(&self, ops: &Device, p: &Parameters, h: &Tensor) -> Result<Tensor, TensorError> {
         ops.linear(h, p.weight(self.weight))
     }
 
@@ -47,7 +47,7 @@ impl ValueHead {
     /// wanted.
     pub fn backward(
         &self,
-        ops: &dyn Ops,
+        ops: &Device,
         p: &Parameters,
         g: &mut Gradients,
         dvalue: &Tensor,
@@ -65,7 +65,7 @@ impl ValueHead {
 ///
 /// # Errors
 /// Another number of values than the model is wide; no memory.
-pub fn attach(ops: &dyn Ops, model: &mut Decoder, name: &str, values: &[f32]) -> Result<(), EngineError> {
+pub fn attach(ops: &Device, model: &mut Decoder, name: &str, values: &[f32]) -> Result<(), EngineError> {
     let shape = [1, model.config.hidden_size];
     let weight = model.parameters.push(Parameter {
         name: name.to_string(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use finetuned_data::Example;
 use finetuned_formats::TensorSource;
 use finetuned_shaders::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use finetuned_shaders::gpu::{self, Gpu};
 
 use super::*;
@@ -80,14 +81,14 @@ fn data(sequences: usize) -> (Examples, Vec<Row>) {
     (Examples::Supervised((0..sequences).map(example).collect()), rows)
 }
 
-fn trainer(ops: &Arc<dyn Ops>, recipe: &Recipe, sequences: usize) -> (Trainer, Footprint) {
+fn trainer(ops: &Arc<Device>, recipe: &Recipe, sequences: usize) -> (Trainer, Footprint) {
     let config = config();
     let source = RandomSource::new(&config);
     trainer_of(ops, &config, &source, recipe, sequences)
 }
 
 fn trainer_of(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     config: &ModelConfig,
     source: &dyn TensorSource,
     recipe: &Recipe,
@@ -117,6 +118,7 @@ fn trainer_of(
     (trainer, footprint.expect("a footprint"))
 }
 
+#[cfg(feature = "gpu")]
 fn gpu() -> Option<Arc<Gpu>> {
     let Some(entry) = gpu::list().into_iter().next() else {
         assert!(std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(), "no GPU was found");
@@ -129,7 +131,7 @@ fn gpu() -> Option<Arc<Gpu>> {
 /// Planned bytes and the ledger's peak over two steps. `lasting` counts what the
 /// device's ledger holds of what lasts.
 fn planned_and_taken(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     recipe: &Recipe,
     sequences: usize,
     lasting: impl Fn(&Footprint) -> u64,
@@ -138,7 +140,7 @@ fn planned_and_taken(
 }
 
 fn taken(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     (mut trainer, footprint): (Trainer, Footprint),
     sequences: usize,
     lasting: impl Fn(&Footprint) -> u64,
@@ -154,7 +156,7 @@ fn taken(
     (lasting(&footprint) + step, ops.allocated_bytes().1)
 }
 
-fn compare(ops: &Arc<dyn Ops>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Footprint) -> u64) {
+fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Footprint) -> u64) {
     let device = ops.info().name;
     for (method, dropout) in [(Method::Full, 0.0), (Method::Lora, 0.0), (Method::Lora, 0.1), (Method::Qlora, 0.1)] {
         for checkpointing in [false, true] {
@@ -168,16 +170,17 @@ fn compare(ops: &Arc<dyn Ops>, allowed: std::ops::Range<f64>, lasting: impl Fn(&
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn a_plan_is_a_close_upper_bound_on_a_gpu() {
     let Some(gpu) = gpu() else { return };
-    let ops: Arc<dyn Ops> = gpu;
+    let ops: Arc<Device> = gpu;
     compare(&ops, 1.0..1.25, Footprint::fixed);
 }
 
 #[test]
 fn a_plan_is_close_on_the_cpu() {
-    let ops: Arc<dyn Ops> = Cpu::new(Some(2)).expect("threads");
+    let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
     // The CPU keeps an optimizer's states and temporaries outside of its ledger; the
     // scratch of its threads is in the plan's part for the process.
     compare(&ops, 0.95..1.25, |footprint| footprint.fixed() - footprint.optimizer.states - footprint.optimizer.scratch);
@@ -185,10 +188,11 @@ fn a_plan_is_close_on_the_cpu() {
 
 /// Layers of other shapes: one product for gate and up, norms of queries and keys,
 /// norms behind the branches, no gate.
+#[cfg(feature = "gpu")]
 #[test]
 fn a_plan_is_an_upper_bound_for_every_kind_of_layer() {
     let Some(gpu) = gpu() else { return };
-    let ops: Arc<dyn Ops> = gpu;
+    let ops: Arc<Device> = gpu;
     for architecture in ["phi3", "qwen3", "gemma2", "gpt2"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(architecture);
         let files = ModelFiles::open(&path).expect("a model");
@@ -204,11 +208,12 @@ fn a_plan_is_an_upper_bound_for_every_kind_of_layer() {
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn steps_ask_the_driver_for_nothing_once_the_first_is_done() {
     for (method, checkpointing) in [(Method::Full, false), (Method::Lora, true), (Method::Qlora, false)] {
         let Some(gpu) = gpu() else { return };
-        let ops: Arc<dyn Ops> = gpu.clone();
+        let ops: Arc<Device> = gpu.clone();
         let recipe = recipe(method, 0.1, checkpointing);
         let (mut trainer, footprint) = trainer(&ops, &recipe, 4);
         let tokens = 4 * TOKENS;
@@ -231,13 +236,14 @@ fn steps_ask_the_driver_for_nothing_once_the_first_is_done() {
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn a_run_has_the_same_bits_wherever_its_tensors_lie() {
     let Some(gpu) = gpu() else { return };
     let recipe = recipe(Method::Lora, 0.1, false);
     let bits = |reserved: bool, aside: usize| {
         let gpu = Arc::new(gpu::open(&gpu::list()[0]).expect("the GPU opens"));
-        let ops: Arc<dyn Ops> = gpu.clone();
+        let ops: Arc<Device> = gpu.clone();
         let (mut trainer, footprint) = trainer(&ops, &recipe, 3);
         if reserved {
             let bytes = footprint.reserved(&*gpu, 3 * TOKENS, 3 * TOKENS);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use finetuned_formats::durable::{self, DirectoryWriter};
 use finetuned_formats::{ElementType, TensorSpec, Values, open_safetensors, write_safetensors_to};
 use finetuned_plugin_api::program::StateBuffer;
-use finetuned_shaders::{Ops, Weight};
+use finetuned_shaders::{Device, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::step::Trainer;
@@ -88,7 +88,7 @@ pub fn save(
 }
 
 /// Keeps the weights of the best validation.
-pub fn save_best(out: &Path, ops: &dyn Ops, model: &Decoder) -> Result<(), EngineError> {
+pub fn save_best(out: &Path, ops: &Device, model: &Decoder) -> Result<(), EngineError> {
     let mut writer = DirectoryWriter::create(&folder(out).join(BEST))?;
     write_weights(&mut writer, ops, model)?;
     writer.finish_replacing(Default::default())?;
@@ -96,7 +96,7 @@ pub fn save_best(out: &Path, ops: &dyn Ops, model: &Decoder) -> Result<(), Engin
 }
 
 /// Puts the best weights into the model; false where there are none.
-pub fn load_best(out: &Path, ops: &dyn Ops, model: &mut Decoder) -> Result<bool, EngineError> {
+pub fn load_best(out: &Path, ops: &Device, model: &mut Decoder) -> Result<bool, EngineError> {
     let folder = folder(out).join(BEST);
     if !folder.is_dir() {
         return Ok(false);
@@ -162,7 +162,7 @@ fn read_progress(folder: &Path) -> Result<Progress, EngineError> {
     serde_json::from_slice(&text).map_err(|e| EngineError::Io { path, reason: e.to_string() })
 }
 
-fn write_weights(writer: &mut DirectoryWriter, ops: &dyn Ops, model: &Decoder) -> Result<(), EngineError> {
+fn write_weights(writer: &mut DirectoryWriter, ops: &Device, model: &Decoder) -> Result<(), EngineError> {
     let ids: BTreeMap<String, _> =
         model.parameters.trainable().into_iter().map(|id| (model.parameters.get(id).name.clone(), id)).collect();
     let specs: Vec<TensorSpec> = ids
@@ -191,7 +191,7 @@ fn write_weights(writer: &mut DirectoryWriter, ops: &dyn Ops, model: &Decoder) -
     Ok(())
 }
 
-fn read_weights(folder: &Path, ops: &dyn Ops, model: &mut Decoder) -> Result<(), EngineError> {
+fn read_weights(folder: &Path, ops: &Device, model: &mut Decoder) -> Result<(), EngineError> {
     let file = open_safetensors(&folder.join("weights.safetensors"))?;
     for id in model.parameters.trainable() {
         let parameter = model.parameters.get_mut(id);

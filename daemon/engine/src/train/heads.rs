@@ -4,7 +4,7 @@
 
 use finetuned_plugin_api::loss::BeforeStep;
 use finetuned_plugin_api::registry::Objective;
-use finetuned_shaders::{Ops, Tensor, TensorError};
+use finetuned_shaders::{Device, Tensor, TensorError};
 
 use super::units::MicroBatch;
 use crate::error::EngineError;
@@ -54,7 +54,7 @@ impl Heads {
     ///
     /// # Errors
     /// No memory.
-    pub fn cut(&self, ops: &dyn Ops, micro: &MicroBatch, h: &Tensor) -> Result<HeadInputs, TensorError> {
+    pub fn cut(&self, ops: &Device, micro: &MicroBatch, h: &Tensor) -> Result<HeadInputs, TensorError> {
         let counted = if self.language { micro.rows.len() } else { 0 };
         let part = |rows: std::ops::Range<usize>| {
             let rows: Vec<u32> = rows.map(|row| row as u32).collect();
@@ -83,7 +83,7 @@ impl HeadInputs {
     ///
     /// # Errors
     /// Neither part is there; no memory.
-    pub fn join(self, ops: &dyn Ops) -> Result<Tensor, TensorError> {
+    pub fn join(self, ops: &Device) -> Result<Tensor, TensorError> {
         match (self.language, self.value) {
             (Some(language), Some(value)) => {
                 let (m, d) = (language.rows(), value.rows());

@@ -5,7 +5,7 @@ use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_plugin_api::program::{Initial, Program, Scalars, State, StateBuffer, StateType};
 use finetuned_shaders::ops::ProgramState;
-use finetuned_shaders::{Ops, Weight};
+use finetuned_shaders::{Device, Weight};
 
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
@@ -48,7 +48,7 @@ impl Rules {
     ///
     /// # Errors
     /// A program or a state that does not fit, no memory.
-    pub fn new(ops: &dyn Ops, model: &Decoder, optimizer: Box<dyn Optimizer>) -> Result<Rules, EngineError> {
+    pub fn new(ops: &Device, model: &Decoder, optimizer: Box<dyn Optimizer>) -> Result<Rules, EngineError> {
         let rules = model
             .parameters
             .trainable()
@@ -80,7 +80,7 @@ impl Rules {
     /// # Errors
     /// A shape for which it has no rule.
     pub fn bytes(
-        ops: &dyn Ops,
+        ops: &Device,
         optimizer: &dyn Optimizer,
         shapes: &[TensorShape],
     ) -> Result<OptimizerBytes, EngineError> {
@@ -120,7 +120,7 @@ impl Rules {
 
     pub fn step(
         &mut self,
-        ops: &dyn Ops,
+        ops: &Device,
         model: &mut Decoder,
         gradients: &Gradients,
         scalars: &Scalars,
@@ -155,7 +155,7 @@ impl Rules {
     /// most optimizers.
     pub fn to_evaluation(
         &mut self,
-        ops: &dyn Ops,
+        ops: &Device,
         model: &mut Decoder,
         scalars: &Scalars,
     ) -> Result<Vec<(ParameterId, Weight)>, EngineError> {
@@ -191,7 +191,7 @@ impl Rules {
     }
 
     /// Name and memory of every state, for the checkpoint.
-    pub fn export(&self, ops: &dyn Ops, model: &Decoder) -> Result<Vec<(String, StateBuffer)>, EngineError> {
+    pub fn export(&self, ops: &Device, model: &Decoder) -> Result<Vec<(String, StateBuffer)>, EngineError> {
         let mut out = Vec::new();
         for rule in &self.rules {
             let name = &model.parameters.get(rule.id).name;
@@ -217,7 +217,7 @@ impl Rules {
     /// A state that is absent or of another size.
     pub fn import(
         &mut self,
-        ops: &dyn Ops,
+        ops: &Device,
         model: &Decoder,
         mut take: impl FnMut(&str) -> Option<StateBuffer>,
     ) -> Result<(), EngineError> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_model_folder, write_peft};
-use finetuned_shaders::{Ops, Tensor, Weight};
+use finetuned_shaders::{Device, Tensor, Weight};
 
 use super::prepare::base_name;
 use crate::error::EngineError;
@@ -31,7 +31,7 @@ const ASIDE: &str = ".tmp-output";
 /// # Errors
 /// [`EngineError::ReloadDiffers`], and what the disk says.
 pub fn save_adapter(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     mut model: Decoder,
     base: &Path,
     out: &Path,
@@ -55,7 +55,7 @@ pub fn save_adapter(
 /// # Errors
 /// As [`save_adapter`].
 pub fn save_model(
-    ops: &Arc<dyn Ops>,
+    ops: &Arc<Device>,
     model: Decoder,
     files: &ModelFiles,
     out: &Path,
@@ -126,7 +126,7 @@ pub fn save_model(
 }
 
 /// The probe's logits, and its value where there is a head for it.
-fn probe_logits(ops: &dyn Ops, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
+fn probe_logits(ops: &Device, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
     let tokens = &probe[..probe.len().min(PROBE_TOKENS)];
     let batch = Batch::from_documents([tokens]);
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();

@@ -8,7 +8,7 @@ use finetuned_data::{ChatTokenizer, DataOptions, Examples, Prepared, TooLong, Tr
 use finetuned_formats::{ModelFiles, PeftAdapter, VALUE_HEAD};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::{Kind, Registry};
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 
 use super::heads::Heads;
 use crate::api::{PluginLibrary, TrainRequest};
@@ -23,7 +23,7 @@ use crate::recipe::{Method, Recipe};
 ///
 /// # Errors
 /// A device that is not there, or that this build has not.
-pub fn device(asked: &str, threads: Option<usize>) -> Result<Arc<dyn Ops>, EngineError> {
+pub fn device(asked: &str, threads: Option<usize>) -> Result<Arc<Device>, EngineError> {
     finetuned_shaders::device::open(asked, threads).map_err(|error| crate::devices::refused(asked, error))
 }
 
@@ -133,7 +133,7 @@ fn longest(examples: &Examples) -> usize {
 /// # Errors
 /// A damaged checkpoint, an adapter that does not fit, no memory.
 pub fn load_for_training(
-    ops: &dyn Ops,
+    ops: &Device,
     files: &ModelFiles,
     recipe: &Recipe,
     start: Option<&PeftAdapter>,

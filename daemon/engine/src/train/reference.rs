@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use finetuned_plugin_api::loss::{Needs, Role};
-use finetuned_shaders::{Ops, StatisticSet, TensorError, Weight};
+use finetuned_shaders::{Device, StatisticSet, TensorError, Weight};
 
 use super::units::{Document, MicroBatch};
 use crate::model::decoder::{Decoder, Keep};
@@ -34,7 +34,7 @@ impl Reference {
     ///
     /// # Errors
     /// No memory for the copy.
-    pub fn freeze(ops: &dyn Ops, model: &Decoder, fresh_adapter: bool) -> Result<Reference, TensorError> {
+    pub fn freeze(ops: &Device, model: &Decoder, fresh_adapter: bool) -> Result<Reference, TensorError> {
         let policy = if fresh_adapter {
             Policy::AdaptersOff
         } else {
@@ -52,7 +52,7 @@ impl Reference {
     /// Log-probabilities of the counted tokens of these documents, in order.
     pub fn logp(
         &mut self,
-        ops: &dyn Ops,
+        ops: &Device,
         model: &mut Decoder,
         documents: &[Document],
         needs: &Needs,
@@ -74,7 +74,7 @@ impl Reference {
         Ok(all)
     }
 
-    fn compute(&mut self, ops: &dyn Ops, model: &mut Decoder, micro: &MicroBatch) -> Result<Vec<f32>, TensorError> {
+    fn compute(&mut self, ops: &Device, model: &mut Decoder, micro: &MicroBatch) -> Result<Vec<f32>, TensorError> {
         match &mut self.policy {
             Policy::AdaptersOff => token_logp(ops, model, micro, &Pass::evaluation(false)),
             Policy::Frozen(copies) => {
@@ -94,7 +94,7 @@ fn swap(model: &mut Decoder, copies: &mut [(ParameterId, Weight)]) {
 }
 
 /// Log-probabilities of a micro-batch's counted tokens, without gradient.
-pub fn token_logp(ops: &dyn Ops, model: &Decoder, micro: &MicroBatch, pass: &Pass) -> Result<Vec<f32>, TensorError> {
+pub fn token_logp(ops: &Device, model: &Decoder, micro: &MicroBatch, pass: &Pass) -> Result<Vec<f32>, TensorError> {
     if micro.targets.is_empty() {
         return Ok(Vec::new());
     }

@@ -9,7 +9,7 @@ use finetuned_plugin_api::loss::{self, BeforeStep, Needs, Role, TokenRule, Total
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
-use finetuned_shaders::{Ops, StatisticSet, Tensor, TensorError, TokenCoefficients, TokenStatistics};
+use finetuned_shaders::{Device, StatisticSet, Tensor, TensorError, TokenCoefficients, TokenStatistics};
 
 use super::heads::{HeadInputs, Heads};
 use super::optimize::Rules;
@@ -59,7 +59,7 @@ pub struct StepResult {
 }
 
 pub struct Trainer {
-    pub ops: Arc<dyn Ops>,
+    pub ops: Arc<Device>,
     pub model: Decoder,
     pub rules: Rules,
     objective: Objective,
@@ -82,7 +82,7 @@ impl Trainer {
     /// # Errors
     /// An objective that asks for what the engine has not, no memory.
     pub fn new(
-        ops: Arc<dyn Ops>,
+        ops: Arc<Device>,
         model: Decoder,
         objective: Objective,
         optimizer: Box<dyn Optimizer>,
@@ -342,7 +342,7 @@ impl Trainer {
     }
 
     /// Frees gradients, so that a saved model can be read back beside this one.
-    pub fn into_model(self) -> (Arc<dyn Ops>, Decoder) {
+    pub fn into_model(self) -> (Arc<Device>, Decoder) {
         (self.ops, self.model)
     }
 

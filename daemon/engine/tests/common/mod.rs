@@ -12,9 +12,11 @@ use finetuned_data::{Example, Examples};
 use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::decoder::Decoder;
 use finetuned_formats::{ModelFiles, open_safetensors};
-use finetuned_shaders::Ops;
+use finetuned_shaders::Device;
 use finetuned_shaders::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use finetuned_shaders::device::DeviceChoice;
+#[cfg(feature = "gpu")]
 use finetuned_shaders::gpu;
 
 pub const ARCHITECTURES: [&str; 10] =
@@ -26,15 +28,15 @@ pub fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-pub fn cpu() -> Arc<dyn Ops> {
+pub fn cpu() -> Arc<Device> {
     Cpu::new(Some(2)).expect("threads")
 }
 
 /// A device, and how far its numbers may be from PyTorch's.
 #[derive(Clone)]
-pub struct Device {
+pub struct TestDevice {
     pub name: String,
-    pub ops: Arc<dyn Ops>,
+    pub ops: Arc<Device>,
     /// Logits and log-probabilities.
     pub forward: f64,
     /// ‖a − b‖ / ‖b‖ of each gradient.
@@ -43,15 +45,16 @@ pub struct Device {
     pub curve: f64,
 }
 
-pub fn on_cpu() -> Device {
-    Device { name: "cpu".into(), ops: cpu(), forward: 1e-4, gradient: 1e-3, curve: 1e-3 }
+pub fn on_cpu() -> TestDevice {
+    TestDevice { name: "cpu".into(), ops: cpu(), forward: 1e-4, gradient: 1e-3, curve: 1e-3 }
 }
 
 /// The first GPU of this machine, or what FINETUNED_TEST_DEVICE names in the
 /// words of `--device` (`vulkan:0/spirv/f16`). Where FINETUNED_REQUIRE_GPU is
 /// set, as it is in CI, a machine without one fails the test; elsewhere the test
 /// says that it compared nothing.
-pub fn on_gpu() -> Option<Device> {
+#[cfg(feature = "gpu")]
+pub fn on_gpu() -> Option<TestDevice> {
     let entry = match std::env::var("FINETUNED_TEST_DEVICE") {
         Ok(words) => words.parse::<DeviceChoice>().and_then(|choice| choice.find()).expect("the device is there"),
         Err(_) => gpu::list().into_iter().next(),
@@ -65,7 +68,14 @@ pub fn on_gpu() -> Option<Device> {
     // Tensor cores round operands; the curves hold all the same.
     let rounding = gpu.facts().product_rounding();
     let (forward, gradient) = (f64::max(2e-4, 16.0 * rounding), f64::max(2e-3, 32.0 * rounding));
-    Some(Device { name: entry.spec, ops: Arc::new(gpu), forward, gradient, curve: 5e-3 })
+    Some(TestDevice { name: entry.spec, ops: Arc::new(gpu), forward, gradient, curve: 5e-3 })
+}
+
+/// A build without GPU code has no GPU to compare.
+#[cfg(not(feature = "gpu"))]
+pub fn on_gpu() -> Option<TestDevice> {
+    println!("skipped: built without the feature gpu");
+    None
 }
 
 pub fn tensors(path: &str) -> Tensors {
@@ -106,7 +116,7 @@ pub fn files(architecture: &str) -> ModelFiles {
     ModelFiles::open(&golden(architecture)).expect("model")
 }
 
-pub fn decoder(ops: &dyn Ops, architecture: &str, trainable: bool, nf4: Option<bool>) -> Decoder {
+pub fn decoder(ops: &Device, architecture: &str, trainable: bool, nf4: Option<bool>) -> Decoder {
     let files = files(architecture);
     let options = LoadOptions { trainable, nf4, context: 64 };
     load(ops, &files.config, files.tensors.as_ref(), &options).expect("weights")

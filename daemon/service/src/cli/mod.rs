@@ -227,7 +227,7 @@ enum DaemonCommand {
 }
 
 /// The main function of `finetuned`.
-pub fn daemon_main() -> ExitCode {
+fn daemon_main() -> ExitCode {
     let cli = match DaemonCli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -247,8 +247,12 @@ fn run_daemon(args: &DaemonArgs, global: &Global) -> ExitCode {
     }
 }
 
-/// The main function of `finetune`.
+/// The main function of the program, which is the daemon if it is called `finetuned`.
 pub fn main() -> ExitCode {
+    let called = std::env::args_os().next().map(std::path::PathBuf::from).unwrap_or_default();
+    if called.file_stem().is_some_and(|name| name == "finetuned") {
+        return daemon_main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -11,11 +11,12 @@
 //! `dq = scale · ds k`, `dk = scale · dsᵀ q`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
 use super::{AttentionSpec, Segments};

@@ -2,6 +2,7 @@
 //! cutting and joining columns.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

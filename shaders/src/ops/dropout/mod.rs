@@ -5,6 +5,7 @@
 //! The backward pass is the forward pass on dy with the same key.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Sums and multiples of whole tensors.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

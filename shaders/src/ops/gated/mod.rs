@@ -2,6 +2,7 @@
 //! 2020) and the plain `act(x)` of GPT-2.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

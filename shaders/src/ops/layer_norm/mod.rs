@@ -6,6 +6,7 @@
 //! `dx = rstd · (g − mean(g) − n · mean(g · n))`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

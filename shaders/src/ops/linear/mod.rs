@@ -5,11 +5,12 @@
 //! weight in f32 never exists.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
 use super::Weight;

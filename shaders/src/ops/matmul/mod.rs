@@ -1,6 +1,7 @@
 //! Matrix products of tensors: `alpha · op(a) op(b)`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

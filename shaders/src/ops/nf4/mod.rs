@@ -9,12 +9,14 @@
 //! blocks of 256 with an absmax of their own.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod thresholds;
 
 use crate::error::{Result, shape_error};

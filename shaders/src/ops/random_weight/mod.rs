@@ -5,6 +5,7 @@
 //! rounded once, in the product with the scale, so every device has the same bits.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

@@ -1,6 +1,8 @@
 use super::reference;
 use crate::cpu::Cpu;
-use crate::ops::testing::{assert_bits, gpu_for_test, on_each};
+#[cfg(feature = "gpu")]
+use crate::ops::testing::gpu_for_test;
+use crate::ops::testing::{assert_bits, on_each};
 use crate::ops::{Ops, WeightKind, nf4};
 use crate::random::Key;
 
@@ -36,6 +38,7 @@ fn every_kind_is_the_reference_s_numbers_on_any_threads() {
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn a_gpu_makes_the_same_bits_in_pieces_too() {
     let Some(mut gpu) = gpu_for_test() else { return };

@@ -6,6 +6,7 @@
 //! `dx = rstd · (g − x · rstd² · mean(g · x))`, `dw = Σ dy · x · rstd`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

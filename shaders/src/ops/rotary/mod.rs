@@ -4,6 +4,7 @@
 //! turns the other way.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]

@@ -10,11 +10,12 @@
 //! and `dz = dl (1 − (l/cap)²)`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
 use super::linear::{check_columns, weight_shape};
