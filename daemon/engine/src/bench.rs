@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::PluginLibrary;
 use crate::error::EngineError;
 use crate::model::shape::ModelShape;
+use crate::model::streams;
 use crate::model::{adapter, build};
 use crate::plan::{Footprint, StepBytes, matrix_rate};
 use crate::recipe::{Method, Recipe};
@@ -478,7 +479,7 @@ impl TensorSource for RandomSource {
             .ok_or_else(|| FormatError::NoSuchTensor { path: "random weights".into(), name: name.to_string() })?;
         let elements = shape.iter().product();
         Ok(match self.random(name) {
-            Some(random) => Key::new(random.seed, 0, random.place).symmetric_vec(elements, random.scale),
+            Some(random) => streams::made_up(&random).symmetric_vec(elements, random.scale),
             // Norms and biases.
             None => vec![1.0; elements],
         })

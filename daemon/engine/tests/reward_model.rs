@@ -10,8 +10,9 @@ use common::*;
 use finetuned_data::{Examples, PairExample, Row};
 use finetuned_engine::api::{Control, Observer, Outcome, TrainRequest, train};
 use finetuned_engine::event::{Event, Summary};
-use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
-use finetuned_engine::model::linear::Pass;
+use finetuned_engine::model::batch::TokenBatch;
+use finetuned_engine::model::decoder::{Decoder, Keep};
+use finetuned_engine::model::context::Pass;
 use finetuned_engine::model::parameters::ParameterId;
 use finetuned_engine::model::{adapter, value};
 use finetuned_engine::plan::plan;
@@ -126,7 +127,7 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     let ops = cpu();
     let model = reward_model(ops.as_ref(), wave);
     let documents: [&[u32]; 3] = [&[7, 8, 9, 10], &[11], &[12, 13]];
-    let batch = Batch::from_documents(documents);
+    let batch = TokenBatch::from_documents(documents);
     let values = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head");
     let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(true), Keep::Nothing).expect("forward");
     let h = model.head_input(ops.as_ref(), &forward, &[3, 4, 6]).expect("norm").h;
@@ -137,7 +138,7 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     }
     assert_eq!(values.len(), 3);
     // A document's value does not depend on its neighbours.
-    let alone = model.values(ops.as_ref(), &Batch::from_documents([documents[2]]), &Pass::evaluation(true));
+    let alone = model.values(ops.as_ref(), &TokenBatch::from_documents([documents[2]]), &Pass::evaluation(true));
     assert!((alone.expect("values").expect("a head")[0] - values[2]).abs() < 1e-6);
 }
 
@@ -251,7 +252,7 @@ fn what_is_saved_gives_the_same_values() {
     for i in 1..=3 {
         trainer.step(&examples, &rows(8), i, 1e-2, &mut |_, _| true).expect("step");
     }
-    let batch = Batch::from_documents([&[7u32, 8, 9][..], &[21, 22]]);
+    let batch = TokenBatch::from_documents([&[7u32, 8, 9][..], &[21, 22]]);
     let values = |model: &Decoder| model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values");
     let before = values(&trainer.model);
     assert_ne!(before, values(&reward_model(ops.as_ref(), wave)), "three steps change them");
@@ -453,7 +454,7 @@ fn ten_steps_are_those_of_transformers_and_peft() {
     {
         for (at, answer) in ["chosen_ids", "rejected_ids"].into_iter().enumerate() {
             let ids = |key: &str| serde_json::from_value::<Vec<u32>>(row[key].clone()).expect("ids");
-            let batch = Batch::from_documents([&[ids("prompt_ids"), ids(answer)].concat()[..]]);
+            let batch = TokenBatch::from_documents([&[ids("prompt_ids"), ids(answer)].concat()[..]]);
             let ours = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head")[0];
             let theirs = values[at].as_f64().expect("value");
             assert!((f64::from(ours) - theirs).abs() < 1e-5, "{ours} {theirs}");

@@ -11,8 +11,9 @@ use super::prepare::base_name;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load, transposed};
-use crate::model::decoder::{Batch, Decoder};
-use crate::model::linear::Pass;
+use crate::model::batch::TokenBatch;
+use crate::model::decoder::Decoder;
+use crate::model::context::Pass;
 use crate::model::value;
 
 /// Logits, and a reward model's value, may differ by this much of the largest
@@ -128,7 +129,7 @@ pub fn save_model(
 /// The probe's logits, and its value where there is a head for it.
 fn probe_logits(ops: &Device, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
     let tokens = &probe[..probe.len().min(PROBE_TOKENS)];
-    let batch = Batch::from_documents([tokens]);
+    let batch = TokenBatch::from_documents([tokens]);
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();
     let logits: Tensor = model.logits(ops, &batch, &rows, &Pass::evaluation(true))?;
     let mut numbers = ops.read(&logits)?;

@@ -17,7 +17,7 @@ use super::reference::{Reference, token_logp};
 use super::units::{Document, MicroBatch, documents};
 use crate::error::EngineError;
 use crate::model::decoder::{Decoder, Keep};
-use crate::model::linear::Pass;
+use crate::model::context::Pass;
 use crate::model::parameters::Gradients;
 use crate::plan::StepBytes;
 
@@ -429,7 +429,7 @@ impl Trainer {
         let dh = HeadInputs { language: dlanguage, value: dvalue }.join(ops)?;
         result.loss += self.out.loss;
         add_metrics(&mut result.metrics, &self.out.metrics);
-        self.model.backward(ops, &micro.batch, forward, head, &dh, &mut self.gradients, pass)?;
+        self.model.backward(ops, forward, head, &dh, &mut self.gradients)?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use finetuned_data::{Examples, Row, epoch_rows};
 use finetuned_plugin_api::loss::{Needs, Role, Sequence, Totals};
 
-use crate::model::decoder::Batch;
+use crate::model::batch::TokenBatch;
 use crate::recipe::TrainRecipe;
 
 /// One document of a micro-batch.
@@ -44,7 +44,7 @@ impl Document<'_> {
 /// A micro-batch, ready for the model and for the loss.
 #[derive(Debug, Clone)]
 pub struct MicroBatch {
-    pub batch: Batch,
+    pub batch: TokenBatch,
     /// Row of the stream that predicts each counted token.
     pub rows: Vec<u32>,
     /// The counted tokens.
@@ -65,7 +65,7 @@ impl MicroBatch {
         let mut tokens = Vec::new();
         let mut lengths = Vec::with_capacity(documents.len());
         let mut micro = MicroBatch {
-            batch: Batch::from_documents([]),
+            batch: TokenBatch::from_documents([]),
             rows: Vec::new(),
             targets: Vec::new(),
             weight: Vec::new(),
@@ -99,7 +99,7 @@ impl MicroBatch {
             });
         }
         let segments = finetuned_shaders::Segments::from_lengths(lengths);
-        micro.batch = Batch { positions: segments.positions(), segments, tokens };
+        micro.batch = TokenBatch { positions: segments.positions(), segments, tokens };
         micro
     }
 
