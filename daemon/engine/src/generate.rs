@@ -10,13 +10,14 @@ use finetuned_formats::read_peft;
 use finetuned_shaders::Device;
 use serde::{Deserialize, Serialize};
 
+use crate::base::BaseModel;
+use crate::devices;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
-use crate::model::decoder::Decoder;
 use crate::model::context::Pass;
+use crate::model::decoder::Decoder;
 use crate::model::streams;
-use crate::train::prepare;
 
 /// Tokens of a prompt that run in one pass; a longer prompt runs in pieces, so
 /// that its activations stay small.
@@ -84,8 +85,8 @@ impl Generator {
         device: &str,
         threads: Option<usize>,
     ) -> Result<Generator, EngineError> {
-        let opened = prepare::open_model(model)?;
-        let ops = prepare::device(device, threads)?;
+        let opened = BaseModel::open(model)?;
+        let ops = devices::open(device, threads)?;
         // A cache grows with what is written, so the model's own reach is the limit;
         // rotary tables for more than this cost memory that no answer needs.
         let context = opened.files.config.max_positions.min(32 * 1024);
@@ -151,14 +152,11 @@ impl Generator {
         on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Generation, EngineError> {
         if prompt.is_empty() {
-            return Err(EngineError::Other("the prompt has no token".into()));
+            return Err(EngineError::EmptyPrompt);
         }
         let context = self.model.context;
         if prompt.len() >= context {
-            return Err(EngineError::Other(format!(
-                "the prompt has {} tokens, the model's context holds {context} with the answer",
-                prompt.len()
-            )));
+            return Err(EngineError::PromptTooLong { tokens: prompt.len(), context });
         }
         let ops = self.ops.as_ref();
         let pass = Pass::evaluation(self.adapters);
@@ -179,8 +177,7 @@ impl Generator {
         let mut stopped_by = StoppedBy::MaxTokens;
         while tokens.len() < options.max_tokens {
             let random = streams::sampling(options.seed, tokens.len() as u32).uniform(0);
-            let token = sample(&logits, options, random)
-                .ok_or_else(|| EngineError::Other("the model's logits are not finite numbers".into()))?;
+            let token = sample(&logits, options, random).ok_or(EngineError::LogitsNotFinite)?;
             if self.tokenizer.stop_tokens().contains(&token) {
                 stopped_by = StoppedBy::StopToken;
                 break;

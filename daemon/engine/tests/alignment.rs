@@ -5,10 +5,9 @@ mod common;
 
 use std::fmt::Write;
 
-use common::golden;
-use finetuned_engine::api::{Observer, TrainRequest, train};
-use finetuned_engine::event::Event;
+use common::{base, golden};
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Event, Observer, TrainRequest, train};
 use serde_json::Value;
 
 const LOSS: f64 = 1e-3;
@@ -49,12 +48,11 @@ fn follow(file: &str, settings: &[&str]) {
         recipe::set(&mut table, setting).expect("setting");
     }
     let request = TrainRequest {
-        model: golden("llama"),
         data,
         validation: None,
         adapter: Some(golden("llama/lora")),
         out: folder.path().join("out"),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base("llama"), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),
@@ -62,7 +60,7 @@ fn follow(file: &str, settings: &[&str]) {
         accept_plugin_change: false,
     };
     train(&request, &mut Silent).expect("a finished run");
-    let metrics = finetuned_engine::train::metrics::read(&request.out).expect("metrics");
+    let metrics = finetuned_engine::run::metrics::read(&request.out).expect("metrics");
     let steps = golden_run["steps"].as_array().expect("steps");
     assert_eq!(steps.len(), 10);
     let mut worst: (f64, f64) = (0.0, 0.0);

@@ -12,7 +12,7 @@ use finetuned_engine::model::batch::TokenBatch;
 use finetuned_engine::model::decoder::{Decoder, Keep};
 use finetuned_engine::model::context::Pass;
 use finetuned_engine::model::parameters::Gradients;
-use finetuned_engine::train::prepare;
+use finetuned_engine::plugins;
 use finetuned_engine::train::step::{StepOptions, Trainer};
 use finetuned_formats::read_peft;
 use finetuned_shaders::{Device, StatisticSet, TokenCoefficients};
@@ -131,17 +131,16 @@ fn gradients(
     checkpointing: bool,
 ) -> Gradients {
     let batch = batch(ids);
-    let Examples::Supervised(list) = examples else { unreachable!("supervised") };
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     let mut offset = 0;
-    for example in list {
-        for i in 1..example.tokens.len() {
-            if example.trained[i] {
+    for document in examples.list.iter().flat_map(|example| &example.documents) {
+        for i in 1..document.len() {
+            if document.is_trained(i) {
                 rows.push((offset + i - 1) as u32);
-                targets.push(example.tokens[i]);
+                targets.push(document.tokens[i]);
             }
         }
-        offset += example.tokens.len();
+        offset += document.len();
     }
     let ops = ops.as_ref();
     let pass = Pass { training: true, adapters: true, seed: 1, step: 1, micro_batch: 0 };
@@ -173,7 +172,7 @@ fn run_curve(device: &TestDevice, architecture: &str, kind: &str, micro_batch_si
     let curve = &curves(architecture)[kind];
     let path = format!("{architecture}/batches.safetensors");
     let examples = examples(&ids(&path, "input_ids"), &ids(&path, "labels"));
-    let registry = prepare::registry(&[]).expect("registry");
+    let registry = plugins::registry(&[]).expect("registry");
     let objective = registry.objective("cross-entropy", &Map::new()).expect("loss");
     let parameters = json!({
         "beta1": curve["betas"][0], "beta2": curve["betas"][1], "epsilon": curve["eps"],

@@ -10,13 +10,11 @@ use std::sync::Arc;
 use common::runs::*;
 use common::*;
 use finetuned_data::Row;
-use finetuned_engine::api::{Outcome, TrainRequest, train};
-use finetuned_engine::error::EngineError;
-use finetuned_engine::event::Event;
 use finetuned_engine::model::adapter;
-use finetuned_engine::plan::StepBytes;
-use finetuned_engine::train::prepare;
+use finetuned_engine::plugins;
+use finetuned_engine::train::step::StepBytes;
 use finetuned_engine::train::step::{StepOptions, StepResult, Trainer};
+use finetuned_engine::{EngineError, Event, Outcome, TrainRequest, train};
 use finetuned_formats::read_peft;
 use finetuned_shaders::Device;
 use finetuned_shaders::gpu::{self, Gpu};
@@ -33,7 +31,7 @@ fn in_turn(request: &mut TrainRequest, turns: &[(&str, Option<usize>)]) -> Vec<f
             None => assert!(matches!(outcome, Outcome::Finished(_))),
         }
     }
-    let lines = finetuned_engine::train::metrics::read(&request.out).expect("metrics");
+    let lines = finetuned_engine::run::metrics::read(&request.out).expect("metrics");
     lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 
@@ -64,7 +62,7 @@ fn trainer(gpu: &Arc<Gpu>, micro_batch_size: usize) -> (Trainer, finetuned_data:
     let ops: Arc<Device> = gpu.clone();
     let path = "llama/batches.safetensors";
     let examples = examples(&ids(path, "input_ids"), &ids(path, "labels"));
-    let registry = prepare::registry(&[]).expect("registry");
+    let registry = plugins::registry(&[]).expect("registry");
     let objective = registry.objective("cross-entropy", &Map::new()).expect("loss");
     let optimizer = registry.optimizer("sgd", &Map::new()).expect("optimizer");
     let mut model = decoder(ops.as_ref(), "llama", false, None);

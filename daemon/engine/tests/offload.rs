@@ -9,14 +9,13 @@ use std::sync::Arc;
 use common::runs::*;
 use common::*;
 use finetuned_data::Row;
-use finetuned_engine::api::{Outcome, train};
-use finetuned_engine::event::Event;
 use finetuned_engine::model::adapter;
 use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::plan;
+use finetuned_engine::plugins;
 use finetuned_engine::recipe::{Recipe, set};
-use finetuned_engine::train::prepare;
 use finetuned_engine::train::step::{StepOptions, StepResult, Trainer};
+use finetuned_engine::{Event, Outcome, train};
 use finetuned_formats::{FormatError, ModelFiles, TensorInfo, TensorSource};
 use finetuned_shaders::Device;
 use serde_json::Map;
@@ -61,7 +60,7 @@ impl TensorSource for Taller {
 fn step(ops: &Arc<Device>, checkpointing: bool, offload: bool) -> (StepResult, BTreeMap<usize, Vec<u32>>, u64) {
     let path = "llama/batches.safetensors";
     let examples = examples(&ids(path, "input_ids"), &ids(path, "labels"));
-    let registry = prepare::registry(&[]).expect("registry");
+    let registry = plugins::registry(&[]).expect("registry");
     let objective = registry.objective("cross-entropy", &Map::new()).expect("loss");
     let optimizer = registry.optimizer("sgd", &Map::new()).expect("optimizer");
     let files = files("llama");
@@ -171,7 +170,7 @@ fn the_plan_counts_what_leaves_the_device() {
     let planned = |settings: &[&str]| {
         let mut request = request(folder.path(), "out", settings);
         request.device = device.name.clone();
-        let plan = plan::plan(&request).expect("a plan");
+        let plan = plan(&request).expect("a plan");
         let activations = plan.parts.iter().find(|part| part.name == "activations").expect("a part").bytes;
         (activations, plan.offloaded_bytes, plan.peak_bytes)
     };

@@ -7,13 +7,12 @@ mod common;
 use std::process::Command;
 
 use common::*;
-use finetuned_engine::api::{Observer, TrainRequest, train};
-use finetuned_engine::event::Event;
 use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::batch::TokenBatch;
 use finetuned_engine::model::context::Pass;
 use finetuned_engine::model::{adapter, value};
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Event, Observer, TrainRequest, train};
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_safetensors_to};
 
 struct Silent;
@@ -42,12 +41,11 @@ fn trained(architecture: &str, folder: &std::path::Path, rows: &str, settings: &
         recipe::set(&mut table, setting).expect("setting");
     }
     let request = TrainRequest {
-        model: golden(architecture),
         data,
         validation: None,
         adapter: None,
         out: folder.join("out"),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base(architecture), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),
@@ -90,7 +88,7 @@ fn transformers_computes_the_same_rewards() {
         let mut model = load(ops.as_ref(), &files.config, files.tensors.as_ref(), &options).expect("weights");
         if full {
             let head = value::stored(&files.config, files.tensors.as_ref()).expect("read").expect("a head");
-            value::attach(ops.as_ref(), &mut model, value::WEIGHT, &head).expect("attached");
+            model.attach_value_head(ops.as_ref(), value::WEIGHT, &head).expect("attached");
         } else {
             let peft = read_peft(&request.out).expect("adapter");
             adapter::attach_peft(ops.as_ref(), &mut model, &peft).expect("attached");

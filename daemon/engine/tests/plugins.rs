@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::*;
-use finetuned_engine::api::{Control, Observer, Outcome, PluginLibrary, TrainRequest, train};
-use finetuned_engine::event::Event;
-use finetuned_engine::plan::plan;
+use finetuned_engine::plan;
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Control, Event, Observer, Outcome, PluginLibrary, TrainRequest, train};
 
 /// Builds the example of the escape hatch and gives it as a request names it.
 fn host_momentum() -> PluginLibrary {
@@ -63,12 +62,11 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
         recipe::set(&mut table, setting).expect("setting");
     }
     TrainRequest {
-        model: golden("llama"),
         data,
         validation: None,
         adapter: None,
         out: folder.join(out),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base("llama"), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(1),
@@ -78,7 +76,7 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
 }
 
 fn losses(out: &Path) -> Vec<f64> {
-    let lines = finetuned_engine::train::metrics::read(out).expect("metrics");
+    let lines = finetuned_engine::run::metrics::read(out).expect("metrics");
     lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 

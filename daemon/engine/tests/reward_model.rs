@@ -7,23 +7,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::*;
-use finetuned_data::{Examples, PairExample, Row};
-use finetuned_engine::api::{Control, Observer, Outcome, TrainRequest, train};
-use finetuned_engine::event::{Event, Summary};
+use finetuned_data::{Example, Examples, Row};
 use finetuned_engine::model::batch::TokenBatch;
-use finetuned_engine::model::decoder::{Decoder, Keep};
 use finetuned_engine::model::context::Pass;
+use finetuned_engine::model::decoder::{Decoder, Keep};
 use finetuned_engine::model::parameters::ParameterId;
 use finetuned_engine::model::{adapter, value};
-use finetuned_engine::plan::plan;
+use finetuned_engine::plan;
+use finetuned_engine::plugins;
 use finetuned_engine::recipe::{self, Method, Recipe};
+use finetuned_engine::run::{metrics, output};
 use finetuned_engine::train::heads::Heads;
+use finetuned_engine::train::load::load_for_training;
 use finetuned_engine::train::step::{StepOptions, Trainer};
-use finetuned_engine::train::{metrics, output, prepare};
+use finetuned_engine::{Control, Event, Observer, Outcome, Summary, TrainRequest, train};
 use finetuned_formats::{ModelFiles, VALUE_HEAD, read_peft};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
-use finetuned_plugin_api::loss::Needs;
+use finetuned_plugin_api::loss::{Needs, Statistic};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
 use finetuned_shaders::{Device, Weight};
@@ -52,18 +53,15 @@ impl Observer for Watcher {
 
 /// Pairs of uneven lengths whose chosen answers hold tokens that the rejected
 /// ones do not.
-fn pair(i: usize) -> PairExample {
-    let ids = |n: usize, from: usize, step: usize| (0..n).map(|t| (from + (i * 7 + t * step) % 40) as u32).collect();
-    PairExample {
-        prompt: ids(3 + i % 4, 10, 3),
-        chosen: ids(2 + i % 5, 100, 5),
-        rejected: ids(2 + (i + 2) % 5, 200, 5),
-        line: i + 1,
-    }
+fn pair(i: usize) -> Example {
+    let ids = |n: usize, from: usize, step: usize| -> Vec<u32> {
+        (0..n).map(|t| (from + (i * 7 + t * step) % 40) as u32).collect()
+    };
+    Example::pair(&ids(3 + i % 4, 10, 3), &ids(2 + i % 5, 100, 5), &ids(2 + (i + 2) % 5, 200, 5), i + 1)
 }
 
 fn pairs(n: usize) -> Examples {
-    Examples::Pairs((0..n).map(pair).collect())
+    Examples { kind: DataKind::Pairs, sequence_length: 64, list: (0..n).map(pair).collect() }
 }
 
 fn rows(n: usize) -> Vec<Row> {
@@ -76,7 +74,7 @@ fn reward_model(ops: &Device, head: impl Fn(usize) -> f32) -> Decoder {
     let mut model = decoder(ops, "llama", false, None);
     adapter::attach_peft(ops, &mut model, &read_peft(&golden("llama/lora")).expect("adapter")).expect("attached");
     let head: Vec<f32> = (0..model.config.hidden_size).map(head).collect();
-    value::attach(ops, &mut model, VALUE_HEAD, &head).expect("head");
+    model.attach_value_head(ops, VALUE_HEAD, &head).expect("head");
     model
 }
 
@@ -85,15 +83,15 @@ fn wave(i: usize) -> f32 {
 }
 
 fn trainer(ops: &Arc<Device>, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
-    let registry = prepare::registry(&[]).expect("registry");
+    let registry = plugins::registry(&[]).expect("registry");
     let parameters: Map<String, Value> = parameters.as_object().expect("object").clone();
     let objective = registry.objective("reward-model", &parameters).expect("objective");
     trainer_of(ops, model, objective, micro_batch_size)
 }
 
 fn trainer_of(ops: &Arc<Device>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
-    let registry = prepare::registry(&[]).expect("registry");
-    let optimizer = prepare::optimizer(&Recipe::default(), &registry).expect("optimizer");
+    let registry = plugins::registry(&[]).expect("registry");
+    let optimizer = plugins::optimizer(&Recipe::default(), &registry).expect("optimizer");
     let options = StepOptions {
         micro_batch_size,
         gradient_checkpointing: false,
@@ -137,9 +135,11 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
         assert!((f64::from(*value) - expected).abs() < 1e-5, "{value} {expected}");
     }
     assert_eq!(values.len(), 3);
-    // A document's value does not depend on its neighbours.
+    // A document's value does not depend on its neighbours, but for the order of f32 sums:
+    // a product of fewer rows is cut into other tiles where a processor lacks AVX-512.
     let alone = model.values(ops.as_ref(), &TokenBatch::from_documents([documents[2]]), &Pass::evaluation(true));
-    assert!((alone.expect("values").expect("a head")[0] - values[2]).abs() < 1e-6);
+    let alone = alone.expect("values").expect("a head")[0];
+    assert!((alone - values[2]).abs() < 1e-5, "{alone} {}", values[2]);
 }
 
 /// Along the gradient of each of these parameters the loss rises by its norm.
@@ -184,7 +184,9 @@ struct Both {
 
 impl Formula for Both {
     fn needs(&self) -> Needs {
-        Needs { value: true, ..self.needs }
+        let mut needs = self.needs.clone();
+        needs.statistics[Statistic::Value] = true;
+        needs
     }
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
@@ -206,7 +208,7 @@ fn with_both(ops: &Arc<Device>, needs: Needs) -> Trainer {
 #[test]
 fn a_loss_may_read_both_heads() {
     let ops = cpu();
-    for needs in [Needs { lse: true, ..Needs::default() }, Needs { prompt_logp: true, ..Needs::default() }] {
+    for needs in [Needs::of([Statistic::Lse]), Needs { prompt_logp: true, ..Needs::default() }] {
         compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, needs), &pairs(4), 4);
     }
     // Without asking it would learn from log-probabilities that nobody computed.
@@ -270,7 +272,10 @@ fn dataset(folder: &Path, n: usize) -> PathBuf {
     let path = folder.join("pairs.jsonl");
     let line = |i: usize| {
         let p = pair(i);
-        json!({"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected}).to_string() + "\n"
+        let [chosen, rejected] = &p.documents[..] else { panic!("a pair") };
+        json!({"prompt_ids": chosen.prompt(), "chosen_ids": chosen.answer(), "rejected_ids": rejected.answer()})
+            .to_string()
+            + "\n"
     };
     std::fs::write(&path, (0..n).map(line).collect::<String>()).expect("dataset");
     path
@@ -291,12 +296,11 @@ fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
         recipe::set(&mut table, setting).expect("setting");
     }
     TrainRequest {
-        model: golden("llama"),
         data: dataset(folder, 40),
         validation: None,
         adapter: None,
         out: folder.join(out),
-        recipe: Recipe::from_table(&table).expect("recipe"),
+        recipe: Recipe { base: base("llama"), ..Recipe::from_table(&table).expect("recipe") },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),
@@ -371,7 +375,7 @@ fn a_head_is_drawn_from_the_seed_or_taken_from_the_start() {
     let ops = cpu();
     let files = files("llama");
     let head_of = |recipe: &Recipe, start| {
-        let (model, _) = prepare::load_for_training(ops.as_ref(), &files, recipe, start, VALUES, 32).expect("model");
+        let (model, _) = load_for_training(ops.as_ref(), &files, recipe, start, VALUES, 32).expect("model");
         let head = model.value_head.expect("a head").weight;
         ops.read(model.parameters.tensor(head).expect("dense")).expect("read")
     };
@@ -398,7 +402,7 @@ fn a_full_model_holds_its_head() {
     for architecture in ["llama", "gpt2"] {
         let folder = tempfile::tempdir().expect("folder");
         let mut request = request(folder.path(), "out", &["method=full", "train.steps=3"]);
-        request.model = golden(architecture);
+        request.recipe.base = base(architecture);
         let summary = finish(&request);
         assert_eq!(summary.reload_difference, 0.0);
         let written = ModelFiles::open(&request.out).expect("a model folder");
@@ -416,7 +420,7 @@ fn a_full_model_holds_its_head() {
         // The next run starts from that head.
         let recipe = Recipe { method: Method::Full, ..Recipe::default() };
         let ops = cpu();
-        let (model, _) = prepare::load_for_training(ops.as_ref(), &written, &recipe, None, VALUES, 32).expect("model");
+        let (model, _) = load_for_training(ops.as_ref(), &written, &recipe, None, VALUES, 32).expect("model");
         let weight = model.value_head.expect("a head").weight;
         assert_eq!(ops.read(model.parameters.tensor(weight).expect("dense")).expect("read"), head);
         let planned = plan(&request).expect("plan");

@@ -4,9 +4,7 @@ mod common;
 
 use common::runs::*;
 use common::*;
-use finetuned_engine::api::{Outcome, TrainRequest, train};
-use finetuned_engine::error::EngineError;
-use finetuned_engine::event::Event;
+use finetuned_engine::{EngineError, Event, Outcome, TrainRequest, train};
 use finetuned_formats::{ModelFiles, read_peft};
 
 fn adapter_bytes(request: &TrainRequest) -> Vec<u8> {
@@ -14,7 +12,7 @@ fn adapter_bytes(request: &TrainRequest) -> Vec<u8> {
 }
 
 fn metrics(request: &TrainRequest) -> Vec<serde_json::Value> {
-    finetuned_engine::train::metrics::read(&request.out).expect("metrics")
+    finetuned_engine::run::metrics::read(&request.out).expect("metrics")
 }
 
 #[test]
@@ -89,7 +87,7 @@ fn full_fine_tuning_writes_a_model_that_loads() {
     for architecture in ["llama", "gpt2", "gemma3"] {
         let folder = tempfile::tempdir().expect("folder");
         let mut request = request(folder.path(), "out", &["method=full", "train.steps=3"]);
-        request.model = golden(architecture);
+        request.recipe.base = base(architecture);
         run(&request);
         let written = ModelFiles::open(&request.out).expect("a model folder");
         let base = files(architecture);
@@ -193,7 +191,7 @@ fn wrong_data_for_the_loss_is_named() {
     let error = train(&request, &mut Watcher::default()).expect_err("rows to imitate").to_string();
     assert!(error.contains("rows to imitate") && error.contains("chosen"), "{error}");
     let mut other = request.clone();
-    other.recipe = recipe(&["loss=dpoo"]);
+    other.recipe.loss.name = "dpoo".into();
     let error = train(&other, &mut Watcher::default()).expect_err("unknown loss").to_string();
     assert!(error.contains("did you mean") && error.contains("dpo"), "{error}");
 }

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use finetuned_engine::Plan;
 use finetuned_engine::generate::{GenerateOptions, Generator, Message};
-use finetuned_engine::plan::Plan;
 use indicatif::ProgressBar;
 
+use crate::api::{self, JobView};
 use crate::config::{Config, Sources};
 use crate::filesystem::display;
 use crate::foreground::{Style, bar, step_words, summary_lines};
 use crate::http::client::Client;
-use crate::http::messages::{JobView, Status};
 use crate::report::{self, Page, Sample};
-use crate::store::{EventRow, Progress, State};
+use crate::store::{EventRow, JobQuery, Progress, State};
 use crate::{models, sample, words};
 
 #[derive(Args)]
@@ -25,6 +25,7 @@ use crate::{models, sample, words};
 It fetches a model of 135 million parameters, starts the daemon on a temporary folder,
 drops a sample dataset into its inbox, shows the run, and lets the model answer before
 and after. Some minutes on two cores.")]
+/// The flags of `finetune demo`.
 pub struct DemoArgs {
     /// Another base model
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
@@ -40,6 +41,10 @@ pub struct DemoArgs {
 /// How long the daemon may take to answer for the first time.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Runs the demo.
+///
+/// # Errors
+/// The model cannot be had, or the daemon or its job fails.
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let begin = Instant::now();
     // A model that is fetched here serves the user's own runs later.
@@ -102,6 +107,9 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     println!("  finetuned                                  the daemon, in the foreground");
     println!("  cp support.jsonl ~/finetuned/inbox/");
     println!("  finetune status                            and: finetune logs -f");
+    if let Some(idle) = crate::devices::idle_gpu() {
+        println!("\n{idle}\n");
+    }
     println!("or let this one answer:\n  finetune generate --model {} --adapter {}", args.model, display(&job.out));
     Ok(())
 }
@@ -153,7 +161,7 @@ impl Daemon {
     fn wait(&mut self, state: &Path) -> anyhow::Result<Client> {
         let client = Client::new(&state.join("finetuned.sock"))?;
         let begin = Instant::now();
-        while client.get::<Status>("/status").is_err() {
+        while client.ask(&api::HEALTH, &(), &()).is_err() {
             self.check()?;
             anyhow::ensure!(
                 begin.elapsed() < START_TIMEOUT,
@@ -193,8 +201,7 @@ impl Drop for Daemon {
 fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Option<Plan>)> {
     let id = loop {
         daemon.check()?;
-        let status: Status = client.get("/status")?;
-        if let Some(view) = status.jobs.first() {
+        if let Some(view) = client.ask(&api::JOBS, &JobQuery::default(), &())?.first() {
             break view.job.id;
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -206,7 +213,7 @@ fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Opti
         last: None,
         plan: None,
     };
-    client.follow(&format!("/jobs/{id}/events?follow=true"), &mut |line| {
+    client.follow(Some(id), &mut |line| {
         if let Ok(row) = serde_json::from_str::<EventRow>(line) {
             shown.show(&row);
         }
@@ -217,7 +224,7 @@ fn follow(client: &Client, daemon: &mut Daemon) -> anyhow::Result<(JobView, Opti
     let begin = Instant::now();
     loop {
         daemon.check()?;
-        let view: JobView = client.get(&format!("/jobs/{id}"))?;
+        let view = client.ask_of(&api::JOB, id, &(), &())?;
         if view.job.state.is_ended() || begin.elapsed() > Duration::from_secs(10) {
             return Ok((view, shown.plan));
         }
@@ -239,9 +246,9 @@ impl Shown {
         if let Some(map) = body.as_object_mut() {
             map.insert("event".into(), row.kind.clone().into());
         }
-        let Ok(event) = serde_json::from_value::<finetuned_engine::event::Event>(body) else { return };
+        let Ok(event) = serde_json::from_value::<finetuned_engine::Event>(body) else { return };
         self.progress.apply(&event);
-        use finetuned_engine::event::Event;
+        use finetuned_engine::Event;
         match event {
             Event::Phase { name } => self.say(&name),
             Event::Prepared { report } => self.say(&format!(

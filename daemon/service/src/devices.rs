@@ -1,5 +1,5 @@
 //! Whether a GPU and its driver are trusted with a job: every operation is
-//! tested once, in a process of its own, since a bad driver may take its
+//! tested once, in a child process, since a bad driver may take its
 //! process with it; the result is remembered until the card, the driver or this
 //! program changes.
 
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use finetuned_engine::api::Observer;
 use finetuned_engine::devices::{Candidate, OperationResult, candidates};
-use finetuned_engine::event::Event;
+use finetuned_engine::{ErrorKind, Event, Observer};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Context, Error, Result};
 use crate::filesystem::replace_file;
+use crate::process::wait_until;
 
 /// Under the state folder.
 pub const FILE: &str = "devices.json";
@@ -26,8 +26,9 @@ const TEST_DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub struct Tested {
     /// See [`Candidate::identity`].
     pub device: String,
-    /// Why the test itself ended early, where it did.
+    /// Why the test itself ended early, if it did.
     pub failure: Option<String>,
+    /// Of each operation that was tested.
     pub results: Vec<OperationResult>,
 }
 
@@ -61,7 +62,7 @@ pub fn known(file: &Path, device: &str) -> Option<Tested> {
 ///
 /// # Errors
 /// The state folder cannot be written.
-pub fn remember(file: &Path, tested: &Tested) -> anyhow::Result<()> {
+pub fn remember(file: &Path, tested: &Tested) -> Result<()> {
     let mut all = remembered(file);
     all.retain(|other| other.device != tested.device);
     all.push(tested.clone());
@@ -71,20 +72,38 @@ pub fn remember(file: &Path, tested: &Tested) -> anyhow::Result<()> {
     replace_file(file, &serde_json::to_vec_pretty(&all)?).with_context(|| format!("cannot write {}", file.display()))
 }
 
+/// What to tell the user of a build without GPU code on a machine with a graphics card:
+/// the card, and the one command that adds the code.
+pub fn idle_gpu() -> Option<String> {
+    let seen = finetuned_engine::devices::unused_gpus();
+    if seen.is_empty() {
+        return None;
+    }
+    let features = if cfg!(target_vendor = "apple") { "gpu" } else { "gpu,spirv" };
+    Some(format!(
+        "this machine has a graphics card ({}) and this program was built without GPU code; \
+         `cargo build --release --features {features}` in the source folder adds it",
+        seen.join(", ")
+    ))
+}
+
 /// The device that a run computes on: what was asked for, with the first of its
-/// compilers that is trusted. A GPU that fails its test is refused where it was
-/// asked for, and passed over with a note where the choice was left to the
+/// compilers that is trusted. A GPU that fails its test is refused if it was
+/// asked for, and passed over with a note if the choice was left to the
 /// program.
 ///
 /// # Errors
 /// A device that is not there, or that computes wrongly, by name.
-pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow::Result<String> {
+pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> Result<String> {
     let mut refusals = Vec::new();
     let candidates = candidates(asked)?;
     if candidates.is_empty() {
         if asked == "auto" {
-            let message = "no graphics card with a driver was found, so the run computes on the CPU; `finetune device list` shows what there is";
-            observer.event(&Event::Note { message: message.into() });
+            let message = match idle_gpu() {
+                Some(idle) => format!("the run computes on the CPU: {idle}"),
+                None => "no graphics card with a driver was found, so the run computes on the CPU; `finetune device list` shows what there is".into(),
+            };
+            observer.event(&Event::Note { message });
         }
         return Ok(asked.to_string());
     }
@@ -113,26 +132,29 @@ pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> anyhow:
         observer.event(&Event::Note { message });
         return Ok("cpu".into());
     }
-    anyhow::bail!(
-        "not trusted with a job: {why}. Update the driver and run `finetune device test --device {asked}`, or use --device cpu"
-    )
+    Err(Error::new(
+        ErrorKind::Device,
+        format!(
+            "not trusted with a job: {why}. Update the driver and run `finetune device test --device {asked}`, or use --device cpu"
+        ),
+    ))
 }
 
-/// `XDG_RUNTIME_DIR` for a child that opens a GPU, where it is not set, as in a
-/// service: Mesa's Vulkan layer looks there for a display and complains on stderr,
-/// several times a process, where it cannot. It finds none in the state folder.
+/// `XDG_RUNTIME_DIR` for a child that opens a GPU, if it is not set, as in a service:
+/// Mesa's Vulkan layer looks there for a display, and without the variable complains on
+/// stderr, several times per process. In the state folder it finds none.
 pub fn runtime_dir(state_dir: &Path) -> Option<(&'static str, PathBuf)> {
     const NAME: &str = "XDG_RUNTIME_DIR";
     let is_set = std::env::var_os(NAME).is_some_and(|folder| Path::new(&folder).is_absolute());
     if is_set { None } else { std::path::absolute(state_dir).ok().map(|folder| (NAME, folder)) }
 }
 
-/// Every operation, in a process of its own; `file` is where the result will be
+/// Tests every operation in a child process; `file` is where the result will be
 /// remembered.
 ///
 /// # Errors
 /// The process cannot be started.
-pub fn test_in_a_child(asked: &str, device: &str, file: &Path) -> anyhow::Result<Tested> {
+pub fn test_in_a_child(asked: &str, device: &str, file: &Path) -> Result<Tested> {
     let program = std::env::current_exe().context("this program's own path is unknown")?;
     let mut child = Command::new(&program)
         .args(["device-child", "--device", asked])
@@ -142,21 +164,10 @@ pub fn test_in_a_child(asked: &str, device: &str, file: &Path) -> anyhow::Result
         .envs(file.parent().and_then(runtime_dir))
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
-    let output = child.stdout.take().context("the child has no output")?;
+    let output = child.stdout.take().ok_or_else(|| Error::internal("the child has no output"))?;
     let reader = std::thread::spawn(move || std::io::read_to_string(output));
-    let begin = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break Some(status);
-        }
-        if begin.elapsed() > TEST_DEADLINE {
-            let _ = child.kill();
-            let _ = child.wait();
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    let text = reader.join().ok().and_then(Result::ok).unwrap_or_default();
+    let status = wait_until(&mut child, Instant::now() + TEST_DEADLINE, Duration::from_millis(50))?;
+    let text = reader.join().ok().and_then(std::result::Result::ok).unwrap_or_default();
     let results: Option<Vec<OperationResult>> = serde_json::from_str(&text).ok();
     let failure = match (&results, status) {
         (Some(_), Some(_)) => None,
@@ -171,13 +182,13 @@ pub fn test_in_a_child(asked: &str, device: &str, file: &Path) -> anyhow::Result
 /// The process that a test runs in: the results as JSON on stdout.
 pub fn child(asked: &str) -> ExitCode {
     let results = finetuned_engine::devices::test(asked, &mut |_| {});
-    match results.map_err(anyhow::Error::from).and_then(|results| Ok(serde_json::to_string(&results)?)) {
+    match results.map_err(Error::from).and_then(|results| Ok(serde_json::to_string(&results)?)) {
         Ok(text) => {
             println!("{text}");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }

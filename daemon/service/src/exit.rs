@@ -1,10 +1,9 @@
 //! Exit codes, as sysexits.h has them, so that a unit file can tell a wrong
-//! configuration (which no restart mends) from a crash.
+//! configuration (which no restart mends) from a crash. Which kind of error ends
+//! with which code is said in [`crate::error::meaning`].
 
-use std::process::ExitCode;
-
-use finetuned_engine::error::EngineError;
-
+/// The command failed.
+pub const FAILED: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 64;
 /// The daemon, or the device, is not there.
@@ -15,31 +14,3 @@ pub const STATE: u8 = 73;
 pub const TEMPORARY: u8 = 75;
 /// The configuration is wrong.
 pub const CONFIG: u8 = 78;
-
-/// An error with an exit code of its own.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Coded {
-    pub code: u8,
-    pub message: String,
-}
-
-/// An error that ends the process with `code`.
-pub fn coded(code: u8, message: impl Into<String>) -> anyhow::Error {
-    Coded { code, message: message.into() }.into()
-}
-
-/// Prints an error and gives its code; 1 where it has none.
-pub fn report(program: &str, error: &anyhow::Error) -> ExitCode {
-    eprintln!("{program}: {error:#}");
-    let code = if let Some(coded) = error.downcast_ref::<Coded>() {
-        coded.code
-    } else if error.downcast_ref::<crate::config::ConfigError>().is_some() {
-        CONFIG
-    } else if error.downcast_ref::<EngineError>().is_some_and(EngineError::is_of_the_device) {
-        UNAVAILABLE
-    } else {
-        1
-    };
-    ExitCode::from(code)
-}

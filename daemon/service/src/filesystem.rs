@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
 
-/// The kind of network file system that `path` lies on, where SQLite's log is
-/// not safe and file events do not arrive.
+use crate::error::{Context, Error, Result};
+
+/// The kind of network file system that `path` is on, if it is on one: SQLite's log
+/// is not safe there, and file events do not arrive.
 pub fn network_kind(path: &Path) -> Option<&'static str> {
     match file_system_magic(path)? {
         0x6969 => Some("NFS"),
@@ -40,7 +41,7 @@ fn file_system_magic(_path: &Path) -> Option<u64> {
 /// block, a device do worse).
 ///
 /// # Errors
-/// As the kernel says, or `InvalidInput` for what is no regular file.
+/// As the kernel says, or `InvalidInput` for anything but a regular file.
 pub fn open_beneath(root: &Path, relative: &Path) -> io::Result<File> {
     let file = open_without_links(root, relative)?;
     if !file.metadata()?.is_file() {
@@ -88,8 +89,8 @@ fn open_part_by_part(root: &Path, relative: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// Any of these steps, with the path.
-pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let folder = path.parent().context("a file has a folder")?;
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().ok_or_else(|| Error::internal(format!("{} has no folder", path.display())))?;
     let write = || -> io::Result<()> {
         let mut aside = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder)?;
         aside.write_all(bytes)?;
@@ -142,6 +143,7 @@ pub struct Lock {
 /// Somebody else holds it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Held {
+    /// The process id of the holder, if the file says it.
     pub by: Option<u32>,
 }
 
@@ -150,7 +152,7 @@ impl Lock {
     ///
     /// # Errors
     /// The file cannot be opened or written.
-    pub fn take(path: &Path) -> anyhow::Result<Result<Lock, Held>> {
+    pub fn take(path: &Path) -> Result<std::result::Result<Lock, Held>> {
         let open = || File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = open().with_context(|| format!("cannot open the lock {}", path.display()))?;
         match file.try_lock() {

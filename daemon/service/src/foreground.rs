@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use finetuned_engine::api::{Control, Observer};
-use finetuned_engine::event::{Event, Summary};
+use finetuned_engine::{Control, Event, Observer, Summary};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::filesystem::display;
@@ -21,18 +20,22 @@ const PLAIN_EVERY: Duration = Duration::from_secs(2);
 /// How a run is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
+    /// A progress bar.
     Bar,
+    /// Plain lines.
     Lines,
     /// Events on stdout, for tools.
     Json,
 }
 
 impl Style {
+    /// A bar on a terminal, lines elsewhere.
     pub fn of_terminal() -> Style {
         if std::io::stderr().is_terminal() { Style::Bar } else { Style::Lines }
     }
 }
 
+/// Shows a run, and takes Ctrl-C.
 pub struct Console {
     style: Style,
     bar: ProgressBar,
@@ -165,7 +168,7 @@ impl Observer for Console {
     }
 }
 
-/// What stands behind the bar.
+/// The text after the bar.
 pub fn step_words(loss: f64, validation: Option<f64>, tokens_per_second: f64, seconds_left: f64) -> String {
     let validation = validation.map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
     format!("loss {loss:.4}{validation}  {tokens_per_second:.0} tok/s  {} left", words::seconds(seconds_left))

@@ -2,27 +2,32 @@
 //! command line.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod devices;
+pub mod error;
 pub mod exit;
 pub mod filesystem;
 pub mod foreground;
 pub mod http;
 pub mod inbox;
 pub mod installation;
-pub mod lock;
 pub mod logging;
 pub mod models;
 pub mod plugins;
 pub mod preferences;
+mod process;
+pub mod protocol;
 pub mod recipes;
 pub mod report;
 pub mod run;
 mod sample;
 pub mod service_manager;
+mod signals;
 pub mod store;
 pub mod supervisor;
 pub mod words;

@@ -16,6 +16,7 @@ impl Level {
         Level(None)
     }
 
+    /// `error`, `warn`, `info`, `debug` or `trace`.
     pub fn set(&self, level: &str) {
         if let Some(handle) = &self.0 {
             let _ = handle.reload(filter(level));

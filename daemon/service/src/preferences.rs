@@ -1,12 +1,14 @@
 //! What a run on preferences has learnt, measured on the held-out rows, in words
 //! for people who have not met accuracy and margin.
 
-use finetuned_engine::event::Summary;
+use finetuned_engine::Summary;
 
 /// One number before and after training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Change {
+    /// Before the first step.
     pub before: f64,
+    /// After the last step.
     pub after: f64,
 }
 
@@ -50,6 +52,7 @@ impl Preferences {
         })
     }
 
+    /// `0.000 before, 0.412 after`.
     pub fn margin_words(&self) -> String {
         // A rounding error below zero is no "-0.000".
         let before = if self.began_even() { 0.0 } else { self.margin.before };

@@ -5,6 +5,7 @@ use std::path::Path;
 use finetuned_engine::recipe::{self, Recipe};
 
 use crate::config::{TomlFile, keys, place_recipe_error};
+use crate::error::{Error, Result};
 
 /// Name and text, from `config/recipes/`.
 pub const RECIPES: &[(&str, &str)] = &[
@@ -23,11 +24,11 @@ pub const RECIPES: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// No such file or name, or a mistake in it, with its line.
-pub fn layers(recipe: Option<&str>, set: &[String]) -> anyhow::Result<toml::Table> {
+pub fn layers(recipe: Option<&str>, set: &[String]) -> Result<toml::Table> {
     let mut merged = toml::Table::new();
     if let Some(recipe) = recipe {
         let file = read(recipe)?;
-        Recipe::from_table(&file.table).map_err(|error| anyhow::anyhow!(place_recipe_error(&error, &file, "")))?;
+        Recipe::from_table(&file.table).map_err(|error| Error::bad_input(place_recipe_error(&error, &file, "")))?;
         recipe::merge(&mut merged, &file.table);
     }
     for assignment in set {
@@ -36,17 +37,19 @@ pub fn layers(recipe: Option<&str>, set: &[String]) -> anyhow::Result<toml::Tabl
     Ok(merged)
 }
 
-fn read(recipe: &str) -> anyhow::Result<TomlFile> {
+fn read(recipe: &str) -> Result<TomlFile> {
     if Path::new(recipe).is_file() {
-        return TomlFile::read(Path::new(recipe));
+        return TomlFile::read(Path::new(recipe)).map_err(|error| Error::bad_input(format!("{error:#}")));
     }
     if let Some((name, text)) = RECIPES.iter().find(|(name, _)| *name == recipe) {
-        return TomlFile::parse(&format!("recipe {name}"), text);
+        return TomlFile::parse(&format!("recipe {name}"), text)
+            .map_err(|error| Error::bad_input(format!("{error:#}")));
     }
     let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
     let hint =
         keys::nearest(recipe, names.iter().copied()).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
-    anyhow::bail!("there is no file or recipe `{recipe}`; {hint}The recipes are {}", names.join(", "))
+    let message = format!("there is no file or recipe `{recipe}`; {hint}The recipes are {}", names.join(", "));
+    Err(Error::not_found(message))
 }
 
 #[cfg(test)]

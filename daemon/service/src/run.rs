@@ -3,23 +3,22 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use finetuned_data::DatasetReport;
-use finetuned_engine::api::{self, Control, Observer, Outcome};
-use finetuned_engine::event::Event;
-use finetuned_engine::plan::Plan;
+use finetuned_engine::{Control, ErrorKind, Event, Observer, Outcome, Plan};
 use finetuned_plugin_api::abi::calls;
 
+use crate::error::{Context, Error, Result};
 use crate::inbox::snapshot;
-use crate::supervisor::protocol::RunRequest;
+use crate::process::limit_memory;
+use crate::protocol::RunRequest;
 use crate::{devices, models, plugins, report, words};
 
-/// Finds the base model (fetching it where it is in the catalogue and not
+/// Finds the base model (and fetches it if it is in the catalogue and not
 /// here), trains, and writes the HTML report beside what was trained.
 ///
 /// # Errors
 /// Whatever keeps the run from finishing; what is in `out` stays.
-pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<Outcome> {
+pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> Result<Outcome> {
     if let Some(limit) = run.memory_bytes {
         limit_memory(limit)?;
     }
@@ -37,16 +36,16 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
             calls::watch(calls::Limits { time: Duration::from_secs_f64(limits.seconds), memory_bytes })?;
         }
     }
-    request.model = models::find_or_pull(&run.base, &run.models_dir, &mut |words| {
+    models::locate_base(&mut request.recipe, &run.models_dir, &mut |words| {
         observer.event(&Event::Phase { name: words.to_string() });
     })?;
     if let Some(file) = &run.devices_file {
         request.device = devices::trusted(&request.device, file, observer)?;
     }
     let mut seen = Seen { observer, limit: run.memory_bytes, dataset: None, plan: None, too_large: None };
-    let outcome = api::train(&request, &mut seen)?;
+    let outcome = finetuned_engine::train(&request, &mut seen)?;
     if let Some(why) = seen.too_large {
-        anyhow::bail!(why);
+        return Err(Error::new(ErrorKind::OutOfMemory, why));
     }
     if let Outcome::Finished(summary) | Outcome::AlreadyFinished(summary) = &outcome {
         let path = request.out.join(report::FILE);
@@ -58,8 +57,8 @@ pub fn execute(run: &RunRequest, observer: &mut dyn Observer) -> anyhow::Result<
                     .data
                     .file_name()
                     .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
-                base: run.base.clone(),
-                recipe: request.recipe.clone(),
+                base: run.train.recipe.base.clone(),
+                recipe: run.train.recipe.clone(),
                 summary: (**summary).clone(),
                 dataset: seen.dataset,
                 plan: seen.plan,
@@ -79,8 +78,8 @@ struct Seen<'a> {
     limit: Option<u64>,
     dataset: Option<DatasetReport>,
     plan: Option<Plan>,
-    /// The plan needs more than the limit: why the run is ended before its first
-    /// step, where the kernel's limit would only let an allocation fail.
+    /// The plan needs more than the limit: why the run ends before its first step.
+    /// The kernel's limit would only let an allocation fail.
     too_large: Option<String>,
 }
 
@@ -90,8 +89,7 @@ impl Observer for Seen<'_> {
             Event::Prepared { report } => self.dataset = Some((**report).clone()),
             Event::Planned { plan } => {
                 self.plan = Some((**plan).clone());
-                // The peak is the device's.
-                let needed = if plan.device == "cpu" { plan.peak_bytes } else { plan.offloaded_bytes };
+                let needed = plan.host_bytes();
                 self.too_large = self.limit.filter(|&limit| needed > limit).map(|limit| {
                     format!(
                         "needs {} of memory, workers.memory allows {}: lower train.micro_batch_size or train.sequence_length, set train.gradient_checkpointing, or use method = \"qlora\"",
@@ -109,13 +107,4 @@ impl Observer for Seen<'_> {
         let wish = self.observer.control();
         if self.too_large.is_some() { Control::Cancel } else { wish }
     }
-}
-
-/// A limit of the kernel: an allocation beyond it fails in this process, and
-/// nothing else suffers.
-pub(crate) fn limit_memory(bytes: u64) -> anyhow::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let present = getrlimit(Resource::Data);
-    let limit = Rlimit { current: Some(bytes), maximum: present.maximum };
-    setrlimit(Resource::Data, limit).with_context(|| format!("cannot limit memory to {bytes} bytes"))
 }

@@ -8,48 +8,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
-use finetuned_engine::api::{Control, Observer, Outcome};
-use finetuned_engine::error::EngineError;
-use finetuned_engine::event::Event;
+use finetuned_engine::{Control, Event, Observer, Outcome};
 use finetuned_plugin_api::abi::calls;
 
+use crate::error::{Context, Error, Result};
 use crate::filesystem::Lock;
-use crate::supervisor::protocol::{LOCK_FILE, REQUEST_FILE, RunRequest, WorkerLine};
+use crate::protocol::{LOCK_FILE, Line, Order, REQUEST_FILE, RunRequest, WorkerLine};
 use crate::{plugins, run};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
+/// What the daemon has ordered so far, shared between threads.
 const CONTINUE: u8 = 0;
 const STOP: u8 = 1;
 const CANCEL: u8 = 2;
 
-/// Runs the job whose folder is `job`. All that went wrong is told on stdout
-/// before the process ends.
+/// Runs the job whose folder is `job`. Whatever goes wrong is told on stdout before
+/// the process ends.
 pub fn main(job: &Path) -> ExitCode {
     match work(job) {
         Ok(last) => {
-            say(&last);
+            say(last);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let message = format!("{error:#}");
-            let device = error.downcast_ref::<EngineError>().is_some_and(EngineError::is_of_the_device);
-            say(&if device { WorkerLine::DeviceLost { message } } else { WorkerLine::Failed { message } });
+            say(WorkerLine::Failed { kind: error.kind(), message: error.to_string() });
             ExitCode::FAILURE
         }
     }
 }
 
-fn work(job: &Path) -> anyhow::Result<WorkerLine> {
+fn work(job: &Path) -> Result<WorkerLine> {
     let path = job.join(REQUEST_FILE);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let request: RunRequest = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    let _lock = Lock::take(&job.join(LOCK_FILE))?
-        .map_err(|held| anyhow::anyhow!("another worker has this job (process {})", held.by.unwrap_or_default()))?;
-    say(&WorkerLine::Hello { pid: std::process::id() });
+    let request: RunRequest = serde_json::from_str(&text).with_context(|| path.display())?;
+    let _lock = Lock::take(&job.join(LOCK_FILE))?.map_err(|held| {
+        Error::conflict(format!("another worker has this job (process {})", held.by.unwrap_or_default()))
+    })?;
+    say(WorkerLine::Hello { pid: std::process::id() });
 
-    // Read by the daemon if this process ends without a word.
+    // Read by the daemon if this process ends without a last line.
     calls::note_calls_in(&job.join(plugins::CALL_FILE))?;
     let order = Arc::new(AtomicU8::new(CONTINUE));
     let progress = Arc::new(AtomicU64::new(0));
@@ -71,7 +69,7 @@ struct Reporter {
 impl Observer for Reporter {
     fn event(&mut self, event: &Event) {
         self.progress.fetch_add(1, Ordering::Relaxed);
-        say(event);
+        say(Line::Engine(Box::new(event.clone())));
     }
 
     fn control(&mut self) -> Control {
@@ -89,11 +87,11 @@ impl Observer for Reporter {
 fn listen(order: Arc<AtomicU8>) {
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {
-            match line.as_deref().map(str::trim) {
-                Ok("cancel") => order.store(CANCEL, Ordering::Relaxed),
-                Ok("stop") => order.store(STOP, Ordering::Relaxed),
-                Ok(_) => {}
-                Err(_) => break,
+            let Ok(line) = line else { break };
+            match Order::of_line(&line) {
+                Some(Order::Cancel) => order.store(CANCEL, Ordering::Relaxed),
+                Some(Order::Stop) => order.store(STOP, Ordering::Relaxed),
+                None => {}
             }
         }
         let _ = order.compare_exchange(CONTINUE, STOP, Ordering::Relaxed, Ordering::Relaxed);
@@ -104,15 +102,15 @@ fn beat(progress: Arc<AtomicU64>) {
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(HEARTBEAT);
-            say(&WorkerLine::Heartbeat { progress: progress.load(Ordering::Relaxed) });
+            say(WorkerLine::Heartbeat { progress: progress.load(Ordering::Relaxed) });
         }
     });
 }
 
-/// One line on stdout. Nobody may be reading any more: that is no reason to
-/// stop before the checkpoint.
-fn say(line: &impl serde::Serialize) {
-    if let Ok(mut text) = serde_json::to_string(line) {
+/// One line on stdout. A reader that is gone is not a reason to stop before the
+/// checkpoint.
+fn say(line: impl Into<Line>) {
+    if let Ok(mut text) = serde_json::to_string(&line.into()) {
         text.push('\n');
         let mut stdout = std::io::stdout().lock();
         let _ = stdout.write_all(text.as_bytes());

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{House, read, rows};
-use finetuned_service::http::messages::JobView;
+use finetuned_service::api::{self, Retry, SummaryView};
 use finetuned_service::store::State;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -75,7 +75,8 @@ fn twenty_kills_change_nothing() {
         finished(&house, datasets.len()).then_some(())
     });
 
-    let jobs = house.status().jobs;
+    let mut jobs = house.status().jobs;
+    jobs.sort_by_key(|view| view.job.id);
     assert_eq!(jobs.len(), datasets.len(), "each dataset is one job");
     for (view, expected) in jobs.iter().zip(&expected) {
         let job = &view.job;
@@ -94,7 +95,7 @@ fn twenty_kills_change_nothing() {
 }
 
 fn finished(house: &House, datasets: usize) -> bool {
-    let jobs: Vec<JobView> = house.status().jobs;
+    let jobs: Vec<SummaryView> = house.status().jobs;
     jobs.len() == datasets && jobs.iter().all(|view| view.job.state == State::Succeeded)
 }
 
@@ -104,8 +105,7 @@ fn retry_failed(house: &House) {
         if view.job.state == State::Failed {
             let error = view.job.error.clone().unwrap_or_default();
             assert!(error.contains("signal 9"), "job {} failed by itself: {error}", view.job.id);
-            let _: JobView =
-                house.client().post(&format!("/jobs/{}/retry", view.job.id), &serde_json::json!({})).unwrap();
+            house.client().ask_of(&api::RETRY, view.job.id, &(), &Retry::default()).unwrap();
         }
     }
 }

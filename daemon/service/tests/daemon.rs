@@ -6,7 +6,9 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use common::{House, read, rows};
-use finetuned_service::store::State;
+use finetuned_engine::ErrorKind;
+use finetuned_service::api::{self, ErrorBody};
+use finetuned_service::store::{JobQuery, State};
 use rustix::process::Signal;
 
 const SHORT: &str = "[recipe.train]\nsteps = 6\nbatch_size = 2\nsequence_length = 128\nvalidation_fraction = 0.2\n[recipe.lora]\nrank = 2\n";
@@ -53,9 +55,32 @@ fn a_bad_dataset_fails_with_its_reason_and_the_next_goes_on() {
     let failed = house.wait_for(1, State::Failed).job;
     let error = failed.error.unwrap();
     assert!(error.contains("a.jsonl"), "the user's own file is named: {error}");
+    assert_eq!(failed.error_kind, Some(ErrorKind::BadInput));
+    let shown = house.finetune(&["status", "1"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("error      bad-input: "));
     house.drop_file("b.jsonl", &rows("b", 20));
     house.wait_for(2, State::Succeeded);
-    assert!(house.receipt("a", "FAILED").contains("finetune retry 1"));
+    let receipt = house.receipt("a", "FAILED");
+    assert!(receipt.contains("finetune retry 1") && receipt.contains("error (bad-input)"), "{receipt}");
+    let listed =
+        house.client().ask(&api::JOBS, &JobQuery { state: Some(State::Failed), ..JobQuery::default() }, &()).unwrap();
+    assert_eq!(
+        listed.iter().map(|view| (view.job.id, view.job.error_kind)).collect::<Vec<_>>(),
+        [(1, Some(ErrorKind::BadInput))]
+    );
+    let status = |words: &[&str]| {
+        let shown = house.finetune(&[&["status"], words].concat());
+        assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+        String::from_utf8_lossy(&shown.stdout).into_owned()
+    };
+    let one = status(&["--limit", "1"]);
+    assert!(one.contains("1 more (in all: 1 succeeded, 1 failed); finetune status --all shows them"), "{one}");
+    let of_state = status(&["--state", "failed"]);
+    assert!(of_state.contains("   1  a  ") && !of_state.contains("   2  b  "), "{of_state}");
+    assert!(!of_state.contains("more"), "{of_state}");
+    let all: serde_json::Value = serde_json::from_str(&status(&["--all", "--json"])).unwrap();
+    let ids: Vec<_> = all["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, [2, 1], "newest first");
 }
 
 #[test]
@@ -151,7 +176,7 @@ fn one_daemon_a_folder_and_the_second_names_the_first() {
     assert_eq!(second.status.code(), Some(73));
     let words = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(words.contains(&format!("process {}", house.daemon.as_ref().unwrap().id())), "{words}");
-    assert!(house.client().get::<serde_json::Value>("/health").is_ok(), "the first is not disturbed");
+    assert!(house.client().ask(&api::HEALTH, &(), &()).is_ok(), "the first is not disturbed");
 }
 
 #[test]
@@ -206,7 +231,7 @@ fn the_service_manager_is_told() {
     let mut buffer = [0; 4096];
     while !received.contains(&"STOPPING=1".to_string()) {
         let read = socket.recv(&mut buffer).unwrap();
-        received.push(String::from_utf8_lossy(&buffer[..read]).into_owned());
+        received.push(String::from_utf8_lossy(&buffer[..read]).trim_end().to_string());
     }
     let place = |word: &str| {
         received
@@ -217,4 +242,51 @@ fn the_service_manager_is_told() {
     assert!(place("READY=1") < place("STOPPING=1"));
     assert!(place("WATCHDOG=1") < place("STOPPING=1"));
     assert!(place("STATUS=") < place("STOPPING=1"));
+}
+
+/// What `curl` would see of an answer: its status and its body.
+fn curl(house: &House, method: &str, path: &str, body: &str) -> (u16, String) {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(house.path("finetuned.sock")).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: finetuned\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer.split_once("\r\n\r\n").unwrap().1.to_string())
+}
+
+#[test]
+fn every_endpoint_answers_and_every_error_has_its_status_and_kind() {
+    let mut house = House::new(LONG);
+    house.start();
+    for facts in api::ENDPOINTS {
+        let path = facts.path.replace("{id}", "9");
+        let (status, body) = curl(&house, facts.method.name(), &path, if facts.body.is_empty() { "" } else { "{}" });
+        assert!(![404, 405].contains(&status) || facts.path.contains("{id}"), "{path}: {status} {body}");
+        if facts.path.contains("{id}") {
+            // The path is there; the job is not.
+            assert!(body.contains("there is no job 9"), "{path}: {status} {body}");
+        }
+    }
+    let failed = |method: &str, path: &str, body: &str| {
+        let (status, body) = curl(&house, method, path, body);
+        let error = serde_json::from_str::<ErrorBody>(&body).unwrap_or_else(|e| panic!("{path}: {e}: {body}")).error;
+        (status, error.code)
+    };
+    assert_eq!(failed("GET", "/jobs/9", ""), (404, ErrorKind::NotFound));
+    assert_eq!(failed("GET", "/nowhere", ""), (404, ErrorKind::NotFound));
+    assert_eq!(failed("POST", "/health", ""), (405, ErrorKind::BadInput));
+    assert_eq!(failed("GET", "/jobs/nine", ""), (400, ErrorKind::BadInput));
+    assert_eq!(failed("GET", "/jobs?state=done", ""), (400, ErrorKind::BadInput));
+    assert_eq!(failed("GET", "/status?limt=3", ""), (400, ErrorKind::BadInput));
+    assert_eq!(failed("POST", "/jobs", "{\"data\":\"/nonexistent.jsonl\"}"), (400, ErrorKind::BadInput));
+    house.drop_file("a.jsonl", &rows("a", 20));
+    house.wait_for_step(1, 1);
+    assert_eq!(failed("POST", "/jobs/1/resume", ""), (409, ErrorKind::Conflict));
+    assert_eq!(failed("POST", "/jobs/1/retry", ""), (409, ErrorKind::Conflict));
 }

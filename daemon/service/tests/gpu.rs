@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use common::{House, MODEL, build, library, read, rows};
 use finetuned_engine::devices::candidates;
+use finetuned_service::api;
 use finetuned_service::devices::{FILE, Tested, remember};
-use finetuned_service::http::messages::JobView;
 use finetuned_service::store::{Job, State};
 
 const LAYER: &str = "VK_LAYER_FINETUNED_bad_device";
@@ -119,8 +119,8 @@ fn recover(house: &mut House) {
     start(house, &[]);
 }
 
-fn act(house: &House, id: i64, wish: &str) {
-    let _: JobView = house.client().post(&format!("/jobs/{id}/{wish}"), &serde_json::json!({})).unwrap();
+fn act(house: &House, id: i64, wish: &api::Endpoint<(), (), api::JobView>) {
+    house.client().ask_of(wish, id, &(), &()).unwrap();
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_device_lost_in_the_middle_of_a_step_pauses_its_job_which_goes_on_to_the_sam
 
         recover(&mut house);
         assert_eq!(house.job(1).unwrap().job.state, State::Paused, "it waits for the user");
-        act(&house, 1, "resume");
+        act(&house, 1, &api::RESUME);
         let job = house.wait_for(1, State::Succeeded).job;
         let from = began_from(&house, 1);
         assert!(from.len() == 2 && from[0] == 0 && from[1] >= 3, "{percent}%: {from:?}");
@@ -176,7 +176,7 @@ fn a_device_lost_in_the_middle_of_a_step_pauses_its_job_which_goes_on_to_the_sam
     }
     assert!(!checkpoints(&job).is_empty(), "its checkpoint is kept");
     recover(&mut house);
-    act(&house, 1, "retry");
+    house.client().ask_of(&api::RETRY, 1, &(), &api::Retry::default()).unwrap();
     assert!(adapter(&house.wait_for(1, State::Succeeded).job) == want, "the adapter differs");
     assert!(began_from(&house, 1)[1] >= 3);
 }
@@ -203,7 +203,7 @@ fn without_a_driver_a_gpu_that_was_asked_for_pauses_the_job_and_auto_takes_the_c
     let config = String::from_utf8(read(&house.config())).unwrap();
     house.configure(&config.replace("device = \"gpu\"", "device = \"auto\""));
     house.start_with(&mut command);
-    act(&house, 1, "resume");
+    act(&house, 1, &api::RESUME);
     house.wait_for(1, State::Succeeded);
     let notes = notes(&house, 1);
     assert!(notes.contains("the run computes on the CPU"), "{notes}");

@@ -333,6 +333,49 @@ fn a_library_that_dies_or_hangs_while_it_is_loaded_is_refused_alone() {
 }
 
 #[test]
+fn the_daemon_answers_while_a_child_loads_a_slow_library() {
+    let mut lab = Lab::new(&format!("{SHORT}[plugins]\nload_timeout = \"20s\"\n"));
+    lab.install("hard_tokens", "");
+    lab.start();
+    let house = &lab.house;
+    house.drop_file("a.toml", "loss = \"hard-tokens\"\n");
+    house.drop_file("a.jsonl", &rows("a", 20));
+    house.wait_for(1, State::Succeeded);
+
+    // A library that says when it is being loaded, takes as long as it is told, and says
+    // that nobody lost patience with it.
+    let (begun, go, loaded) = (house.path("begun"), house.path("go"), house.path("loaded"));
+    let source = house.path("slow.c");
+    let body = format!(
+        "close(creat(\"{}\", 0600)); while (access(\"{}\", F_OK)) usleep(1000); close(creat(\"{}\", 0600));",
+        begun.display(),
+        go.display(),
+        loaded.display()
+    );
+    let text = format!(
+        "#include <fcntl.h>\n#include <unistd.h>\n__attribute__((constructor)) static void f(void) {{ {body} }}\n"
+    );
+    std::fs::write(&source, text).unwrap();
+    let into = house.path("plugins").join(library("slow"));
+    assert!(Command::new("cc").args(["-shared", "-fPIC"]).arg(&source).arg("-o").arg(into).status().unwrap().success());
+
+    // The recipe has changed, so that a retry asks what the libraries offer.
+    house.drop_file("a.toml", "loss = \"hard-tokens\"\n[train]\nseed = 7\n");
+    std::thread::scope(|scope| {
+        let retry = scope.spawn(|| lab.finetune(&["retry", "1"]));
+        house.wait("the library to be loaded", || begun.exists().then_some(()));
+        assert_eq!(house.status().counts.values().sum::<u64>(), 1);
+        assert_eq!(house.job(1).unwrap().job.state, State::Succeeded);
+        assert!(!house.finetune(&["pause", "1"]).status.success(), "the supervisor answers as well");
+        std::fs::write(&go, "").unwrap();
+        let retried = retry.join().unwrap();
+        let words = String::from_utf8_lossy(&retried.stdout).into_owned();
+        assert!(words.contains("that is job 2"), "{words}{}", String::from_utf8_lossy(&retried.stderr));
+        assert!(loaded.exists(), "what was asked was answered only when the child was given up");
+    });
+}
+
+#[test]
 fn a_new_plugin_is_a_folder_with_all_it_needs() {
     let lab = Lab::new(SHORT);
     let folder = lab.house.path("my-loss");

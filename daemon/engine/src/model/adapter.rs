@@ -10,7 +10,7 @@ use finetuned_shaders::{Device, Weight};
 use super::decoder::Decoder;
 use super::linear::{Adapter, Linear};
 use super::parameters::{Parameter, Parameters};
-use super::{streams, value};
+use super::streams;
 use crate::error::EngineError;
 use crate::recipe::{LoraRecipe, Targets, Variant};
 
@@ -63,7 +63,7 @@ pub fn attach_peft(device: &Device, model: &mut Decoder, peft: &PeftAdapter) -> 
         })
     })?;
     if let Some(score) = take(VALUE_HEAD.into(), &[1, model.config.hidden_size], &mut used)? {
-        value::attach(device, model, VALUE_HEAD, &score)?;
+        model.attach_value_head(device, VALUE_HEAD, &score)?;
     }
     if let Some(stray) = peft.tensors.keys().find(|name| !used.contains(*name)) {
         // A tensor that nothing reads would make a silently inert adapter.

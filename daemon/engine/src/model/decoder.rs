@@ -2,7 +2,8 @@
 //! one step of generation.
 
 use finetuned_formats::ModelConfig;
-use finetuned_shaders::{Device, Head, Reading, RotaryTable, Tensor, TensorError};
+use finetuned_plugin_api::optimizer::TensorKind;
+use finetuned_shaders::{Device, Head, Reading, RotaryTable, Tensor, TensorError, Weight};
 
 use super::attention::LayerCache;
 use super::batch::TokenBatch;
@@ -10,7 +11,7 @@ use super::block::{Block, BlockSaved};
 use super::context::{Backward, Forward, InputGradient, Pass};
 use super::linear::Linear;
 use super::norm::{Norm, NormSaved};
-use super::parameters::{Gradients, ParameterId, Parameters};
+use super::parameters::{Gradients, Parameter, ParameterId, Parameters};
 use super::value::ValueHead;
 
 type Result<T> = std::result::Result<T, TensorError>;
@@ -82,6 +83,27 @@ fn arrived(leaving: Option<(Vec<usize>, Reading)>) -> Result<Option<LayerSaved>>
 }
 
 impl Decoder {
+    /// Puts a trainable value head of these values `[1, C]` on the model. `name` is
+    /// what checkpoints and outputs call it: [`value::WEIGHT`](super::value::WEIGHT),
+    /// or PEFT's key beside adapters.
+    ///
+    /// # Errors
+    /// Another number of values than the model is wide; no memory.
+    pub fn attach_value_head(&mut self, device: &Device, name: &str, values: &[f32]) -> Result<()> {
+        let shape = [1, self.config.hidden_size];
+        let weight = self.parameters.push(Parameter {
+            name: name.to_string(),
+            kind: TensorKind::ValueHead,
+            value: Weight::Dense(device.upload(&shape, values)?),
+            shape: shape.to_vec(),
+            trainable: true,
+            transposed_on_disk: false,
+        });
+        self.value_head = Some(ValueHead { weight });
+        Ok(())
+    }
+
+    /// Every linear layer of the blocks, in a fixed order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(Block::linears)
     }

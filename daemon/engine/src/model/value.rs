@@ -14,11 +14,9 @@
 //! token.
 
 use finetuned_formats::{ModelConfig, TensorSource};
-use finetuned_plugin_api::optimizer::TensorKind;
-use finetuned_shaders::{Device, Tensor, TensorError, Weight};
+use finetuned_shaders::{Device, Tensor, TensorError};
 
-use super::decoder::Decoder;
-use super::parameters::{Gradients, Parameter, ParameterId, Parameters};
+use super::parameters::{Gradients, ParameterId, Parameters};
 use super::streams;
 use crate::error::EngineError;
 
@@ -55,25 +53,6 @@ impl ValueHead {
         }
         device.linear_backward(dvalue, p.weight(self.weight), None)
     }
-}
-
-/// Puts a trainable head of these values `[1, C]` on the model. `name` is what
-/// checkpoints and outputs call it: [`WEIGHT`], or PEFT's key beside adapters.
-///
-/// # Errors
-/// Another number of values than the model is wide; no memory.
-pub fn attach(device: &Device, model: &mut Decoder, name: &str, values: &[f32]) -> Result<(), EngineError> {
-    let shape = [1, model.config.hidden_size];
-    let weight = model.parameters.push(Parameter {
-        name: name.to_string(),
-        kind: TensorKind::ValueHead,
-        value: Weight::Dense(device.upload(&shape, values)?),
-        shape: shape.to_vec(),
-        trainable: true,
-        transposed_on_disk: false,
-    });
-    model.value_head = Some(ValueHead { weight });
-    Ok(())
 }
 
 /// The values that a new head begins with, as transformers draws them.

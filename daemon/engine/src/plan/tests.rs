@@ -3,55 +3,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use finetuned_data::Example;
-use finetuned_formats::TensorSource;
+use finetuned_data::{DataKind, Example, Examples, Row};
+#[cfg(feature = "gpu")]
+use finetuned_formats::ModelFiles;
+use finetuned_formats::{ModelConfig, TensorSource};
+use finetuned_shaders::Device;
 use finetuned_shaders::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use finetuned_shaders::gpu::{self, Gpu};
 
-use super::*;
-use crate::bench::RandomSource;
+use super::footprint::Footprint;
 use crate::model::{adapter, build};
-use crate::train::step::{StepOptions, Trainer};
-
-#[test]
-fn memory_is_read_as_linux_writes_it() {
-    let text = "MemTotal:       24689240 kB\nMemFree:        11042312 kB\nMemAvailable:   22000000 kB\n";
-    assert_eq!(available_bytes(text), 22_000_000 << 10);
-    assert_eq!(available_bytes(""), 0);
-}
-
-#[test]
-fn a_device_with_memory_of_its_own_never_gets_the_hosts() {
-    let of = |memory_bytes, shares_host_memory, host| {
-        let info = DeviceInfo {
-            name: String::new(),
-            parallelism: 1,
-            memory_bytes,
-            shares_host_memory,
-            product_rounding: 0.0,
-            on_host: false,
-        };
-        available(&info, host)
-    };
-    assert_eq!(of(24, false, 64), 24);
-    assert_eq!(of(0, false, 64), 0, "unknown");
-    assert_eq!(of(0, true, 64), 64);
-    assert_eq!(of(32, true, 64), 32);
-    assert_eq!(of(64, true, 20), 20, "the host has no more");
-    assert_eq!(of(32, true, 0), 32);
-}
-
-#[test]
-fn the_bytes_of_a_step_are_known_for_each_half() {
-    let bytes = StepBytes::new(11, |micro| 10 * micro as u64);
-    let known: Vec<usize> = bytes.0.iter().map(|(micro, _)| *micro).collect();
-    assert_eq!(known, [11, 6, 3, 2, 1]);
-    assert_eq!(bytes.at(6), Some(60));
-    assert_eq!(bytes.at(5), Some(60), "the next larger");
-    assert_eq!(bytes.at(22), Some(220), "in proportion");
-    assert_eq!(StepBytes::default().at(1), None);
-}
+use crate::plugins;
+use crate::random_weights::RandomWeights;
+use crate::recipe::{Method, Recipe};
+use crate::train::heads::Heads;
+use crate::train::step::{StepBytes, StepOptions, Trainer};
 
 /// A llama of three layers.
 fn config() -> ModelConfig {
@@ -72,18 +39,18 @@ fn recipe(method: Method, dropout: f64, gradient_checkpointing: bool) -> Recipe 
 }
 
 fn data(sequences: usize) -> (Examples, Vec<Row>) {
-    let example = |i: usize| Example {
-        tokens: (0..TOKENS).map(|t| (i * 31 + t * 7) as u32 % 300).collect(),
-        trained: (0..TOKENS).map(|t| t > 0).collect(),
-        line: i + 1,
+    let example = |i: usize| {
+        let tokens = (0..TOKENS).map(|t| (i * 31 + t * 7) as u32 % 300).collect();
+        Example::plain(tokens, (0..TOKENS).map(|t| t > 0).collect(), i + 1)
     };
     let rows = (0..sequences).map(|i| Row { examples: vec![i] }).collect();
-    (Examples::Supervised((0..sequences).map(example).collect()), rows)
+    let list = (0..sequences).map(example).collect();
+    (Examples { kind: DataKind::Supervised, sequence_length: TOKENS, list }, rows)
 }
 
 fn trainer(ops: &Arc<Device>, recipe: &Recipe, sequences: usize) -> (Trainer, Footprint) {
     let config = config();
-    let source = RandomSource::new(&config);
+    let source = RandomWeights::new(&config);
     trainer_of(ops, &config, &source, recipe, sequences)
 }
 
@@ -103,8 +70,8 @@ fn trainer_of(
     if recipe.method != Method::Full {
         adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1).expect("an adapter");
     }
-    let registry = prepare::registry(&[]).expect("plugins");
-    let optimizer = prepare::optimizer(recipe, &registry).expect("an optimizer");
+    let registry = plugins::registry(&[]).expect("plugins");
+    let optimizer = plugins::optimizer(recipe, &registry).expect("an optimizer");
     let footprint = Footprint::new(ops.as_ref(), config, source, recipe, None, Heads::LANGUAGE, optimizer.as_ref());
     let objective = registry.objective("cross-entropy", &serde_json::Map::new()).expect("a loss");
     let options = StepOptions {

@@ -1,12 +1,11 @@
-//! Which heads an objective reads, and the way of a micro-batch to them: the
-//! language-model head at the rows that predict a counted token, the value head
-//! at each document's last.
+//! Which heads an objective reads, and which rows of a micro-batch each head reads:
+//! the LM head those that predict a listed token, the value head each document's last.
 
-use finetuned_plugin_api::loss::BeforeStep;
+use finetuned_plugin_api::loss::{BeforeStep, Statistic};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_shaders::{Device, Tensor, TensorError};
 
-use super::units::MicroBatch;
+use super::micro_batch::MicroBatch;
 use crate::error::EngineError;
 
 /// Which heads an objective reads.
@@ -14,7 +13,7 @@ use crate::error::EngineError;
 pub struct Heads {
     /// Log-probabilities and the other token statistics.
     pub language: bool,
-    /// One number a sequence.
+    /// One number per sequence.
     pub value: bool,
 }
 
@@ -24,14 +23,15 @@ impl Heads {
 
     /// A loss that asks for values, and neither for a token statistic nor for a
     /// pass before the step, reads the value head alone
-    /// ([`Needs::value`](finetuned_plugin_api::loss::Needs::value)).
+    /// ([`Statistic::Value`]).
     pub fn of(objective: &Objective) -> Heads {
         let needs = objective.loss().needs();
-        let statistics = needs.entropy || needs.lse || needs.mean_logp || needs.reference_logp || needs.prompt_logp;
+        let value = needs.asks(Statistic::Value);
+        let statistics = !needs.only_logp() || needs.reference_logp || needs.prompt_logp;
         let before = needs.before_step != BeforeStep::Nothing;
         Heads {
-            language: !needs.value || statistics || before,
-            value: needs.value || objective.alignment_needs().is_some_and(|a| a.value_head),
+            language: !value || statistics || before,
+            value: value || objective.alignment_needs().is_some_and(|a| a.value_head),
         }
     }
 
@@ -42,7 +42,7 @@ impl Heads {
     /// A sequence without tokens, which has no last one.
     pub fn rows(&self, micro: &MicroBatch) -> Result<Vec<u32>, EngineError> {
         if self.value && micro.last.len() != micro.sequences.len() {
-            return Err(EngineError::Other("a sequence without any token has no value".into()));
+            return Err(EngineError::EmptySequence);
         }
         let language = if self.language { &micro.rows[..] } else { &[] };
         let value = if self.value { &micro.last[..] } else { &[] };
@@ -55,13 +55,13 @@ impl Heads {
     /// # Errors
     /// No memory.
     pub fn cut(&self, ops: &Device, micro: &MicroBatch, h: &Tensor) -> Result<HeadInputs, TensorError> {
-        let counted = if self.language { micro.rows.len() } else { 0 };
+        let listed = if self.language { micro.rows.len() } else { 0 };
         let part = |rows: std::ops::Range<usize>| {
             let rows: Vec<u32> = rows.map(|row| row as u32).collect();
             ops.gather_rows(h, &rows)
         };
         let (language, value) = match (self.language, self.value) {
-            (true, true) => (Some(part(0..counted)?), Some(part(counted..h.rows())?)),
+            (true, true) => (Some(part(0..listed)?), Some(part(listed..h.rows())?)),
             (true, false) => (Some(h.clone()), None),
             (false, true) => (None, Some(h.clone())),
             (false, false) => (None, None),

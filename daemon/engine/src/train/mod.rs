@@ -1,15 +1,10 @@
-//! Training: order, steps, schedule, checkpoints, output.
+//! Training: what a step is made of.
 
-pub mod checkpoint;
 pub mod heads;
-pub mod metrics;
+pub mod load;
+pub mod micro_batch;
 pub mod optimize;
-pub mod output;
-pub mod prepare;
+pub mod order;
 pub mod reference;
-pub mod run;
 pub mod schedule;
-pub mod state;
 pub mod step;
-pub mod units;
-pub mod used;

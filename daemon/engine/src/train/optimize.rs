@@ -170,7 +170,7 @@ impl Rules {
             let mut states = Vec::with_capacity(program.states().len());
             for wanted in program.states() {
                 let at = trained.states().iter().position(|s| s.name == wanted.name).ok_or_else(|| {
-                    EngineError::Other(format!(
+                    PluginError::Failed(format!(
                         "the optimizer's evaluation reads a state {} that it does not keep",
                         wanted.name
                     ))
@@ -211,25 +211,23 @@ impl Rules {
         Ok(out)
     }
 
-    /// Puts back what [`Rules::export`] gave.
+    /// Puts back what [`Rules::export`] gave; `take` finds a state by its name, None if
+    /// there is none.
     ///
     /// # Errors
-    /// A state that is absent or of another size.
+    /// A state that is absent or of another size; what `take` returns.
     pub fn import(
         &mut self,
         ops: &Device,
         model: &Decoder,
-        mut take: impl FnMut(&str) -> Option<StateBuffer>,
+        mut take: impl FnMut(&str) -> Result<Option<StateBuffer>, EngineError>,
     ) -> Result<(), EngineError> {
         for rule in &mut self.rules {
             let name = model.parameters.get(rule.id).name.clone();
             let mut buffer = |description: &State| {
-                let key = format!("{name}::{}", description.name);
-                take(&key).filter(|buffer| buffer.clone().slice().fits(description)).ok_or_else(|| {
-                    EngineError::Other(format!(
-                        "the checkpoint lacks the optimizer state {key}, or has another size of it"
-                    ))
-                })
+                let state = format!("{name}::{}", description.name);
+                let found = take(&state)?.filter(|buffer| buffer.clone().slice().fits(description));
+                found.ok_or(EngineError::OtherOptimizerState { state })
             };
             match &mut rule.way {
                 Way::Program { program, states, .. } => {
@@ -267,7 +265,7 @@ fn host_states(optimizer: &dyn Optimizer, shape: &TensorShape) -> Result<Vec<Sta
 }
 
 fn no_host() -> EngineError {
-    EngineError::Other("the optimizer no longer steps on the host".into())
+    PluginError::Failed("the optimizer no longer steps on the host".into()).into()
 }
 
 /// A trained tensor as optimizers see it.

@@ -8,10 +8,10 @@
 
 use std::collections::HashMap;
 
-use finetuned_plugin_api::loss::{Needs, Role};
+use finetuned_plugin_api::loss::Needs;
 use finetuned_shaders::{Device, StatisticSet, TensorError, Weight};
 
-use super::units::{Document, MicroBatch};
+use super::micro_batch::{MicroBatch, Placed};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::context::Pass;
 use crate::model::parameters::ParameterId;
@@ -23,8 +23,8 @@ pub enum Policy {
 
 pub struct Reference {
     policy: Policy,
-    /// By the document's tokens and the rows that predict its counted ones, because
-    /// training and held-out examples are numbered alike. Mismatched completions are
+    /// Keyed by the document's tokens and the rows that predict its listed ones, because
+    /// training and validation examples share their numbers. Mismatched completions are
     /// not kept: with shuffled rows they are new every time.
     known: HashMap<(Vec<u32>, Vec<u32>), Vec<f32>>,
 }
@@ -49,17 +49,17 @@ impl Reference {
         Ok(Reference { policy, known: HashMap::new() })
     }
 
-    /// Log-probabilities of the counted tokens of these documents, in order.
+    /// Log-probabilities of the listed tokens of these documents, in order.
     pub fn logp(
         &mut self,
         ops: &Device,
         model: &mut Decoder,
-        documents: &[Document],
+        documents: &[Placed],
         needs: &Needs,
     ) -> Result<Vec<f32>, TensorError> {
         let mut all = Vec::new();
-        for document in documents {
-            let micro = MicroBatch::new(std::slice::from_ref(document), needs);
+        for placed in documents {
+            let micro = MicroBatch::new(std::slice::from_ref(placed), needs);
             let key = (micro.batch.tokens.clone(), micro.rows.clone());
             if let Some(known) = self.known.get(&key) {
                 all.extend_from_slice(known);
@@ -67,7 +67,7 @@ impl Reference {
             }
             let logp = self.compute(ops, model, &micro)?;
             all.extend_from_slice(&logp);
-            if document.role != Role::KlCompletion {
+            if placed.is_trained() {
                 self.known.insert(key, logp);
             }
         }
@@ -93,7 +93,7 @@ fn swap(model: &mut Decoder, copies: &mut [(ParameterId, Weight)]) {
     }
 }
 
-/// Log-probabilities of a micro-batch's counted tokens, without gradient.
+/// Log-probabilities of a micro-batch's listed tokens, without gradient.
 pub fn token_logp(ops: &Device, model: &Decoder, micro: &MicroBatch, pass: &Pass) -> Result<Vec<f32>, TensorError> {
     if micro.targets.is_empty() {
         return Ok(Vec::new());

@@ -3,11 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use finetuned_engine::api::{Control, Observer, Outcome, TrainRequest, train};
-use finetuned_engine::event::Event;
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_engine::{Control, Event, Observer, Outcome, TrainRequest, train};
 
-use super::golden;
+use super::base;
 
 /// Records events; stops or cancels after a step.
 #[derive(Default)]
@@ -62,12 +61,11 @@ pub fn recipe(settings: &[&str]) -> Recipe {
 
 pub fn request(folder: &Path, out: &str, settings: &[&str]) -> TrainRequest {
     TrainRequest {
-        model: golden("llama"),
         data: dataset(folder, 40),
         validation: None,
         adapter: None,
         out: folder.join(out),
-        recipe: recipe(settings),
+        recipe: Recipe { base: base("llama"), ..recipe(settings) },
         device: "cpu".into(),
         fresh: false,
         threads: Some(2),

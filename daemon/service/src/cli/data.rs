@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use finetuned_engine::check::check_data;
+use finetuned_engine::check_data;
 use finetuned_engine::recipe::Recipe;
 
 use crate::inbox::receipt;

@@ -4,9 +4,8 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use finetuned_engine::api::Observer;
-use finetuned_engine::event::Event;
 use finetuned_engine::generate::{GenerateOptions, Generation, Generator, Message};
+use finetuned_engine::{Event, Observer};
 
 use super::{Global, print_json};
 

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use crate::api::{self, Endpoint, EventsQuery, JobView, Retry, Status, StatusQuery, Submission, SummaryView};
+use crate::error;
 use crate::filesystem::display;
-use crate::http::messages::{JobView, Reloaded, Retry, Status, Submission, Submitted};
-use crate::store::{EventRow, State, timestamp};
+use crate::http::client::Client;
+use crate::store::{EventRow, JobQuery, State, timestamp};
 use crate::words;
 
 use super::{Global, print, print_json};
@@ -57,7 +59,7 @@ pub fn submit(args: &SubmitArgs, global: &Global) -> anyhow::Result<()> {
         name: args.name.clone(),
         recipe,
     };
-    let submitted: Submitted = global.client()?.post("/jobs", &submission)?;
+    let submitted = global.client()?.ask(&api::SUBMIT, &(), &submission)?;
     if args.json {
         return print_json(&submitted);
     }
@@ -80,6 +82,15 @@ fn absolute(path: &PathBuf) -> anyhow::Result<PathBuf> {
 pub struct StatusArgs {
     /// One job, in full
     job: Option<i64>,
+    /// Every job, newest first
+    #[arg(long, conflicts_with_all = ["job", "limit"])]
+    all: bool,
+    /// At most so many jobs [default: 20]
+    #[arg(long, value_name = "N", conflicts_with = "job")]
+    limit: Option<usize>,
+    /// The jobs of one state alone, newest first
+    #[arg(long, value_name = "STATE", conflicts_with = "job")]
+    state: Option<State>,
     #[arg(long)]
     json: bool,
 }
@@ -87,11 +98,29 @@ pub struct StatusArgs {
 pub fn status(args: &StatusArgs, global: &Global) -> anyhow::Result<()> {
     let client = global.client()?;
     if let Some(id) = args.job {
-        let view: JobView = client.get(&format!("/jobs/{id}"))?;
+        let view = client.ask_of(&api::JOB, id, &(), &())?;
         return if args.json { print_json(&view) } else { print(&one_job(&view)) };
     }
-    let status: Status = client.get("/status")?;
+    let mut status = client.ask(&api::STATUS, &StatusQuery { limit: args.limit }, &())?;
+    if args.all || args.state.is_some() {
+        status.jobs = listed(&client, args.state, args.limit)?;
+        status.counts.retain(|state, _| args.state.is_none_or(|wanted| wanted == *state));
+    }
     if args.json { print_json(&status) } else { print(&overview(&status)) }
+}
+
+/// The newest `limit` jobs, or all of them, of one state or of every state.
+fn listed(client: &Client, state: Option<State>, limit: Option<usize>) -> error::Result<Vec<SummaryView>> {
+    let mut jobs: Vec<SummaryView> = Vec::new();
+    loop {
+        let limit = limit.map(|limit| limit - jobs.len());
+        let page = JobQuery { limit, state, before: jobs.last().map(|view| view.job.id) };
+        let next = if limit == Some(0) { Vec::new() } else { client.ask(&api::JOBS, &page, &())? };
+        if next.is_empty() {
+            return Ok(jobs);
+        }
+        jobs.extend(next);
+    }
 }
 
 fn overview(status: &Status) -> String {
@@ -112,7 +141,7 @@ fn overview(status: &Status) -> String {
             text += &format!("  {name}{}\n", waiting.why);
         }
     }
-    if status.jobs.is_empty() {
+    if status.counts.is_empty() {
         text += "\nno jobs yet: copy a .jsonl file into the inbox";
         return text;
     }
@@ -123,10 +152,15 @@ fn overview(status: &Status) -> String {
     for view in &status.jobs {
         text += &format!("\n{}", row(view));
     }
+    if status.more() > 0 {
+        let counts: Vec<String> = status.counts.iter().map(|(state, jobs)| format!("{jobs} {state}")).collect();
+        text +=
+            &format!("\n\n{} more (in all: {}); finetune status --all shows them", status.more(), counts.join(", "));
+    }
     text
 }
 
-fn row(view: &JobView) -> String {
+fn row(view: &SummaryView) -> String {
     let (job, progress) = (&view.job, &view.job.progress);
     let number = |value: Option<f64>, digits: usize| value.map_or("-".to_string(), |value| format!("{value:.digits$}"));
     let step =
@@ -185,7 +219,8 @@ fn one_job(view: &JobView) -> String {
     }
     if let Some(error) = &job.error {
         let name = if job.state == State::Paused { "why" } else { "error" };
-        text += &format!("\n  {name:<10} {}", error.replace('\n', "\n             "));
+        let kind = job.error_kind.map_or(String::new(), |kind| format!("{kind}: "));
+        text += &format!("\n  {name:<10} {kind}{}", error.replace('\n', "\n             "));
     }
     if let Some(report) = &job.report {
         let mut rows = String::new();
@@ -209,7 +244,6 @@ pub struct LogsArgs {
 
 pub fn logs(args: &LogsArgs, global: &Global) -> anyhow::Result<()> {
     let client = global.client()?;
-    let path = args.job.map_or("/events".to_string(), |id| format!("/jobs/{id}/events"));
     let show = |row: &EventRow| -> anyhow::Result<()> {
         if args.json {
             return print(&serde_json::to_string(row)?);
@@ -218,18 +252,21 @@ pub fn logs(args: &LogsArgs, global: &Global) -> anyhow::Result<()> {
     };
     if args.follow {
         let mut failed = None;
-        client.follow(&format!("{path}?follow=true"), &mut |line| {
+        client.follow(args.job, &mut |line| {
             let shown = serde_json::from_str(line).map_err(Into::into).and_then(|row| show(&row));
             failed = shown.err();
             failed.is_none()
         })?;
         return failed.map_or(Ok(()), Err);
     }
-    let mut after = 0;
+    let mut query = EventsQuery::default();
     loop {
-        let rows: Vec<EventRow> = client.get(&format!("{path}?after={after}"))?;
+        let rows = match args.job {
+            Some(id) => client.ask_of(&api::JOB_EVENTS, id, &query, &())?,
+            None => client.ask(&api::EVENTS, &query, &())?,
+        };
         let Some(last) = rows.last() else { return Ok(()) };
-        after = last.id;
+        query.after = last.id;
         rows.iter().try_for_each(show)?;
     }
 }
@@ -298,17 +335,28 @@ pub struct JobArgs {
     json: bool,
 }
 
-/// cancel, pause, resume.
-pub fn act(verb: &str, args: &JobArgs, global: &Global) -> anyhow::Result<()> {
-    let view: JobView = global.client()?.post(&format!("/jobs/{}/{verb}", args.job), &serde_json::json!({}))?;
+pub fn cancel(args: &JobArgs, global: &Global) -> anyhow::Result<()> {
+    act(&api::CANCEL, "is being cancelled", args, global)
+}
+
+pub fn pause(args: &JobArgs, global: &Global) -> anyhow::Result<()> {
+    act(&api::PAUSE, "pauses at the end of its step", args, global)
+}
+
+pub fn resume(args: &JobArgs, global: &Global) -> anyhow::Result<()> {
+    act(&api::RESUME, "is at work", args, global)
+}
+
+/// Asks for a change of a job; `active` says what happens to one that has a worker.
+fn act(endpoint: &Endpoint<(), (), JobView>, active: &str, args: &JobArgs, global: &Global) -> anyhow::Result<()> {
+    let view = global.client()?.ask_of(endpoint, args.job, &(), &())?;
     if args.json {
         return print_json(&view);
     }
     let job = &view.job;
-    match (verb, job.state.is_active()) {
-        ("pause", true) => print(&format!("job {} pauses at the end of its step", job.id)),
-        ("cancel", true) => print(&format!("job {} is being cancelled", job.id)),
-        _ => print(&format!("job {} is {}", job.id, job.state)),
+    match job.state.is_active() {
+        true => print(&format!("job {} {active}", job.id)),
+        false => print(&format!("job {} is {}", job.id, job.state)),
     }
 }
 
@@ -328,7 +376,7 @@ pub struct RetryArgs {
 
 pub fn retry(args: &RetryArgs, global: &Global) -> anyhow::Result<()> {
     let wish = Retry { fresh: args.fresh, accept_plugin_change: args.accept_plugin_change };
-    let view: JobView = global.client()?.post(&format!("/jobs/{}/retry", args.job), &wish)?;
+    let view = global.client()?.ask_of(&api::RETRY, args.job, &(), &wish)?;
     if args.json {
         return print_json(&view);
     }
@@ -341,7 +389,7 @@ pub fn retry(args: &RetryArgs, global: &Global) -> anyhow::Result<()> {
 }
 
 pub fn reload(global: &Global) -> anyhow::Result<()> {
-    let reloaded: Reloaded = global.client()?.post("/reload", &serde_json::json!({}))?;
+    let reloaded = global.client()?.ask(&api::RELOAD, &(), &())?;
     for warning in &reloaded.warnings {
         eprintln!("finetune: {warning}");
     }

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Sources};
+use crate::error::{self, Error};
 use crate::exit;
 use crate::http::client::Client;
 use crate::plugins::child::ChildArgs;
@@ -71,7 +72,7 @@ impl Global {
     }
 
     fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.load()?.socket)
+        Ok(Client::new(&self.load()?.socket)?)
     }
 }
 
@@ -141,12 +142,14 @@ enum Command {
 }
 
 #[derive(Args)]
+/// The flags of the process that tests a device.
 pub struct DeviceChildArgs {
     #[arg(long)]
     device: String,
 }
 
 #[derive(Args)]
+/// The flags of a worker.
 pub struct WorkerArgs {
     #[arg(long)]
     job: PathBuf,
@@ -185,7 +188,8 @@ impl DaemonArgs {
         }
         for assignment in &self.set {
             let Some((key, value)) = assignment.split_once('=') else {
-                return Err(exit::coded(exit::USAGE, format!("--set {assignment}: expected KEY=VALUE")));
+                let error = Error::bad_input(format!("--set {assignment}: expected KEY=VALUE"));
+                return Err(error.exit(exit::USAGE).into());
             };
             flag(key.trim(), value.trim().to_string(), format!("--set {assignment}"));
         }
@@ -243,7 +247,7 @@ fn daemon_main() -> ExitCode {
 fn run_daemon(args: &DaemonArgs, global: &Global) -> ExitCode {
     match args.sources(global) {
         Ok(sources) => crate::daemon::main(&sources),
-        Err(error) => exit::report("finetuned", &error),
+        Err(error) => error::report("finetuned", error),
     }
 }
 
@@ -270,9 +274,9 @@ pub fn main() -> ExitCode {
         Command::Submit(args) => done(jobs::submit(&args, global)),
         Command::Status(args) => done(jobs::status(&args, global)),
         Command::Logs(args) => done(jobs::logs(&args, global)),
-        Command::Cancel(args) => done(jobs::act("cancel", &args, global)),
-        Command::Pause(args) => done(jobs::act("pause", &args, global)),
-        Command::Resume(args) => done(jobs::act("resume", &args, global)),
+        Command::Cancel(args) => done(jobs::cancel(&args, global)),
+        Command::Pause(args) => done(jobs::pause(&args, global)),
+        Command::Resume(args) => done(jobs::resume(&args, global)),
         Command::Retry(args) => done(jobs::retry(&args, global)),
         Command::Reload => done(jobs::reload(global)),
         Command::Config(command) => done(config::run(&command, global)),
@@ -284,10 +288,10 @@ pub fn main() -> ExitCode {
         Command::Plugin(command) => plugin::run(&command, global),
         Command::Service(command) => done(service::run(&command, global)),
     };
-    result.unwrap_or_else(|error| exit::report("finetune", &error))
+    result.unwrap_or_else(|error| error::report("finetune", error))
 }
 
-/// Help and version are no errors; the rest is wrong usage.
+/// Help and version are not errors; the rest is wrong usage.
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS }
@@ -298,7 +302,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }
 
-/// A line on stdout. A reader that went away (`| head`) is no error.
+/// A line on stdout. A reader that went away (`| head`) is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     match writeln!(std::io::stdout(), "{text}") {
@@ -339,6 +343,8 @@ mod tests {
             "finetune data check F --model M",
             "finetune models pull smollm2-135m-instruct",
             "finetune status --json",
+            "finetune status --all",
+            "finetune status --limit 3 --state failed",
             "finetune logs -f",
             "finetune config show --origin",
             "finetune service install --user",

@@ -4,18 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use finetuned_engine::api::{Outcome, PluginLibrary, TrainRequest};
-use finetuned_engine::error::EngineError;
-use finetuned_engine::plan::{self, Plan};
-use finetuned_engine::recipe::{Method, Recipe};
+use finetuned_engine::{ErrorKind, Method, Outcome, Plan, PluginLibrary, Recipe, TrainRequest};
 
 use crate::config::Config;
+use crate::error::Error;
 use crate::filesystem::display;
 use crate::foreground::{Console, Style, summary_lines};
-use crate::plugins::{self, Finder};
-use crate::store::Crashes;
-use crate::supervisor::protocol::{PluginLimits, RunRequest};
-use crate::{exit, models, recipes, run, words};
+use crate::plugins::{self, Crashes, Finder};
+use crate::protocol::{PluginLimits, RunRequest};
+use crate::{models, recipes, run, words};
 
 use super::{Global, print, print_json};
 
@@ -85,7 +82,6 @@ impl RunArgs {
 
     fn request(&self, recipe: Recipe, plugins: Vec<PluginLibrary>, out: PathBuf, fresh: bool) -> TrainRequest {
         TrainRequest {
-            model: PathBuf::from(&recipe.base),
             data: self.data.clone(),
             validation: self.validation.clone(),
             adapter: self.adapter.clone(),
@@ -140,7 +136,6 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mut train = args.run.request(recipe, plugins, args.out.clone(), args.fresh);
     train.accept_plugin_change = args.accept_plugin_change;
     let request = RunRequest {
-        base: train.recipe.base.clone(),
         plugin_limits: Some(PluginLimits::of(&config.plugins)),
         devices_file: Some(config.state_dir.join(crate::devices::FILE)),
         models_dir: config.models_dir,
@@ -149,13 +144,11 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
         train,
     };
     let mut console = Console::new(if args.json { Style::Json } else { Style::of_terminal() });
-    let outcome = run::execute(&request, &mut console).map_err(|error| {
-        let of_the_device = error.downcast_ref::<EngineError>().is_some_and(EngineError::is_of_the_device);
-        if !of_the_device {
-            return error;
+    let outcome = run::execute(&request, &mut console).map_err(|error| match error.kind() {
+        ErrorKind::Device => {
+            error.remedy("once the device is there, the same command goes on from the last checkpoint")
         }
-        let words = format!("{error:#}; once the device is there, the same command goes on from the last checkpoint");
-        exit::coded(exit::UNAVAILABLE, words)
+        _ => error,
     })?;
     console.finish();
     match outcome {
@@ -167,7 +160,7 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
         }
         Outcome::AlreadyFinished(summary) => {
             if args.json {
-                print(&serde_json::to_string(&finetuned_engine::event::Event::Finished(summary))?)?;
+                print(&serde_json::to_string(&finetuned_engine::Event::Finished(summary))?)?;
             } else {
                 print(&format!("{} holds this run, finished; --fresh would start over", display(&args.out)))?;
                 print(&summary_lines(&summary, &args.out))?;
@@ -175,12 +168,13 @@ pub fn train(args: &TrainArgs, global: &Global) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped { step } => {
-            Err(exit::coded(exit::TEMPORARY, format!("stopped after step {step}; the same command goes on from there")))
+            let error = Error::new(ErrorKind::Cancelled, format!("stopped after step {step}"));
+            Err(error.remedy("the same command goes on from there").into())
         }
-        Outcome::Cancelled { step } => Err(exit::coded(
-            exit::TEMPORARY,
-            format!("cancelled after step {step}; the same command goes on from its last checkpoint"),
-        )),
+        Outcome::Cancelled { step } => {
+            let error = Error::new(ErrorKind::Cancelled, format!("cancelled after step {step}"));
+            Err(error.remedy("the same command goes on from its last checkpoint").into())
+        }
     }
 }
 
@@ -208,8 +202,8 @@ pub fn plan(args: &PlanArgs, global: &Global) -> anyhow::Result<()> {
     let config = global.load()?;
     let plugins = plugins_of(&recipe, &config)?;
     let mut request = args.run.request(recipe, plugins, out, args.fresh);
-    request.model = models::find_or_pull(&request.recipe.base, &config.models_dir, &mut |words| eprintln!("{words}"))?;
-    let plan = plan::plan(&request)?;
+    models::locate_base(&mut request.recipe, &config.models_dir, &mut |words| eprintln!("{words}"))?;
+    let plan = finetuned_engine::plan(&request)?;
     if args.json { print_json(&plan) } else { print(&plan_lines(&plan)) }
 }
 

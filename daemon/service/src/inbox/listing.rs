@@ -1,4 +1,4 @@
-//! One look at an inbox: what lies in it, two levels deep.
+//! One look at an inbox: what is in it, two levels deep.
 
 use std::collections::BTreeMap;
 use std::fs::{DirEntry, Metadata};
@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::names;
-use super::settle::Stamp;
+use super::settle::{Looks, Stamp};
 
 /// The name of the file that declares a folder to be one dataset.
 pub const DATASET_FILE: &str = "dataset.toml";
@@ -21,13 +21,10 @@ pub struct Candidate {
     pub path: PathBuf,
     /// A folder with a dataset.toml.
     pub is_folder: bool,
-    /// Of the data.
-    pub stamp: Stamp,
+    pub looks: Looks,
     /// The folder's recipe.toml and the sidecar, those that are there, lowest
     /// layer first.
     pub recipes: Vec<PathBuf>,
-    /// Of those.
-    pub companions: Stamp,
     /// Relative to the inbox.
     pub receipt: PathBuf,
 }
@@ -58,8 +55,7 @@ pub struct Listing {
 /// Lists an inbox.
 ///
 /// # Errors
-/// The inbox itself cannot be read. What lies in it and cannot be read is a
-/// remark.
+/// The inbox itself cannot be read. An entry that cannot be read is a remark.
 pub fn list(inbox: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let root = Folder::read(inbox, Path::new(""), &mut listing.remarks)?;
@@ -134,9 +130,8 @@ impl Folder {
             listing.candidates.push(Candidate {
                 path: self.relative.join(name),
                 is_folder: false,
-                stamp: stamp(name, metadata),
+                looks: Looks { data: stamp(name, metadata), companions },
                 recipes: present.iter().map(|name| self.relative.join(name)).collect(),
-                companions,
                 receipt: self.relative.join(names::receipt(name, false, &siblings)),
             });
         }
@@ -146,7 +141,7 @@ impl Folder {
     fn add_folder(&self, folder: &Folder, name: &str, listing: &mut Listing) {
         for deeper in folder.folders.keys() {
             let path = folder.relative.join(deeper);
-            let text = "too deep: datasets lie in the inbox or in a folder of it".to_string();
+            let text = "too deep: datasets belong into the inbox or into a folder of it".to_string();
             listing.remarks.push(Remark { path, text, receipt: None });
         }
         let receipt = names::receipt(name, true, &self.datasets());
@@ -159,12 +154,12 @@ impl Folder {
                 .map(|(name, found)| stamp(name, found))
                 .collect();
             let recipe = folder.files.get(RECIPE_FILE);
+            let companions = recipe.map(|found| stamp(RECIPE_FILE, found)).unwrap_or_default();
             listing.candidates.push(Candidate {
                 path: folder.relative.clone(),
                 is_folder: true,
-                stamp: stamps.join(" "),
+                looks: Looks { data: stamps.join(" "), companions },
                 recipes: recipe.iter().map(|_| folder.relative.join(RECIPE_FILE)).collect(),
-                companions: recipe.map(|found| stamp(RECIPE_FILE, found)).unwrap_or_default(),
                 receipt,
             });
         } else if folder.files.contains_key(RECIPE_FILE) {
@@ -256,10 +251,10 @@ mod tests {
         let before = list(dir.path()).unwrap().candidates.remove(0);
         std::fs::write(dir.path().join("a.toml"), "longer").unwrap();
         let sidecar = list(dir.path()).unwrap().candidates.remove(0);
-        assert_eq!(before.stamp, sidecar.stamp);
-        assert_ne!(before.companions, sidecar.companions);
+        assert_eq!(before.looks.data, sidecar.looks.data);
+        assert_ne!(before.looks.companions, sidecar.looks.companions);
         std::fs::write(dir.path().join("a.jsonl"), "longer").unwrap();
-        assert_ne!(before.stamp, list(dir.path()).unwrap().candidates[0].stamp);
+        assert_ne!(before.looks.data, list(dir.path()).unwrap().candidates[0].looks.data);
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use finetuned_data::DatasetReport;
 
+use crate::error::{Context, Error, Result};
 use crate::filesystem::{display, replace_file};
 use crate::preferences::Preferences;
-use crate::store::{FileRow, Job, State, Store, timestamp};
+use crate::store::{FileRow, Job, State, timestamp};
 
 /// The text of a receipt. `is_copy`: another file of the same content and recipe
 /// came first.
@@ -29,7 +30,7 @@ pub fn render(file: &FileRow, job: Option<&Job>, is_copy: bool, now_ms: u64) -> 
     text
 }
 
-/// A receipt for what is no dataset yet (a folder without dataset.toml).
+/// A receipt for what is not a dataset yet (a folder without dataset.toml).
 pub fn remark(path: &Path, words: &str, now_ms: u64) -> String {
     format!("{}\nWAITING: {words}\n\nwritten {}\n", path.display(), timestamp(now_ms))
 }
@@ -48,7 +49,9 @@ fn of_job(text: &mut String, job: &Job, is_copy: bool) {
     match job.state {
         State::Succeeded => of_success(text, job),
         State::Failed => {
-            let _ = writeln!(text, "error\n  {}", job.error.as_deref().unwrap_or("unknown").replace('\n', "\n  "));
+            let kind = job.error_kind.map_or(String::new(), |kind| format!(" ({kind})"));
+            let _ =
+                writeln!(text, "error{kind}\n  {}", job.error.as_deref().unwrap_or("unknown").replace('\n', "\n  "));
             if let Some(step) = job.progress.checkpoint_step {
                 let _ = writeln!(
                     text,
@@ -137,7 +140,7 @@ fn of_success(text: &mut String, job: &Job) {
 }
 
 /// What was found in the dataset, with three rows as the model sees them; the
-/// trained tokens stand between « and ».
+/// trained tokens are between « and ».
 pub fn of_dataset(text: &mut String, report: &DatasetReport) {
     let _ = writeln!(text, "\ndataset\n  format          {}", report.format);
     let _ = writeln!(
@@ -186,42 +189,8 @@ pub fn of_dataset(text: &mut String, report: &DatasetReport) {
     }
 }
 
-/// Rewrites the receipts of a job, one beside each file it stands for. An inbox
-/// that cannot be written to is worth a line in the log, no more.
-pub fn rewrite(store: &Store, job: &Job) {
-    let files = match store.files_of_job(job.id) {
-        Ok(files) => files,
-        Err(error) => return tracing::warn!("receipts of job {}: {error:#}", job.id),
-    };
-    for (index, file) in files.iter().enumerate() {
-        let text = render(file, Some(job), index > 0, store.now_ms());
-        if let Err(error) = write(&file.inbox, &file.receipt, &text) {
-            tracing::warn!("receipt of {}: {error:#}", file.path.display());
-        }
-    }
-}
-
-/// After a start: a kill between a decision and its receipt leaves the receipt
-/// behind, so each is compared with what it should say.
-pub fn refresh_all(store: &Store) -> anyhow::Result<()> {
-    let mut seen = std::collections::HashSet::new();
-    for file in store.files()? {
-        let job = file.job.map(|id| store.job(id)).transpose()?.flatten();
-        let is_copy = file.job.is_some_and(|id| !seen.insert(id));
-        let text = render(&file, job.as_ref(), is_copy, store.now_ms());
-        let old = std::fs::read_to_string(file.inbox.join(&file.receipt)).unwrap_or_default();
-        // An inbox that is not there (an unmounted disk) is no place to write to.
-        if without_time(&old) != without_time(&text)
-            && file.inbox.is_dir()
-            && let Err(error) = write(&file.inbox, &file.receipt, &text)
-        {
-            tracing::warn!("receipt of {}: {error:#}", file.path.display());
-        }
-    }
-    Ok(())
-}
-
-fn without_time(text: &str) -> &str {
+/// A receipt without its last line, to compare two.
+pub(super) fn without_time(text: &str) -> &str {
     text.rfind("\nwritten ").map_or(text, |end| &text[..end])
 }
 
@@ -229,15 +198,14 @@ fn without_time(text: &str) -> &str {
 /// link to somewhere else.
 ///
 /// # Errors
-/// The inbox cannot be written to, or `_receipts` is no folder.
-pub fn write(inbox: &Path, receipt: &Path, text: &str) -> anyhow::Result<()> {
+/// The inbox cannot be written to, or `_receipts` is not a folder.
+pub fn write(inbox: &Path, receipt: &Path, text: &str) -> Result<()> {
     let path = inbox.join(receipt);
     let folder = path.parent().unwrap_or(inbox);
     match std::fs::symlink_metadata(folder) {
-        Ok(found) => anyhow::ensure!(found.is_dir(), "{} is no folder", folder.display()),
-        Err(_) => {
-            std::fs::create_dir(folder).map_err(|error| anyhow::anyhow!("cannot make {}: {error}", folder.display()))?
-        }
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(Error::conflict(format!("{} is not a folder", folder.display()))),
+        Err(_) => std::fs::create_dir(folder).with_context(|| format!("cannot make {}", folder.display()))?,
     }
     replace_file(&path, text.as_bytes())
 }

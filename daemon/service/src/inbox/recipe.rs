@@ -10,6 +10,7 @@ use finetuned_engine::recipe::{self, Recipe};
 use serde::Deserialize;
 
 use crate::config::{TomlFile, place_recipe_error};
+use crate::error::{Error, Result};
 use crate::filesystem::{self, open_beneath};
 use crate::plugins::{Pinned, Problem};
 
@@ -19,12 +20,14 @@ use super::names;
 /// Recipes are small; what is larger is something else.
 const LARGEST_RECIPE: u64 = 1 << 20;
 
-/// What trains from a candidate: its data, its validation file, its recipe.
+/// What is trained from a candidate: its data, its validation file, its recipe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effective {
     /// Relative to the inbox.
     pub data: PathBuf,
+    /// Relative to the inbox.
     pub validation: Option<PathBuf>,
+    /// All layers together.
     pub recipe: Recipe,
     /// Where the keys of the plugins' tables were set: `loss.beta` to `a.toml:3`.
     pub places: BTreeMap<String, String>,
@@ -33,7 +36,7 @@ pub struct Effective {
 impl Effective {
     /// A problem of the recipe's plugins, with its place where a file of the inbox
     /// set the key.
-    pub fn placed(&self, problem: &Problem) -> String {
+    pub fn placed(&self, problem: Problem) -> Error {
         let mut text = match self.places.get(&problem.key) {
             Some(place) => format!("{place}: {problem}"),
             None => problem.to_string(),
@@ -42,7 +45,7 @@ impl Effective {
         if problem.key.ends_with(".name") {
             text += &format!(" (after installing a plugin: touch {})", self.data.display());
         }
-        text
+        Error::new(problem.kind, text)
     }
 }
 
@@ -59,7 +62,7 @@ struct DatasetFile {
 ///
 /// # Errors
 /// `file:line: what is wrong`, for the receipt.
-pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) -> Result<Effective, String> {
+pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) -> Result<Effective> {
     let mut merged = defaults.clone();
     let mut places = BTreeMap::new();
     for path in &candidate.recipes {
@@ -75,7 +78,7 @@ pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) ->
             .table
             .clone()
             .try_into()
-            .map_err(|error: toml::de::Error| format!("{}: {}", file.name, error.message()))?;
+            .map_err(|error: toml::de::Error| Error::bad_input(format!("{}: {}", file.name, error.message())))?;
         add_layer(&mut merged, &dataset.recipe, &file, "recipe.")?;
         note_places(&mut places, &dataset.recipe, &file, "recipe.");
         check_base(inbox, &path, &dataset.recipe, &file, "recipe.")?;
@@ -83,7 +86,8 @@ pub fn effective(inbox: &Path, candidate: &Candidate, defaults: &toml::Table) ->
     } else {
         (candidate.path.clone(), None)
     };
-    let recipe = Recipe::from_table(&merged).map_err(|error| format!("the recipe as a whole: {error}"))?;
+    let recipe =
+        Recipe::from_table(&merged).map_err(|error| Error::bad_input(format!("the recipe as a whole: {error}")))?;
     Ok(Effective { data, validation, recipe, places })
 }
 
@@ -98,7 +102,7 @@ pub fn key(
 ) -> String {
     let recipe = serde_json::to_value(recipe).unwrap_or_default();
     let mut parts = vec![serde_json::json!(validation_sha256), serde_json::json!(adapter), sorted(&recipe)];
-    // Only where there are any, so that the keys of jobs without stay theirs.
+    // Added only if there are any: the keys of jobs without plugins must not change.
     parts.extend(plugins.iter().map(|plugin| plugin.library.sha256.clone().into()));
     let text = serde_json::Value::Array(parts).to_string();
     format!("{data_sha256}:{}", filesystem::sha256_of_bytes(text.as_bytes()))
@@ -118,25 +122,26 @@ fn sorted(value: &serde_json::Value) -> serde_json::Value {
     }
 }
 
-fn read_layer(inbox: &Path, path: &Path) -> Result<TomlFile, String> {
+fn read_layer(inbox: &Path, path: &Path) -> Result<TomlFile> {
     let name = path.display().to_string();
-    let file = open_beneath(inbox, path).map_err(|error| format!("{name}: {error}"))?;
+    let unreadable = |error: std::io::Error| Error::bad_input(format!("{name}: {error}"));
+    let file = open_beneath(inbox, path).map_err(unreadable)?;
     let mut text = String::new();
-    file.take(LARGEST_RECIPE + 1).read_to_string(&mut text).map_err(|error| format!("{name}: {error}"))?;
+    file.take(LARGEST_RECIPE + 1).read_to_string(&mut text).map_err(unreadable)?;
     if text.len() as u64 > LARGEST_RECIPE {
-        return Err(format!("{name}: larger than {LARGEST_RECIPE} bytes, so it is no recipe"));
+        return Err(Error::bad_input(format!("{name}: larger than {LARGEST_RECIPE} bytes, so it is not a recipe")));
     }
-    TomlFile::parse(&name, &text).map_err(|error| format!("{error:#}"))
+    TomlFile::parse(&name, &text).map_err(|error| Error::bad_input(format!("{error:#}")))
 }
 
-fn add_layer(merged: &mut toml::Table, layer: &toml::Table, file: &TomlFile, prefix: &str) -> Result<(), String> {
+fn add_layer(merged: &mut toml::Table, layer: &toml::Table, file: &TomlFile, prefix: &str) -> Result<()> {
     // Each layer is checked by itself, while the file and line are known.
-    Recipe::from_table(layer).map_err(|error| place_recipe_error(&error, file, prefix))?;
+    Recipe::from_table(layer).map_err(|error| Error::bad_input(place_recipe_error(&error, file, prefix)))?;
     recipe::merge(merged, layer);
     Ok(())
 }
 
-/// Remembers where the keys of a plugin's table stand; later layers win.
+/// Remembers which file and line set each key of a plugin's table; later layers win.
 fn note_places(places: &mut BTreeMap<String, String>, layer: &toml::Table, file: &TomlFile, prefix: &str) {
     for section in ["loss", "optimizer"] {
         let mut note = |key: &str, inside: &str| {
@@ -154,7 +159,7 @@ fn note_places(places: &mut BTreeMap<String, String>, layer: &toml::Table, file:
 
 /// An inbox may be shared: whoever may write to it must not make the daemon
 /// read any folder of the machine. A recipe of the daemon's own user may.
-fn check_base(inbox: &Path, path: &Path, layer: &toml::Table, file: &TomlFile, prefix: &str) -> Result<(), String> {
+fn check_base(inbox: &Path, path: &Path, layer: &toml::Table, file: &TomlFile, prefix: &str) -> Result<()> {
     let Some(base) = layer.get("base").and_then(toml::Value::as_str) else { return Ok(()) };
     let plain = !base.contains("://")
         && !base.starts_with('~')
@@ -164,10 +169,11 @@ fn check_base(inbox: &Path, path: &Path, layer: &toml::Table, file: &TomlFile, p
     if plain || (own && !base.contains("://")) {
         return Ok(());
     }
-    Err(format!(
-        "{}: `base` = \"{base}\": a recipe in an inbox names a model of the models folder or of the catalogue; a path belongs into finetuned.toml",
-        file.place(&format!("{prefix}base"))
-    ))
+    let place = file.place(&format!("{prefix}base"));
+    let message = format!(
+        "{place}: `base` = \"{base}\": a recipe in an inbox names a model of the models folder or of the catalogue"
+    );
+    Err(Error::bad_input(message).remedy("a path belongs into finetuned.toml"))
 }
 
 /// The data and validation files of a folder with dataset.toml.
@@ -176,15 +182,16 @@ fn folder_files(
     candidate: &Candidate,
     dataset: &DatasetFile,
     file: &TomlFile,
-) -> Result<(PathBuf, Option<PathBuf>), String> {
-    let named = |key: &str, name: &str| -> Result<PathBuf, String> {
+) -> Result<(PathBuf, Option<PathBuf>)> {
+    let named = |key: &str, name: &str| -> Result<PathBuf> {
         let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         let place = file.place(key);
         if !inside || name.contains('/') {
-            return Err(format!("{place}: `{key}` names a file of the folder, not {name:?}"));
+            return Err(Error::bad_input(format!("{place}: `{key}` names a file of the folder, not {name:?}")));
         }
         let path = candidate.path.join(name);
-        open_beneath(inbox, &path).map_err(|error| format!("{place}: `{key}` = \"{name}\": {error}"))?;
+        open_beneath(inbox, &path)
+            .map_err(|error| Error::bad_input(format!("{place}: `{key}` = \"{name}\": {error}")))?;
         Ok(path)
     };
     let validation = dataset.validation.as_deref().map(|name| named("validation", name)).transpose()?;
@@ -192,26 +199,27 @@ fn folder_files(
         return Ok((named("data", name)?, validation));
     }
     let folder = inbox.join(&candidate.path);
-    let entries = std::fs::read_dir(&folder).map_err(|error| format!("{}: {error}", candidate.path.display()))?;
+    let entries = std::fs::read_dir(&folder)
+        .map_err(|error| Error::bad_input(format!("{}: {error}", candidate.path.display())))?;
     let mut found: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| names::dataset_ending(name).is_some() && !names::is_ignored(name))
         .filter(|name| validation.as_deref().and_then(Path::file_name) != Some(std::ffi::OsStr::new(name)))
         .collect();
     found.sort();
-    // validation.jsonl beside train.jsonl needs no words.
-    let (held_out, train): (Vec<String>, Vec<String>) = found
+    // validation.jsonl beside train.jsonl needs no setting.
+    let (validation_files, train): (Vec<String>, Vec<String>) = found
         .into_iter()
         .partition(|name| validation.is_none() && matches!(names::stem(name), "validation" | "valid" | "val" | "dev"));
-    match (train.as_slice(), held_out.as_slice()) {
+    match (train.as_slice(), validation_files.as_slice()) {
         ([data], []) => Ok((named("data", data)?, validation)),
-        ([data], [held_out]) => Ok((named("data", data)?, Some(named("validation", held_out)?))),
-        ([], _) => Err(format!("{}: the folder holds no dataset (.jsonl or .json)", file.name)),
-        _ => Err(format!(
-            "{}: the folder holds {}; say which with `data` and `validation`",
-            file.name,
-            train.iter().chain(&held_out).cloned().collect::<Vec<_>>().join(", ")
-        )),
+        ([data], [rows]) => Ok((named("data", data)?, Some(named("validation", rows)?))),
+        ([], _) => Err(Error::bad_input(format!("{}: the folder holds no dataset (.jsonl or .json)", file.name))),
+        _ => {
+            let all = train.iter().chain(&validation_files).cloned().collect::<Vec<_>>().join(", ");
+            let message = format!("{}: the folder holds {all}", file.name);
+            Err(Error::bad_input(message).remedy("say which with `data` and `validation`"))
+        }
     }
 }
 
@@ -230,7 +238,7 @@ mod tests {
         dir
     }
 
-    fn only(dir: &tempfile::TempDir, defaults: &str) -> Result<Effective, String> {
+    fn only(dir: &tempfile::TempDir, defaults: &str) -> Result<Effective> {
         let listing = list(dir.path()).unwrap();
         assert_eq!(listing.candidates.len(), 1, "{listing:?}");
         effective(dir.path(), &listing.candidates[0], &defaults.parse().unwrap())
@@ -250,11 +258,11 @@ mod tests {
     #[test]
     fn a_mistake_names_the_file_and_line() {
         let dir = inbox(&[("a.jsonl", "x"), ("a.toml", "# my recipe\n[train]\nepocs = 3\n")]);
-        let error = only(&dir, "").unwrap_err();
+        let error = only(&dir, "").unwrap_err().to_string();
         assert!(error.starts_with("a.toml:3: "), "{error}");
         assert!(error.contains("train.epochs"), "{error}");
         let dir = inbox(&[("set/dataset.toml", "[recipe.train]\nepocs = 3\n"), ("set/a.jsonl", "x")]);
-        let error = only(&dir, "").unwrap_err();
+        let error = only(&dir, "").unwrap_err().to_string();
         assert!(error.starts_with("set/dataset.toml:2: "), "{error}");
     }
 
@@ -265,7 +273,7 @@ mod tests {
         assert_eq!(found.data, Path::new("set/train.jsonl"));
         assert_eq!(found.validation.unwrap(), Path::new("set/validation.jsonl"));
         let dir = inbox(&[("set/dataset.toml", ""), ("set/a.jsonl", "x"), ("set/b.jsonl", "x")]);
-        assert!(only(&dir, "").unwrap_err().contains("a.jsonl, b.jsonl"));
+        assert!(only(&dir, "").unwrap_err().to_string().contains("a.jsonl, b.jsonl"));
         let dir = inbox(&[
             ("set/dataset.toml", "data = \"b.jsonl\"\nvalidation = \"a.jsonl\"\n"),
             ("set/a.jsonl", "x"),
@@ -279,10 +287,10 @@ mod tests {
         for name in ["../b.jsonl", "/etc/passwd", "sub/b.jsonl", ""] {
             let dir =
                 inbox(&[("b.txt", "x"), ("set/dataset.toml", &format!("data = \"{name}\"\n")), ("set/a.jsonl", "x")]);
-            assert!(only(&dir, "").unwrap_err().contains("set/dataset.toml:1"), "{name}");
+            assert!(only(&dir, "").unwrap_err().to_string().contains("set/dataset.toml:1"), "{name}");
         }
         let dir = inbox(&[("a.jsonl", "x"), ("a.toml", "base = \"https://example.org/m\"\n")]);
-        assert!(only(&dir, "").unwrap_err().starts_with("a.toml:1: "));
+        assert!(only(&dir, "").unwrap_err().to_string().starts_with("a.toml:1: "));
     }
 
     #[test]
@@ -300,12 +308,14 @@ mod tests {
     fn a_plugins_problem_names_the_line_that_set_the_key() {
         let dir = inbox(&[("a.jsonl", "x"), ("a.toml", "# mine\n[loss]\nname = \"dpo\"\nbata = 1.0\n")]);
         let effective = only(&dir, "[optimizer]\nname = \"lionn\"\n").unwrap();
-        let problem = |key: &str| Problem { key: key.into(), message: "no".into() };
-        assert_eq!(effective.placed(&problem("loss.bata")), "a.toml:4: no");
+        let problem =
+            |key: &str| Problem { key: key.into(), message: "no".into(), kind: finetuned_engine::ErrorKind::BadInput };
+        assert_eq!(effective.placed(problem("loss.bata")).to_string(), "a.toml:4: no");
         // Set in finetuned.toml: there is no file of the inbox to name.
-        assert_eq!(effective.placed(&problem("optimizer.name")), "no (after installing a plugin: touch a.jsonl)");
+        let placed = effective.placed(problem("optimizer.name")).to_string();
+        assert_eq!(placed, "no (after installing a plugin: touch a.jsonl)");
         let dir = inbox(&[("set/dataset.toml", "[recipe]\nloss = \"dop\"\n"), ("set/a.jsonl", "x")]);
         let effective = only(&dir, "").unwrap();
-        assert!(effective.placed(&problem("loss.name")).starts_with("set/dataset.toml:2: no"));
+        assert!(effective.placed(problem("loss.name")).to_string().starts_with("set/dataset.toml:2: no"));
     }
 }

@@ -5,16 +5,17 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
-use crate::filesystem::{self, sha256_of};
+use crate::error::{Context, Error, Result};
+use crate::filesystem::sha256_of;
 
 /// A dataset at rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// The copy, or the source.
     pub path: PathBuf,
+    /// Of its bytes, in hexadecimal.
     pub sha256: String,
-    /// Where the source was too large and is read in place.
+    /// The source was too large: it is read in place.
     pub in_place: bool,
 }
 
@@ -24,7 +25,7 @@ pub struct Snapshot {
 ///
 /// # Errors
 /// Reading, writing.
-pub fn take(source: &mut File, source_path: &Path, datasets: &Path, limit: u64) -> anyhow::Result<Snapshot> {
+pub fn take(source: &mut File, source_path: &Path, datasets: &Path, limit: u64) -> Result<Snapshot> {
     let size = source.metadata()?.len();
     if size > limit {
         let sha256 = sha256_of(source).with_context(|| format!("cannot read {}", source_path.display()))?;
@@ -67,15 +68,14 @@ fn copy_all(source: &mut File, copy: &mut File) -> io::Result<()> {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn verify(path: &Path, sha256: &str) -> anyhow::Result<()> {
+pub fn verify(path: &Path, sha256: &str) -> Result<()> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let found = filesystem::sha256_of(&mut file)?;
-    anyhow::ensure!(
-        found == sha256,
-        "{} was changed since it was claimed (sha256 {found}, expected {sha256}); put it back, or drop the new one as a dataset of its own",
-        path.display()
-    );
-    Ok(())
+    let found = sha256_of(&mut file).with_context(|| format!("cannot read {}", path.display()))?;
+    if found == sha256 {
+        return Ok(());
+    }
+    let message = format!("{} was changed since it was claimed (sha256 {found}, expected {sha256})", path.display());
+    Err(Error::conflict(message).remedy("put it back, or drop the new one as another dataset"))
 }
 
 #[cfg(test)]

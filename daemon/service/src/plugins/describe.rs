@@ -3,17 +3,18 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use finetuned_engine::api::PluginLibrary;
+use finetuned_engine::PluginLibrary;
 use finetuned_plugin_api::registry::Descriptor;
 use serde::{Deserialize, Serialize};
 
 use super::child::{ANSWER, Answer};
+use crate::error::{Context, Error, Result};
 use crate::filesystem::{replace_file, sha256_of};
+use crate::process::{ending, own_program, wait_until};
 
 /// The most of a child's output that is read; an answer is far shorter.
 const LONGEST_OUTPUT: u64 = 4 << 20;
@@ -39,9 +40,9 @@ impl Describer {
     /// What a kept copy offers.
     ///
     /// # Errors
-    /// In one line: it is no plugin, of another ABI version, or it died or hung
+    /// In one line: it is not a plugin, of another ABI version, or it died or hung
     /// while it was loaded.
-    pub fn describe_cached(&self, copy: &PluginLibrary) -> anyhow::Result<Vec<Descriptor>> {
+    pub fn describe_cached(&self, copy: &PluginLibrary) -> Result<Vec<Descriptor>> {
         let memory = copy.path.with_extension("json");
         let known = std::fs::read(&memory).ok().and_then(|text| serde_json::from_slice::<Remembered>(&text).ok());
         if let Some(known) = known.filter(|known| known.by == env!("CARGO_PKG_VERSION")) {
@@ -60,24 +61,24 @@ impl Describer {
     ///
     /// # Errors
     /// As [`Describer::describe_cached`].
-    pub fn describe(&self, path: &Path, sha256: &str, shown: &Path) -> anyhow::Result<Vec<Descriptor>> {
+    pub fn describe(&self, path: &Path, sha256: &str, shown: &Path) -> Result<Vec<Descriptor>> {
         let words = [OsStr::new("describe"), path.as_os_str(), OsStr::new(sha256)];
         let name = shown.display().to_string();
         let answer = self.ask(&words, self.timeout).map_err(|end| match end {
-            End::Ended(how) => anyhow::anyhow!("plugin {name} ended its process while it was loaded: {how}"),
-            End::Late(limit) => anyhow::anyhow!(
+            End::Ended(how) => Error::plugin(format!("plugin {name} ended its process while it was loaded: {how}")),
+            End::Late(limit) => Error::plugin(format!(
                 "plugin {name} was not loaded within {} (plugins.load_timeout)",
                 humantime::format_duration(limit)
-            ),
+            )),
             End::Other(error) => error,
         })?;
         match answer {
             Answer::Offers { offers } => Ok(offers),
             Answer::Refused { why } => {
                 let why = why.replace(&path.display().to_string(), &name);
-                anyhow::bail!("plugin {}", why.strip_prefix("plugin ").unwrap_or(&why))
+                Err(Error::plugin(format!("plugin {}", why.strip_prefix("plugin ").unwrap_or(&why))))
             }
-            other => anyhow::bail!("plugin {name}: an unexpected answer {other:?}"),
+            other => Err(Error::internal(format!("plugin {name}: an unexpected answer {other:?}"))),
         }
     }
 
@@ -92,7 +93,7 @@ impl Describer {
         plugin: &Descriptor,
         check: &str,
         timeout: Duration,
-    ) -> anyhow::Result<Result<(), String>> {
+    ) -> Result<std::result::Result<(), String>> {
         let mut words = vec![OsStr::new("check"), plugin.kind.name().as_ref(), plugin.name.as_ref(), OsStr::new(check)];
         if let Some((path, sha256)) = library {
             words.extend([path.as_os_str(), OsStr::new(sha256)]);
@@ -107,7 +108,7 @@ impl Describer {
         })
     }
 
-    fn ask(&self, words: &[&OsStr], timeout: Duration) -> Result<Answer, End> {
+    fn ask(&self, words: &[&OsStr], timeout: Duration) -> std::result::Result<Answer, End> {
         let mut output = tempfile::tempfile().context("no file for a child's output").map_err(End::Other)?;
         let stdout = output.try_clone().context("no file for a child's output").map_err(End::Other)?;
         let program = own_program().map_err(End::Other)?;
@@ -120,25 +121,15 @@ impl Describer {
         command.args(words).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null());
         let mut child =
             command.spawn().with_context(|| format!("cannot start {}", program.display())).map_err(End::Other)?;
-        let begin = Instant::now();
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if begin.elapsed() < timeout => std::thread::sleep(Duration::from_millis(3)),
-                _ => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(End::Late(timeout));
-                }
-            }
-        };
+        let ended = wait_until(&mut child, Instant::now() + timeout, Duration::from_millis(3));
+        let Some(status) = ended.context("a child").map_err(End::Other)? else { return Err(End::Late(timeout)) };
         let mut text = Vec::new();
         let read = output.seek(SeekFrom::Start(0)).and_then(|_| output.take(LONGEST_OUTPUT).read_to_end(&mut text));
         read.context("a child's output").map_err(End::Other)?;
         // A plugin may print as well; the answer's line is marked.
         let text = String::from_utf8_lossy(&text);
         let answer = text.lines().rev().find_map(|line| serde_json::from_str(line.strip_prefix(ANSWER)?).ok());
-        answer.ok_or_else(|| End::Ended(how(status)))
+        answer.ok_or_else(|| End::Ended(ending(status)))
     }
 }
 
@@ -146,34 +137,14 @@ impl Describer {
 enum End {
     Ended(String),
     Late(Duration),
-    Other(anyhow::Error),
-}
-
-fn how(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => format!("signal {signal} ({})", crate::words::signal(signal)),
-        (None, code) => format!("exit status {}", code.unwrap_or_default()),
-    }
-}
-
-/// This very program, even where an update has replaced its file meanwhile.
-///
-/// # Errors
-/// The system does not say.
-pub fn own_program() -> anyhow::Result<PathBuf> {
-    let own = PathBuf::from("/proc/self/exe");
-    if own.exists() {
-        return Ok(own);
-    }
-    std::env::current_exe().context("the program's own path is unknown")
+    Other(Error),
 }
 
 /// The SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors
 /// Reading it.
-pub fn hash_of(path: &Path) -> anyhow::Result<String> {
+pub fn hash_of(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     sha256_of(&mut file).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -4,25 +4,25 @@
 
 pub mod child;
 mod describe;
+mod quarantine;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
-use finetuned_engine::api::PluginLibrary;
-use finetuned_engine::recipe::{Chosen, Recipe};
+use finetuned_engine::{Chosen, ErrorKind, PluginLibrary, Recipe};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::abi::discover;
 use finetuned_plugin_api::error::did_you_mean;
 use finetuned_plugin_api::registry::{Descriptor, Kind, Registry};
 use serde::{Deserialize, Serialize};
 
-pub use describe::{Describer, hash_of, own_program};
+pub use describe::{Describer, hash_of};
+pub use quarantine::{Crashed, Crashes, QUARANTINE_AFTER, quarantine};
 
 use crate::config::Config;
+use crate::error::{Context, Error, Result};
 use crate::filesystem::display;
-use crate::store::Crashes;
 
 /// In a job's folder: the call of a plugin that its worker was in.
 pub const CALL_FILE: &str = "plugin-call";
@@ -30,17 +30,18 @@ pub const CALL_FILE: &str = "plugin-call";
 /// Longest time of one check of the conformance kit.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ends of a worker inside a plugin's call after which its file is quarantined.
-pub const QUARANTINE_AFTER: usize = 2;
-
-/// A plugin that a job was promised: the very build, whatever becomes of the
-/// file that it came from.
+/// The build of a plugin that a job is tied to, whatever happens to the file that it
+/// came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
+    /// Loss, optimizer or alignment method.
     pub kind: Kind,
+    /// As recipes name it.
     pub name: String,
+    /// As it says itself.
     pub version: String,
     #[serde(flatten)]
+    /// The file that it is loaded from.
     pub library: PluginLibrary,
 }
 
@@ -50,12 +51,29 @@ pub struct Pinned {
 pub struct Problem {
     /// `loss.beta`.
     pub key: String,
+    /// For people.
     pub message: String,
+    /// Whether the recipe or the plugin is at fault.
+    pub kind: ErrorKind,
+}
+
+impl Problem {
+    /// A mistake of the recipe.
+    fn of_recipe(key: String, message: String) -> Problem {
+        Problem { key, message, kind: ErrorKind::BadInput }
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Error {
+        Error::new(problem.kind, problem.message)
+    }
 }
 
 /// A plugin of a library.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
+    /// What it says of itself.
     pub descriptor: Descriptor,
     /// Why it cannot be used although its library can: its name is taken.
     pub refused: Option<String>,
@@ -66,8 +84,9 @@ pub struct Offer {
 pub struct Library {
     /// As it was found.
     pub path: PathBuf,
-    /// The copy that is loaded, where it could be made.
+    /// The copy that is loaded, if it could be made.
     pub copy: Option<PluginLibrary>,
+    /// Its plugins.
     pub offers: Vec<Offer>,
     /// Why nothing of it can be used, in one line with the remedy.
     pub refused: Option<String>,
@@ -76,13 +95,16 @@ pub struct Library {
 /// Finds libraries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finder {
+    /// Where libraries are looked for; the first folder counts first.
     pub folders: Vec<PathBuf>,
     /// Copies by hash, and what each offers.
     pub copies: PathBuf,
+    /// Who asks a library what it offers.
     pub describer: Describer,
 }
 
 impl Finder {
+    /// As the configuration says.
     pub fn of(config: &Config) -> Finder {
         Finder {
             folders: discover::folders(),
@@ -117,7 +139,7 @@ impl Finder {
 
     /// One file: copied, and described by a child process.
     pub fn library(&self, path: &Path) -> Library {
-        let made = || -> anyhow::Result<(PluginLibrary, Vec<Descriptor>)> {
+        let made = || -> Result<(PluginLibrary, Vec<Descriptor>)> {
             make_private(&self.copies)?;
             let kept = discover::keep(path, &self.copies)?;
             let copy = PluginLibrary { path: kept.path, sha256: kept.sha256, origin: path.to_path_buf() };
@@ -129,20 +151,18 @@ impl Finder {
                 let offers = offers.into_iter().map(|descriptor| Offer { descriptor, refused: None }).collect();
                 Library { path: path.to_path_buf(), copy: Some(copy), offers, refused: None }
             }
-            Err(error) => Library::refused(path, format!("{error:#}")),
+            Err(error) => Library::refused(path, error.to_string()),
         }
     }
 
     /// The builds of the plugins that a recipe names, its parameters checked.
-    /// Nothing is pinned for what is built in, and no file is looked at where
-    /// all is.
+    /// Built-in plugins are not pinned, and if all are built in, no file is looked at.
     ///
     /// # Errors
     /// An unknown name or parameter with the nearest known one, a value out of
     /// its range, a library that is refused or in quarantine.
-    pub fn resolve(&self, recipe: &Recipe, crashes: &Crashes) -> Result<Vec<Pinned>, Problem> {
-        let built_in = Registry::new(finetuned_standard::BUILT_IN)
-            .map_err(|error| Problem { key: "loss.name".into(), message: error.to_string() })?;
+    pub fn resolve(&self, recipe: &Recipe, crashes: &Crashes) -> std::result::Result<Vec<Pinned>, Problem> {
+        let built_in = Registry::new(finetuned_standard::BUILT_IN).map_err(|error| problem("loss", &error))?;
         let mut libraries = None;
         let mut pinned: Vec<Pinned> = Vec::new();
         for (section, chosen) in [("loss", &recipe.loss), ("optimizer", &recipe.optimizer)] {
@@ -178,23 +198,12 @@ pub fn libraries_of(pinned: &[Pinned]) -> Vec<PluginLibrary> {
     libraries
 }
 
-/// Why a build must not be loaded, if its workers died of it too often.
-pub fn quarantine(crashes: &Crashes, name: &str, library: &PluginLibrary) -> Option<String> {
-    let crashed = crashes.get(&library.sha256).filter(|crashed| crashed.count >= QUARANTINE_AFTER)?;
-    Some(format!(
-        "plugin '{name}' is in quarantine: {} workers have died in it, the last of this: {}. Mend and rebuild it: another build of {} may be used at once",
-        crashed.count,
-        crashed.last,
-        display(&library.origin)
-    ))
-}
-
 /// A copy must be, to the byte, what it was when the job was claimed: the file
 /// whose owner and permissions were checked. For the process that loads it.
 ///
 /// # Errors
 /// It is gone or changed.
-pub fn verify(library: &PluginLibrary) -> anyhow::Result<()> {
+pub fn verify(library: &PluginLibrary) -> Result<()> {
     let gone = || {
         format!(
             "the copy of the plugin {} cannot be read; `finetune retry` takes the present file",
@@ -203,16 +212,14 @@ pub fn verify(library: &PluginLibrary) -> anyhow::Result<()> {
     };
     let mut file = std::fs::File::open(&library.path).with_context(gone)?;
     let sha256 = crate::filesystem::sha256_of(&mut file).with_context(gone)?;
-    anyhow::ensure!(
-        sha256 == library.sha256,
-        "the copy {} of the plugin {} has changed; remove it, then `finetune retry`",
-        library.path.display(),
-        display(&library.origin)
-    );
-    Ok(())
+    if sha256 == library.sha256 {
+        return Ok(());
+    }
+    let message = format!("the copy {} of the plugin {} has changed", library.path.display(), display(&library.origin));
+    Err(Error::plugin(message).remedy("remove it, then `finetune retry`"))
 }
 
-fn make_private(folder: &Path) -> anyhow::Result<()> {
+fn make_private(folder: &Path) -> Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -242,7 +249,7 @@ fn problem(section: &str, error: &PluginError) -> Problem {
         PluginError::UnknownParameter { key, .. } | PluginError::Parameter { key, .. } => key.as_str(),
         _ => "name",
     };
-    Problem { key: format!("{section}.{key}"), message: error.to_string() }
+    Problem::of_recipe(format!("{section}.{key}"), error.to_string())
 }
 
 fn pin(
@@ -251,7 +258,7 @@ fn pin(
     built_in: &Registry,
     libraries: &[Library],
     crashes: &Crashes,
-) -> Result<Pinned, Problem> {
+) -> std::result::Result<Pinned, Problem> {
     let fits = |descriptor: &Descriptor| section_of(descriptor.kind) == section;
     let offers = libraries.iter().flat_map(|library| {
         let usable = library.offers.iter().filter(|offer| offer.refused.is_none() && fits(&offer.descriptor));
@@ -263,7 +270,7 @@ fn pin(
         return Err(unknown(section, &chosen.name, names, libraries));
     };
     if let Some(message) = quarantine(crashes, &chosen.name, copy) {
-        return Err(Problem { key: format!("{section}.name"), message });
+        return Err(Problem { key: format!("{section}.name"), message, kind: ErrorKind::Plugin });
     }
     descriptor.check(&chosen.parameters).map_err(|error| problem(section, &error))?;
     Ok(Pinned {
@@ -284,7 +291,7 @@ fn unknown<'a>(section: &str, name: &str, names: impl IntoIterator<Item = &'a st
     for refused in libraries.iter().filter_map(|library| library.refused.as_ref()) {
         message += &format!("; {refused}");
     }
-    Problem { key: format!("{section}.name"), message }
+    Problem::of_recipe(format!("{section}.name"), message)
 }
 
 #[cfg(test)]
@@ -299,7 +306,7 @@ mod tests {
         }
     }
 
-    fn resolve(recipe: &str) -> Result<Vec<Pinned>, Problem> {
+    fn resolve(recipe: &str) -> std::result::Result<Vec<Pinned>, Problem> {
         let folder = tempfile::tempdir().unwrap();
         let recipe = Recipe::from_table(&recipe.parse().unwrap()).unwrap();
         finder(folder.path()).resolve(&recipe, &Crashes::new())

@@ -7,10 +7,10 @@ use std::fmt::Write;
 use std::path::Path;
 
 use finetuned_data::DatasetReport;
-use finetuned_engine::event::{StepMetrics, Summary};
-use finetuned_engine::plan::Plan;
 use finetuned_engine::recipe::Recipe;
+use finetuned_engine::{Plan, StepMetrics, Summary};
 
+use crate::error::Result;
 use crate::filesystem::replace_file;
 use crate::preferences::Preferences;
 use crate::words;
@@ -23,21 +23,32 @@ pub const FILE: &str = "report.html";
 /// What the report is made of.
 #[derive(Debug, Clone)]
 pub struct Page {
+    /// The dataset's name.
     pub title: String,
+    /// The base model, as the recipe names it.
     pub base: String,
+    /// All choices of the run.
     pub recipe: Recipe,
+    /// How the run ended.
     pub summary: Summary,
+    /// What was found in the dataset, if this process read it.
     pub dataset: Option<DatasetReport>,
+    /// What was planned, if this process planned.
     pub plan: Option<Plan>,
+    /// Every step, in order.
     pub metrics: Vec<StepMetrics>,
+    /// Answers before and after.
     pub samples: Vec<Sample>,
 }
 
 /// The same prompt before and after.
 #[derive(Debug, Clone)]
 pub struct Sample {
+    /// What was asked.
     pub prompt: String,
+    /// The base model's answer.
     pub before: String,
+    /// The trained model's answer.
     pub after: String,
 }
 
@@ -55,7 +66,7 @@ pub fn read_metrics(out: &Path) -> Vec<StepMetrics> {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn write(out: &Path, page: &Page) -> anyhow::Result<()> {
+pub fn write(out: &Path, page: &Page) -> Result<()> {
     replace_file(&out.join(FILE), render(page).as_bytes())
 }
 

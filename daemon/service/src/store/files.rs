@@ -4,19 +4,27 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::Store;
 use super::jobs::{NewJob, insert_job};
-use super::{Store, path_text, to_path};
+use super::rows::{PathText, path_text};
+use crate::error::Result;
 
 /// A decided file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRow {
+    /// The watched folder.
     pub inbox: PathBuf,
     /// Relative to the inbox.
     pub path: PathBuf,
+    /// How the data looked when it was decided on.
     pub stamp: String,
+    /// How its sidecar and folder recipe looked.
     pub companions: String,
+    /// Of the data, and where the validation file's snapshot is; none if refused.
     pub sha256: Option<String>,
+    /// The job it is trained as.
     pub job: Option<i64>,
+    /// Why it is not trained.
     pub refused: Option<String>,
     /// The receipt's path relative to the inbox.
     pub receipt: PathBuf,
@@ -33,9 +41,9 @@ pub enum Decision {
 
 impl Store {
     /// # Errors
-    /// The database.
-    pub fn file(&self, inbox: &Path, path: &Path) -> anyhow::Result<Option<FileRow>> {
-        let sql = "SELECT inbox, path, stamp, companions, sha256, job, refused, receipt FROM files WHERE inbox = ? AND path = ?";
+    /// The database cannot be read.
+    pub fn file(&self, inbox: &Path, path: &Path) -> Result<Option<FileRow>> {
+        let sql = "SELECT * FROM files WHERE inbox = ? AND path = ?";
         let mut statement = self.connection.prepare_cached(sql)?;
         Ok(statement.query_row([path_text(inbox)?, path_text(path)?], read_file).optional()?)
     }
@@ -43,30 +51,29 @@ impl Store {
     /// Every file that a job was, or would have been, trained from.
     ///
     /// # Errors
-    /// The database.
-    pub fn files_of_job(&self, job: i64) -> anyhow::Result<Vec<FileRow>> {
-        let sql = "SELECT inbox, path, stamp, companions, sha256, job, refused, receipt FROM files WHERE job = ? ORDER BY decided_ms, path";
+    /// The database cannot be read.
+    pub fn files_of_job(&self, job: i64) -> Result<Vec<FileRow>> {
+        let sql = "SELECT * FROM files WHERE job = ? ORDER BY decided_ms, path";
         let mut statement = self.connection.prepare_cached(sql)?;
-        Ok(statement.query_map([job], read_file)?.collect::<Result<_, _>>()?)
+        Ok(statement.query_map([job], read_file)?.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Every decision, oldest first.
     ///
     /// # Errors
-    /// The database.
-    pub fn files(&self) -> anyhow::Result<Vec<FileRow>> {
-        let sql =
-            "SELECT inbox, path, stamp, companions, sha256, job, refused, receipt FROM files ORDER BY decided_ms, path";
+    /// The database cannot be read.
+    pub fn files(&self) -> Result<Vec<FileRow>> {
+        let sql = "SELECT * FROM files ORDER BY decided_ms, path";
         let mut statement = self.connection.prepare_cached(sql)?;
-        Ok(statement.query_map([], read_file)?.collect::<Result<_, _>>()?)
+        Ok(statement.query_map([], read_file)?.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Writes a decision and, in the same transaction, the job it leads to.
     /// Returns the job's id and whether it is new.
     ///
     /// # Errors
-    /// The database.
-    pub fn decide(&mut self, file: &FileRow, decision: &Decision) -> anyhow::Result<Option<(i64, bool)>> {
+    /// The database cannot be written.
+    pub fn decide(&mut self, file: &FileRow, decision: &Decision) -> Result<Option<(i64, bool)>> {
         let now = self.now_ms();
         let transaction = self.connection.transaction()?;
         let (job, refused) = match decision {
@@ -75,21 +82,21 @@ impl Store {
         };
         transaction.execute(
             "INSERT INTO files (inbox, path, stamp, companions, sha256, job, refused, receipt, decided_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+             VALUES (:inbox, :path, :stamp, :companions, :sha256, :job, :refused, :receipt, :decided_ms)
              ON CONFLICT (inbox, path) DO UPDATE SET stamp = excluded.stamp, companions = excluded.companions,
                  sha256 = excluded.sha256, job = excluded.job, refused = excluded.refused,
                  receipt = excluded.receipt, decided_ms = excluded.decided_ms",
-            params![
-                path_text(&file.inbox)?,
-                path_text(&file.path)?,
-                file.stamp,
-                file.companions,
-                file.sha256,
-                job.map(|(id, _)| id),
-                refused,
-                path_text(&file.receipt)?,
-                now as i64,
-            ],
+            rusqlite::named_params! {
+                ":inbox": path_text(&file.inbox)?,
+                ":path": path_text(&file.path)?,
+                ":stamp": file.stamp,
+                ":companions": file.companions,
+                ":sha256": file.sha256,
+                ":job": job.map(|(id, _)| id),
+                ":refused": refused,
+                ":receipt": path_text(&file.receipt)?,
+                ":decided_ms": now as i64,
+            },
         )?;
         transaction.commit()?;
         Ok(job)
@@ -98,8 +105,8 @@ impl Store {
     /// The file was touched, its content is the same.
     ///
     /// # Errors
-    /// The database.
-    pub fn restamp(&mut self, inbox: &Path, path: &Path, stamp: &str) -> anyhow::Result<()> {
+    /// The database cannot be read.
+    pub fn restamp(&mut self, inbox: &Path, path: &Path, stamp: &str) -> Result<()> {
         self.connection.execute(
             "UPDATE files SET stamp = ? WHERE inbox = ? AND path = ?",
             params![stamp, path_text(inbox)?, path_text(path)?],
@@ -109,14 +116,15 @@ impl Store {
 }
 
 fn read_file(row: &Row<'_>) -> rusqlite::Result<FileRow> {
+    let path = |name: &str| row.get::<_, PathText>(name).map(|path| path.0);
     Ok(FileRow {
-        inbox: to_path(row.get(0)?),
-        path: to_path(row.get(1)?),
-        stamp: row.get(2)?,
-        companions: row.get(3)?,
-        sha256: row.get(4)?,
-        job: row.get(5)?,
-        refused: row.get(6)?,
-        receipt: to_path(row.get(7)?),
+        inbox: path("inbox")?,
+        path: path("path")?,
+        stamp: row.get("stamp")?,
+        companions: row.get("companions")?,
+        sha256: row.get("sha256")?,
+        job: row.get("job")?,
+        refused: row.get("refused")?,
+        receipt: path("receipt")?,
     })
 }

@@ -1,357 +1,278 @@
-//! Job rows and the event log.
+//! Job rows: claimed once per key, moved from state to state.
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use finetuned_data::DatasetReport;
-use finetuned_engine::event::{Event, Summary};
-use finetuned_engine::recipe::Recipe;
-use rusqlite::{OptionalExtension, Row, params};
+use finetuned_engine::{ErrorKind, Recipe, Summary};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{State, Store, path_text, to_path};
+use super::events::{self, OwnEvent};
+use super::rows::{Json, KindName, Milliseconds, PathText, path_text};
+use super::{Change, Progress, State, Store};
+use crate::error::{Error, Result};
 use crate::plugins::Pinned;
 
-/// How far a job is; rewritten while it runs.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Progress {
-    pub phase: Option<String>,
-    pub step: usize,
-    pub total_steps: usize,
-    /// The step that the present attempt went on from.
-    pub resumed_from: usize,
-    pub loss: Option<f64>,
-    pub learning_rate: Option<f64>,
-    pub validation_loss: Option<f64>,
-    /// The first one, before any update.
-    pub validation_before: Option<f64>,
-    pub tokens_per_second: Option<f64>,
-    /// Mean over the last steps.
-    pub seconds_per_step: Option<f64>,
-    pub checkpoint_step: Option<usize>,
-}
-
-impl Progress {
-    /// Folds one event in.
-    pub fn apply(&mut self, event: &Event) {
-        match event {
-            Event::Phase { name } => self.phase = Some(name.clone()),
-            Event::Started { total_steps, resumed_from } => {
-                self.phase = Some("training".into());
-                self.total_steps = *total_steps;
-                self.resumed_from = *resumed_from;
-                self.step = *resumed_from;
-            }
-            Event::Step(metrics) => {
-                self.step = metrics.step;
-                self.loss = Some(metrics.loss);
-                self.learning_rate = Some(metrics.learning_rate);
-                self.tokens_per_second = Some(metrics.tokens_per_second);
-                let before = self.seconds_per_step.unwrap_or(metrics.seconds);
-                self.seconds_per_step = Some(0.8 * before + 0.2 * metrics.seconds);
-                if let Some(loss) = metrics.validation_loss {
-                    self.validation_loss = Some(loss);
-                }
-            }
-            Event::Validation { step, loss, .. } => {
-                self.validation_loss = Some(*loss);
-                if *step == 0 {
-                    self.validation_before = Some(*loss);
-                }
-            }
-            Event::Checkpoint { step } => self.checkpoint_step = Some(*step),
-            Event::Finished(_) => self.phase = None,
-            Event::Prepared { .. } | Event::Planned { .. } | Event::Progress { .. } | Event::Note { .. } => {}
-        }
-    }
-
-    /// Time until the last step at the present speed.
-    pub fn seconds_left(&self) -> Option<f64> {
-        let left = self.total_steps.checked_sub(self.step).filter(|_| self.total_steps > 0)?;
-        Some(self.seconds_per_step? * left as f64)
-    }
-}
-
+/// A job, in full.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
+    /// Its number.
     pub id: i64,
+    /// Hash of data, recipe and plugins: one job per key.
     pub key: String,
+    /// For people; the dataset's name.
     pub name: String,
+    /// Where it is in its life.
     pub state: State,
+    /// What is trained on: the snapshot, or the source if it is too large to copy.
     pub data: PathBuf,
+    /// Validation rows, if they are a file of their own.
     pub validation: Option<PathBuf>,
+    /// Of the data, in hexadecimal.
     pub data_sha256: String,
+    /// All choices of the run.
     pub recipe: Recipe,
+    /// A PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
     /// The adapter or the model goes here.
     pub out: PathBuf,
+    /// When it was claimed, in milliseconds since 1970.
     pub created_ms: u64,
+    /// When its first worker was started.
     pub started_ms: Option<u64>,
+    /// When it ended.
     pub ended_ms: Option<u64>,
     /// Workers that were started for it.
     pub attempts: u32,
+    /// How far it is.
     pub progress: Progress,
+    /// What was found in its dataset.
     pub report: Option<DatasetReport>,
+    /// How it ended, if it succeeded.
     pub summary: Option<Summary>,
-    /// Why it failed, or is paused; the worker's last words where it died.
+    /// Why it failed, or is paused; with the last lines of a worker that died.
     pub error: Option<String>,
+    /// What kind of error that was, if it was one.
+    #[serde(default)]
+    pub error_kind: Option<ErrorKind>,
+    /// The next attempt throws away what earlier ones left.
     pub fresh: bool,
     /// The builds of the plugins that it trains with; built-in ones are not here.
     #[serde(default)]
     pub plugins: Vec<Pinned>,
     #[serde(default)]
+    /// The next attempt goes on with another build of a plugin.
     pub accept_plugin_change: bool,
 }
 
 /// What a claim brings.
 #[derive(Debug, Clone)]
 pub struct NewJob {
+    /// Hash of data, recipe and plugins: one job per key.
     pub key: String,
+    /// For people; the dataset's name.
     pub name: String,
+    /// What is trained on: the snapshot, or the source if it is too large to copy.
     pub data: PathBuf,
+    /// Validation rows, if they are a file of their own.
     pub validation: Option<PathBuf>,
+    /// Of the data, in hexadecimal.
     pub data_sha256: String,
+    /// All choices of the run.
     pub recipe: Recipe,
+    /// A PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
+    /// The builds of the plugins that it trains with.
     pub plugins: Vec<Pinned>,
-    /// The parent of the output folder; its own name is made of the job's.
+    /// The parent of the output folder, which is named after the job.
     pub outputs: PathBuf,
 }
 
-/// One line of the event log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EventRow {
-    pub id: i64,
-    pub job: i64,
-    pub at_ms: u64,
-    /// `state`, `log`, or the name of the engine's event.
-    pub kind: String,
-    pub body: serde_json::Value,
+/// What the next attempt of a failed or cancelled job is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Again {
+    /// Throw away what the earlier attempts left.
+    pub fresh: bool,
+    /// Go on although a plugin is another build than the one it began with.
+    pub accept_plugin_change: bool,
+    /// The builds that the next attempt trains with.
+    pub plugins: Vec<Pinned>,
 }
 
-const COLUMNS: &str = "id, key, name, state, data, validation, data_sha256, recipe, adapter, out, created_ms, \
-     started_ms, ended_ms, attempts, progress, report, summary, error, fresh, plugins, accept_plugin_change";
+/// The error of a job's number that does not exist.
+fn no_job(id: i64) -> Error {
+    Error::not_found(format!("there is no job {id}"))
+}
 
 impl Store {
     /// The job of this key, made if there is none; `true` if it is new.
     ///
     /// # Errors
-    /// The database.
-    pub fn claim(&mut self, new: &NewJob) -> anyhow::Result<(Job, bool)> {
+    /// The database cannot be written.
+    pub fn claim(&mut self, new: &NewJob) -> Result<(Job, bool)> {
         let now = self.now_ms();
         let transaction = self.connection.transaction()?;
         let (id, is_new) = insert_job(&transaction, new, now)?;
         transaction.commit()?;
-        Ok((self.job(id)?.context("the job just made is gone")?, is_new))
+        Ok((self.existing(id)?, is_new))
     }
 
     /// # Errors
-    /// The database.
-    pub fn job(&self, id: i64) -> anyhow::Result<Option<Job>> {
-        let mut statement = self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?"))?;
+    /// The database cannot be read.
+    pub fn job(&self, id: i64) -> Result<Option<Job>> {
+        let mut statement = self.connection.prepare_cached("SELECT * FROM jobs WHERE id = ?")?;
         Ok(statement.query_row([id], read_job).optional()?)
     }
 
-    /// Newest last.
-    ///
     /// # Errors
-    /// The database.
-    pub fn jobs(&self) -> anyhow::Result<Vec<Job>> {
-        let mut statement = self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs ORDER BY id"))?;
-        let jobs = statement.query_map([], read_job)?.collect::<Result<_, _>>()?;
-        Ok(jobs)
+    /// There is no such job, or the database cannot be read.
+    pub fn existing(&self, id: i64) -> Result<Job> {
+        self.job(id)?.ok_or_else(|| no_job(id))
     }
 
-    /// The next job that waits, oldest first.
+    /// The next job that waits, oldest first, moved to `preparing`.
     ///
     /// # Errors
-    /// The database.
-    pub fn next_queued(&self) -> anyhow::Result<Option<Job>> {
-        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1");
-        Ok(self.connection.prepare_cached(&sql)?.query_row([], read_job).optional()?)
+    /// The database cannot be written.
+    pub fn start_next(&mut self) -> Result<Option<Job>> {
+        let sql = "SELECT id FROM jobs WHERE state = ? ORDER BY id LIMIT 1";
+        let next: Option<i64> =
+            self.connection.prepare_cached(sql)?.query_row([State::Queued], |row| row.get("id")).optional()?;
+        next.map(|id| self.transition(id, &Change::to(State::Preparing, "a worker starts"))).transpose()
     }
 
     /// Moves a job to another state, in one transaction with its event.
     ///
     /// # Errors
     /// There is no such job, or the transition is not legal.
-    pub fn transition(&mut self, id: i64, next: State, why: &str) -> anyhow::Result<Job> {
+    pub fn transition(&mut self, id: i64, change: &Change) -> Result<Job> {
         let now = self.now_ms();
         let transaction = self.connection.transaction()?;
-        let current: Option<String> =
-            transaction.query_row("SELECT state FROM jobs WHERE id = ?", [id], |row| row.get(0)).optional()?;
-        let current: State =
-            current.with_context(|| format!("there is no job {id}"))?.parse().map_err(anyhow::Error::msg)?;
-        anyhow::ensure!(current.may_become(next), "job {id} is {current}; it cannot become {next}");
-        transaction.execute("UPDATE jobs SET state = ? WHERE id = ?", params![next.name(), id])?;
-        match next {
-            State::Preparing => {
-                transaction.execute(
-                    "UPDATE jobs SET attempts = attempts + 1, started_ms = coalesce(started_ms, ?), ended_ms = NULL WHERE id = ?",
-                    params![now as i64, id],
-                )?;
-            }
-            State::Queued => {
-                transaction.execute("UPDATE jobs SET error = NULL, ended_ms = NULL WHERE id = ?", [id])?;
-            }
-            State::Failed => {
-                transaction
-                    .execute("UPDATE jobs SET error = ?, ended_ms = ? WHERE id = ?", params![why, now as i64, id])?;
-            }
-            State::Succeeded => {
-                transaction.execute(
-                    "UPDATE jobs SET error = NULL, ended_ms = ?, fresh = 0 WHERE id = ?",
-                    params![now as i64, id],
-                )?;
-            }
-            State::Cancelled => {
-                transaction.execute("UPDATE jobs SET ended_ms = ? WHERE id = ?", params![now as i64, id])?;
-            }
-            State::Paused => {
-                transaction.execute("UPDATE jobs SET error = ? WHERE id = ?", params![why, id])?;
-            }
-            State::Running => {}
-        }
-        let body = serde_json::json!({ "from": current, "to": next, "why": why });
-        add_event(&transaction, id, now, "state", &body)?;
+        change_state(&transaction, id, change, now)?;
         transaction.commit()?;
-        self.job(id)?.context("the job is gone")
+        self.existing(id)
     }
 
-    /// After a start: what a worker had in hands waits again.
+    /// Puts a job back into the queue with what its next attempt is told.
     ///
     /// # Errors
-    /// The database.
-    pub fn requeue_active(&mut self, why: &str) -> anyhow::Result<Vec<Job>> {
-        let active: Vec<Job> = self.jobs()?.into_iter().filter(|job| job.state.is_active()).collect();
-        active.iter().map(|job| self.transition(job.id, State::Queued, why)).collect()
-    }
-
-    /// Writes events and the progress they lead to, in one transaction.
-    ///
-    /// # Errors
-    /// The database.
-    pub fn record(
-        &mut self,
-        id: i64,
-        progress: &Progress,
-        events: &[(String, serde_json::Value)],
-    ) -> anyhow::Result<()> {
+    /// There is no such job, or it cannot be started again.
+    pub fn requeue(&mut self, id: i64, again: &Again) -> Result<Job> {
         let now = self.now_ms();
         let transaction = self.connection.transaction()?;
-        for (kind, body) in events {
-            add_event(&transaction, id, now, kind, body)?;
-        }
-        transaction
-            .execute("UPDATE jobs SET progress = ? WHERE id = ?", params![serde_json::to_string(progress)?, id])?;
-        transaction.commit()?;
-        Ok(())
-    }
-
-    /// # Errors
-    /// The database.
-    pub fn set_report(&mut self, id: i64, report: &DatasetReport) -> anyhow::Result<()> {
-        self.connection
-            .execute("UPDATE jobs SET report = ? WHERE id = ?", params![serde_json::to_string(report)?, id])?;
-        Ok(())
-    }
-
-    /// # Errors
-    /// The database.
-    pub fn set_summary(&mut self, id: i64, summary: &Summary) -> anyhow::Result<()> {
-        self.connection
-            .execute("UPDATE jobs SET summary = ? WHERE id = ?", params![serde_json::to_string(summary)?, id])?;
-        Ok(())
-    }
-
-    /// The next attempt goes on with other builds of its plugins.
-    ///
-    /// # Errors
-    /// The database.
-    pub fn set_accept_plugin_change(&mut self, id: i64, accept: bool) -> anyhow::Result<()> {
-        self.connection.execute("UPDATE jobs SET accept_plugin_change = ? WHERE id = ?", params![accept, id])?;
-        Ok(())
-    }
-
-    /// The builds that its next attempt trains with.
-    ///
-    /// # Errors
-    /// The database.
-    pub fn set_plugins(&mut self, id: i64, plugins: &[Pinned]) -> anyhow::Result<()> {
-        self.connection
-            .execute("UPDATE jobs SET plugins = ? WHERE id = ?", params![serde_json::to_string(plugins)?, id])?;
-        Ok(())
-    }
-
-    /// The next attempt starts over.
-    ///
-    /// # Errors
-    /// The database.
-    pub fn set_fresh(&mut self, id: i64, fresh: bool) -> anyhow::Result<()> {
-        self.connection.execute("UPDATE jobs SET fresh = ? WHERE id = ?", params![fresh, id])?;
-        Ok(())
-    }
-
-    /// Events after the one with id `after`, of one job or of all.
-    ///
-    /// # Errors
-    /// The database.
-    pub fn events(&self, job: Option<i64>, after: i64, limit: usize) -> anyhow::Result<Vec<EventRow>> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT id, job, at_ms, kind, body FROM events WHERE id > ?1 AND (?2 IS NULL OR job = ?2) ORDER BY id LIMIT ?3",
+        let why = if again.fresh { "retried from the start" } else { "retried" };
+        change_state(&transaction, id, &Change::to(State::Queued, why), now)?;
+        transaction.execute(
+            "UPDATE jobs SET plugins = ?, accept_plugin_change = ?, fresh = fresh OR ? WHERE id = ?",
+            params![Json(&again.plugins), again.accept_plugin_change, again.fresh, id],
         )?;
-        let rows = statement.query_map(params![after, job, limit as i64], |row| {
-            Ok(EventRow {
-                id: row.get(0)?,
-                job: row.get(1)?,
-                at_ms: row.get::<_, i64>(2)? as u64,
-                kind: row.get(3)?,
-                body: json(row, 4)?,
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        transaction.commit()?;
+        self.existing(id)
     }
 
-    /// The id of the last event, 0 where there is none.
+    /// After a start: the jobs that had a worker wait again.
     ///
     /// # Errors
-    /// The database.
-    pub fn last_event(&self) -> anyhow::Result<i64> {
-        Ok(self.connection.query_row("SELECT coalesce(max(id), 0) FROM events", [], |row| row.get(0))?)
+    /// The database cannot be written.
+    pub fn requeue_active(&mut self, why: &str) -> Result<Vec<Job>> {
+        let active: Vec<i64> = {
+            let mut statement = self.connection.prepare("SELECT id FROM jobs WHERE state IN (?, ?) ORDER BY id")?;
+            statement
+                .query_map([State::Preparing, State::Running], |row| row.get("id"))?
+                .collect::<rusqlite::Result<_>>()?
+        };
+        active.into_iter().map(|id| self.transition(id, &Change::to(State::Queued, why))).collect()
+    }
+
+    /// The first step begins: what the attempt was told is done.
+    ///
+    /// # Errors
+    /// There is no such job, or the transition is not legal.
+    pub fn begin(&mut self, id: i64) -> Result<()> {
+        let now = self.now_ms();
+        let transaction = self.connection.transaction()?;
+        change_state(&transaction, id, &Change::to(State::Running, "training"), now)?;
+        transaction.execute("UPDATE jobs SET fresh = 0, accept_plugin_change = 0 WHERE id = ?", [id])?;
+        Ok(transaction.commit()?)
+    }
+
+    /// # Errors
+    /// The database cannot be written.
+    pub fn set_report(&mut self, id: i64, report: &DatasetReport) -> Result<()> {
+        self.connection.execute("UPDATE jobs SET report = ? WHERE id = ?", params![Json(report), id])?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// The database cannot be written.
+    pub fn set_summary(&mut self, id: i64, summary: &Summary) -> Result<()> {
+        self.connection.execute("UPDATE jobs SET summary = ? WHERE id = ?", params![Json(summary), id])?;
+        Ok(())
     }
 }
 
+fn change_state(transaction: &Transaction<'_>, id: i64, change: &Change, now: u64) -> Result<()> {
+    let found: Option<State> =
+        transaction.query_row("SELECT state FROM jobs WHERE id = ?", [id], |row| row.get("state")).optional()?;
+    let current = found.ok_or_else(|| no_job(id))?;
+    if !current.may_become(change.to) {
+        return Err(Error::conflict(format!("job {id} is {current}; it cannot become {}", change.to)));
+    }
+    transaction.execute("UPDATE jobs SET state = ? WHERE id = ?", params![change.to, id])?;
+    let (why, kind, now_ms) = (&change.why, change.kind.map(KindName), now as i64);
+    match change.to {
+        State::Preparing => transaction.execute(
+            "UPDATE jobs SET attempts = attempts + 1, started_ms = coalesce(started_ms, ?), ended_ms = NULL
+             WHERE id = ?",
+            params![now_ms, id],
+        )?,
+        State::Running => 0,
+        State::Queued => transaction
+            .execute("UPDATE jobs SET error = NULL, error_kind = NULL, ended_ms = NULL WHERE id = ?", [id])?,
+        State::Paused => {
+            transaction.execute("UPDATE jobs SET error = ?, error_kind = ? WHERE id = ?", params![why, kind, id])?
+        }
+        State::Failed => transaction.execute(
+            "UPDATE jobs SET error = ?, error_kind = ?, ended_ms = ? WHERE id = ?",
+            params![why, kind, now_ms, id],
+        )?,
+        State::Succeeded => transaction.execute(
+            "UPDATE jobs SET error = NULL, error_kind = NULL, ended_ms = ?, fresh = 0 WHERE id = ?",
+            params![now_ms, id],
+        )?,
+        State::Cancelled => transaction.execute("UPDATE jobs SET ended_ms = ? WHERE id = ?", params![now_ms, id])?,
+    };
+    events::add(transaction, id, now, &OwnEvent::of_change(Some(current), change))
+}
+
 /// Inserts the job of `new.key`, or finds it.
-pub(super) fn insert_job(
-    transaction: &rusqlite::Transaction<'_>,
-    new: &NewJob,
-    now: u64,
-) -> anyhow::Result<(i64, bool)> {
+pub(super) fn insert_job(transaction: &Transaction<'_>, new: &NewJob, now: u64) -> Result<(i64, bool)> {
     let found: Option<i64> =
-        transaction.query_row("SELECT id FROM jobs WHERE key = ?", [&new.key], |row| row.get(0)).optional()?;
+        transaction.query_row("SELECT id FROM jobs WHERE key = ?", [&new.key], |row| row.get("id")).optional()?;
     if let Some(id) = found {
         return Ok((id, false));
     }
     transaction.execute(
         "INSERT INTO jobs (key, name, state, data, validation, data_sha256, recipe, adapter, plugins, out, created_ms)
-         VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, '', ?)",
-        params![
-            new.key,
-            new.name,
-            path_text(&new.data)?,
-            new.validation.as_deref().map(path_text).transpose()?,
-            new.data_sha256,
-            serde_json::to_string(&new.recipe)?,
-            new.adapter.as_deref().map(path_text).transpose()?,
-            serde_json::to_string(&new.plugins)?,
-            now as i64,
-        ],
+         VALUES (:key, :name, :state, :data, :validation, :data_sha256, :recipe, :adapter, :plugins, '', :created_ms)",
+        rusqlite::named_params! {
+            ":key": new.key,
+            ":name": new.name,
+            ":state": State::Queued,
+            ":data": path_text(&new.data)?,
+            ":validation": new.validation.as_deref().map(path_text).transpose()?,
+            ":data_sha256": new.data_sha256,
+            ":recipe": Json(&new.recipe),
+            ":adapter": new.adapter.as_deref().map(path_text).transpose()?,
+            ":plugins": Json(&new.plugins),
+            ":created_ms": now as i64,
+        },
     )?;
     let id = transaction.last_insert_rowid();
     let out = new.outputs.join(output_name(&new.name, id));
     transaction.execute("UPDATE jobs SET out = ? WHERE id = ?", params![path_text(&out)?, id])?;
-    add_event(transaction, id, now, "state", &serde_json::json!({ "from": null, "to": "queued", "why": "claimed" }))?;
+    let claimed = Change::to(State::Queued, "claimed");
+    events::add(transaction, id, now, &OwnEvent::of_change(None, &claimed))?;
     Ok((id, true))
 }
 
@@ -365,60 +286,31 @@ fn output_name(name: &str, id: i64) -> String {
     format!("{}-{id}", safe.trim_matches('-'))
 }
 
-fn add_event(
-    transaction: &rusqlite::Transaction<'_>,
-    job: i64,
-    at_ms: u64,
-    kind: &str,
-    body: &serde_json::Value,
-) -> anyhow::Result<()> {
-    transaction.prepare_cached("INSERT INTO events (job, at_ms, kind, body) VALUES (?, ?, ?, ?)")?.execute(params![
-        job,
-        at_ms as i64,
-        kind,
-        body.to_string()
-    ])?;
-    Ok(())
-}
-
 fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
-    let state: String = row.get(3)?;
+    let path = |name: &str| row.get::<_, Option<PathText>>(name).map(|path| path.map(|path| path.0));
+    let moment = |name: &str| row.get::<_, Option<Milliseconds>>(name).map(|ms| ms.map(|ms| ms.0));
     Ok(Job {
-        id: row.get(0)?,
-        key: row.get(1)?,
-        name: row.get(2)?,
-        state: state.parse().map_err(|error: String| broken(3, std::io::Error::other(error)))?,
-        data: to_path(row.get(4)?),
-        validation: row.get::<_, Option<String>>(5)?.map(to_path),
-        data_sha256: row.get(6)?,
-        recipe: json(row, 7)?,
-        adapter: row.get::<_, Option<String>>(8)?.map(to_path),
-        out: to_path(row.get(9)?),
-        created_ms: row.get::<_, i64>(10)? as u64,
-        started_ms: row.get::<_, Option<i64>>(11)?.map(|ms| ms as u64),
-        ended_ms: row.get::<_, Option<i64>>(12)?.map(|ms| ms as u64),
-        attempts: row.get(13)?,
-        progress: json(row, 14)?,
-        report: optional_json(row, 15)?,
-        summary: optional_json(row, 16)?,
-        error: row.get(17)?,
-        fresh: row.get(18)?,
-        plugins: json(row, 19)?,
-        accept_plugin_change: row.get(20)?,
+        id: row.get("id")?,
+        key: row.get("key")?,
+        name: row.get("name")?,
+        state: row.get("state")?,
+        data: row.get::<_, PathText>("data")?.0,
+        validation: path("validation")?,
+        data_sha256: row.get("data_sha256")?,
+        recipe: row.get::<_, Json<_>>("recipe")?.0,
+        adapter: path("adapter")?,
+        out: row.get::<_, PathText>("out")?.0,
+        created_ms: row.get::<_, Milliseconds>("created_ms")?.0,
+        started_ms: moment("started_ms")?,
+        ended_ms: moment("ended_ms")?,
+        attempts: row.get("attempts")?,
+        progress: row.get::<_, Json<_>>("progress")?.0,
+        report: row.get::<_, Option<Json<_>>>("report")?.map(|json| json.0),
+        summary: row.get::<_, Option<Json<_>>>("summary")?.map(|json| json.0),
+        error: row.get("error")?,
+        error_kind: row.get::<_, Option<KindName>>("error_kind")?.map(|kind| kind.0),
+        fresh: row.get("fresh")?,
+        plugins: row.get::<_, Json<_>>("plugins")?.0,
+        accept_plugin_change: row.get("accept_plugin_change")?,
     })
-}
-
-fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
-    serde_json::from_str(&row.get::<_, String>(index)?).map_err(|error| broken(index, error))
-}
-
-fn optional_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<T>> {
-    match row.get::<_, Option<String>>(index)? {
-        Some(text) => serde_json::from_str(&text).map(Some).map_err(|error| broken(index, error)),
-        None => Ok(None),
-    }
-}
-
-fn broken(index: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error))
 }

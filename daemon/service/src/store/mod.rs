@@ -1,22 +1,35 @@
 //! Jobs, their events, and what the inbox decided, in SQLite: one connection,
 //! write-ahead log, every commit synced to the disk before it counts.
+//!
+//! [`Store`] is that connection. The daemon reaches it through a [`StoreHandle`],
+//! whose thread makes one short call after another.
 
+mod events;
 mod files;
+mod handle;
 mod jobs;
 mod plugins;
+mod progress;
+mod rows;
 mod schema;
 mod state;
+mod summary;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
 use rusqlite::Connection;
 
+use crate::error::{Context, Error, Result};
+
+pub use events::EventRow;
 pub use files::{Decision, FileRow};
-pub use jobs::{EventRow, Job, NewJob, Progress};
-pub use plugins::{Crashed, Crashes, crashes_in};
-pub use state::State;
+pub use handle::StoreHandle;
+pub use jobs::{Again, Job, NewJob};
+pub use plugins::crashes_in;
+pub use progress::Progress;
+pub use state::{Change, State};
+pub use summary::{Counts, JobQuery, JobSummary};
 
 /// A clock for what is stored; tests bring their own.
 pub type Clock = fn() -> u64;
@@ -31,6 +44,7 @@ pub fn timestamp(ms: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
 }
 
+/// The database's one connection.
 pub struct Store {
     connection: Connection,
     clock: Clock,
@@ -40,15 +54,15 @@ impl Store {
     /// Opens or creates the database.
     ///
     /// # Errors
-    /// The file lies on a network file system, where the log is not safe; it
+    /// The file is on a network file system, where the log is not safe; it
     /// cannot be written; or it is of a later version.
-    pub fn open(path: &Path) -> anyhow::Result<Store> {
+    pub fn open(path: &Path) -> Result<Store> {
         if let Some(folder) = path.parent()
             && let Some(kind) = crate::filesystem::network_kind(folder)
         {
-            anyhow::bail!(
-                "{} lies on {kind}: SQLite's log needs a local disk; set state_dir to a local folder (inboxes may stay on the network)",
-                folder.display()
+            let message = format!("{} is on {kind}: SQLite's log needs a local disk", folder.display());
+            return Err(
+                Error::storage(message).remedy("set state_dir to a local folder (inboxes may stay on the network)")
             );
         }
         Store::open_with_clock(path, wall_clock_ms)
@@ -58,7 +72,7 @@ impl Store {
     ///
     /// # Errors
     /// See [`Store::open`].
-    pub fn open_with_clock(path: &Path, clock: Clock) -> anyhow::Result<Store> {
+    pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Store> {
         let mut connection =
             Connection::open(path).with_context(|| format!("cannot open the database {}", path.display()))?;
         connection.busy_timeout(Duration::from_secs(10))?;
@@ -69,19 +83,10 @@ impl Store {
         Ok(Store { connection, clock })
     }
 
+    /// Milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         (self.clock)()
     }
-}
-
-fn path_text(path: &Path) -> anyhow::Result<&str> {
-    // Names of outputs come from job ids, and names in the inbox are checked
-    // when they are listed, so this is about state_dir itself.
-    path.to_str().with_context(|| format!("{}: only UTF-8 paths can be stored", path.display()))
-}
-
-fn to_path(text: String) -> PathBuf {
-    PathBuf::from(text)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! What an ended worker means for its job. Pure.
 
+use finetuned_engine::ErrorKind;
 use finetuned_plugin_api::abi::calls;
 
-use super::protocol::{Ask, WorkerLine};
-use crate::store::State;
+use crate::protocol::{Ask, WorkerLine};
+use crate::store::{Change, State};
 
 /// How a worker process ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,38 +15,37 @@ pub struct Exit {
     pub killed_because: Option<String>,
 }
 
-/// The state the job goes to, and why. `last` is the worker's last word, if it
-/// had one; `words` the end of its stderr; `call` the call of a plugin that it
-/// ended in.
-pub fn verdict(
-    last: Option<&WorkerLine>,
-    exit: &Exit,
-    asked: Option<Ask>,
-    words: &str,
-    call: Option<&str>,
-) -> (State, String) {
+/// The state that the job goes to, and why. `last` is the worker's last line, if it
+/// had one; `words` the end of its stderr; `call` the call of a plugin that it ended in.
+pub fn verdict(last: Option<&WorkerLine>, exit: &Exit, asked: Option<Ask>, words: &str, call: Option<&str>) -> Change {
     match (last, asked) {
-        (Some(WorkerLine::Done { .. }), _) => (State::Succeeded, "finished".into()),
-        (_, Some(Ask::Cancel)) => (State::Cancelled, "cancelled by the user".into()),
-        (Some(WorkerLine::Cancelled { step }), _) => (State::Cancelled, format!("cancelled at step {step}")),
-        (Some(WorkerLine::Stopped { step }), Some(Ask::Pause)) => (State::Paused, format!("paused at step {step}")),
-        (Some(WorkerLine::Stopped { step }), _) => {
-            (State::Queued, format!("stopped at step {step}, goes on from there"))
+        (Some(WorkerLine::Done { .. }), _) => Change::to(State::Succeeded, "finished"),
+        (_, Some(Ask::Cancel)) => Change::to(State::Cancelled, "cancelled by the user"),
+        (Some(WorkerLine::Cancelled { step }), _) => Change::to(State::Cancelled, format!("cancelled at step {step}")),
+        (Some(WorkerLine::Stopped { step }), Some(Ask::Pause)) => {
+            Change::to(State::Paused, format!("paused at step {step}"))
         }
-        (Some(WorkerLine::Failed { message }), _) => (State::Failed, message.clone()),
-        (Some(WorkerLine::DeviceLost { message }), _) => (
+        (Some(WorkerLine::Stopped { step }), _) => {
+            Change::to(State::Queued, format!("stopped at step {step}, goes on from there"))
+        }
+        (Some(WorkerLine::Failed { kind: ErrorKind::Device, message }), _) => Change::by_error(
             State::Paused,
+            ErrorKind::Device,
             format!("{message}; `finetune resume` goes on from the last checkpoint once the device is back"),
         ),
+        (Some(WorkerLine::Failed { kind, message }), _) => Change::by_error(State::Failed, *kind, message.clone()),
         // Asked to stop, killed because it took too long: nothing is lost but
         // the steps since its last checkpoint.
         (_, Some(Ask::Pause)) if exit.killed_because.is_some() => {
-            (State::Paused, "paused; it goes on from its last checkpoint".into())
+            Change::to(State::Paused, "paused; it goes on from its last checkpoint")
         }
         (_, Some(Ask::Stop)) if exit.killed_because.is_some() => {
-            (State::Queued, "goes on from its last checkpoint".into())
+            Change::to(State::Queued, "goes on from its last checkpoint")
         }
-        _ => (State::Failed, call.map_or_else(|| death(exit, words), |call| death_in_call(exit, words, call))),
+        _ => match call {
+            Some(call) => Change::by_error(State::Failed, ErrorKind::Plugin, death_in_call(exit, words, call)),
+            None => Change::by_error(State::Failed, ErrorKind::Internal, death(exit, words)),
+        },
     }
 }
 
@@ -64,7 +64,7 @@ fn death_in_call(exit: &Exit, words: &str, call: &str) -> String {
         (None, None, None) => format!("{call}: the worker ended in an unknown way"),
     };
     if !words.trim().is_empty() {
-        text.push_str("\nlast words:\n");
+        text.push_str("\nits last lines:\n");
         text.push_str(words.trim_end());
     }
     text
@@ -83,7 +83,7 @@ fn death(exit: &Exit, words: &str) -> String {
         (None, None, None) => "the worker ended in an unknown way".into(),
     };
     if !words.trim().is_empty() {
-        text.push_str("\nlast words:\n");
+        text.push_str("\nits last lines:\n");
         text.push_str(words.trim_end());
     }
     text
@@ -99,17 +99,21 @@ mod tests {
 
     #[test]
     fn a_death_fails_with_the_last_words() {
-        let (state, why) = verdict(None, &died(11), None, "about to fall\n", None);
-        assert_eq!(state, State::Failed);
+        let Change { to, why, kind } = verdict(None, &died(11), None, "about to fall\n", None);
+        assert_eq!((to, kind), (State::Failed, Some(ErrorKind::Internal)));
         assert!(why.contains("segmentation fault") && why.contains("about to fall"), "{why}");
-        assert!(verdict(None, &died(9), None, "", None).1.contains("memory"));
-        assert_eq!(verdict(None, &Exit { code: Some(0), ..Exit::default() }, None, "", None).0, State::Failed);
+        assert!(verdict(None, &died(9), None, "", None).why.contains("memory"));
+        assert_eq!(verdict(None, &Exit { code: Some(0), ..Exit::default() }, None, "", None).to, State::Failed);
     }
 
     #[test]
     fn a_death_inside_a_plugin_names_plugin_step_and_cause() {
         let call = Some("plugin mine 0.1.0, step 3, in evaluate");
-        let why = |exit: Exit, call| verdict(None, &exit, None, "", call).1;
+        let why = |exit: Exit, call| {
+            let change = verdict(None, &exit, None, "", call);
+            assert_eq!(change.kind, Some(ErrorKind::Plugin));
+            change.why
+        };
         assert_eq!(
             why(died(11), call),
             "plugin mine 0.1.0, step 3, in evaluate: the worker died of signal 11 (segmentation fault)"
@@ -125,36 +129,40 @@ mod tests {
     fn the_same_stop_is_a_pause_or_a_wait_as_was_asked() {
         let stopped = WorkerLine::Stopped { step: 3 };
         let exit = Exit { code: Some(0), ..Exit::default() };
-        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Pause), "", None).0, State::Paused);
-        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Stop), "", None).0, State::Queued);
-        assert_eq!(verdict(Some(&stopped), &exit, None, "", None).0, State::Queued);
+        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Pause), "", None).to, State::Paused);
+        assert_eq!(verdict(Some(&stopped), &exit, Some(Ask::Stop), "", None).to, State::Queued);
+        assert_eq!(verdict(Some(&stopped), &exit, None, "", None).to, State::Queued);
     }
 
     #[test]
     fn slow_stops_lose_no_job() {
         let killed = Exit { signal: Some(9), killed_because: Some("slow".into()), ..Exit::default() };
-        assert_eq!(verdict(None, &killed, Some(Ask::Stop), "", None).0, State::Queued);
-        assert_eq!(verdict(None, &killed, Some(Ask::Pause), "", None).0, State::Paused);
-        assert_eq!(verdict(None, &killed, Some(Ask::Cancel), "", None).0, State::Cancelled);
-        let (state, why) = verdict(None, &killed, None, "", None);
-        assert_eq!(state, State::Failed);
-        assert!(why.contains("slow"));
+        assert_eq!(verdict(None, &killed, Some(Ask::Stop), "", None).to, State::Queued);
+        assert_eq!(verdict(None, &killed, Some(Ask::Pause), "", None).to, State::Paused);
+        assert_eq!(verdict(None, &killed, Some(Ask::Cancel), "", None).to, State::Cancelled);
+        let failed = verdict(None, &killed, None, "", None);
+        assert_eq!(failed.to, State::Failed);
+        assert!(failed.why.contains("slow"));
         // A crash while stopping is a crash.
-        assert_eq!(verdict(None, &died(11), Some(Ask::Stop), "", None).0, State::Failed);
+        assert_eq!(verdict(None, &died(11), Some(Ask::Stop), "", None).to, State::Failed);
     }
 
     #[test]
     fn a_lost_device_pauses_the_job_and_says_so() {
-        let last = WorkerLine::DeviceLost { message: "vulkan:0 a card: the device is lost".into() };
-        let (state, words) = verdict(Some(&last), &Exit { code: Some(1), ..Exit::default() }, None, "", None);
-        assert_eq!(state, State::Paused);
-        assert!(words.contains("the device is lost") && words.contains("finetune resume"), "{words}");
+        let message = "vulkan:0 a card: the device is lost".into();
+        let last = WorkerLine::Failed { kind: ErrorKind::Device, message };
+        let Change { to, why, kind } = verdict(Some(&last), &Exit { code: Some(1), ..Exit::default() }, None, "", None);
+        assert_eq!((to, kind), (State::Paused, Some(ErrorKind::Device)));
+        assert!(why.contains("the device is lost") && why.contains("finetune resume"), "{why}");
     }
 
     #[test]
     fn an_error_is_the_engines_own_words() {
-        let failed = WorkerLine::Failed { message: "line 3: no answer".into() };
         let exit = Exit { code: Some(1), ..Exit::default() };
-        assert_eq!(verdict(Some(&failed), &exit, None, "noise", None), (State::Failed, "line 3: no answer".into()));
+        for kind in [ErrorKind::BadInput, ErrorKind::OutOfMemory, ErrorKind::NotFinite] {
+            let failed = WorkerLine::Failed { kind, message: "line 3: no answer".into() };
+            let change = verdict(Some(&failed), &exit, None, "noise", None);
+            assert_eq!(change, Change::by_error(State::Failed, kind, "line 3: no answer"));
+        }
     }
 }

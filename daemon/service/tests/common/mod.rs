@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use finetuned_service::api::{self, EventsQuery, JobView, Status, StatusQuery};
 use finetuned_service::http::client::Client;
-use finetuned_service::http::messages::{JobView, Status};
 use finetuned_service::store::{EventRow, State};
 
 /// A complete model of 2 layers, hidden 64, made by the engine's golden script.
@@ -88,7 +88,7 @@ impl House {
         let log = std::fs::File::options().create(true).append(true).open(self.path("daemon.log")).unwrap();
         self.daemon = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         let client = self.client();
-        self.wait("the daemon to answer", || client.get::<serde_json::Value>("/health").ok());
+        self.wait("the daemon to answer", || client.ask(&api::HEALTH, &(), &()).ok());
     }
 
     pub fn client(&self) -> Client {
@@ -143,7 +143,7 @@ impl House {
     }
 
     pub fn job(&self, id: i64) -> Option<JobView> {
-        self.client().get(&format!("/jobs/{id}")).ok()
+        self.client().ask_of(&api::JOB, id, &(), &()).ok()
     }
 
     pub fn wait_for(&self, id: i64, state: State) -> JobView {
@@ -164,14 +164,15 @@ impl House {
     }
 
     pub fn status(&self) -> Status {
-        self.client().get("/status").unwrap()
+        self.client().ask(&api::STATUS, &StatusQuery::default(), &()).unwrap()
     }
 
     pub fn events(&self, id: i64) -> Vec<EventRow> {
         let mut all = Vec::new();
         loop {
             let after = all.last().map_or(0, |row: &EventRow| row.id);
-            let rows: Vec<EventRow> = self.client().get(&format!("/jobs/{id}/events?after={after}")).unwrap();
+            let query = EventsQuery { after, ..EventsQuery::default() };
+            let rows = self.client().ask_of(&api::JOB_EVENTS, id, &query, &()).unwrap();
             if rows.is_empty() {
                 return all;
             }

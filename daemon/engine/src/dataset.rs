@@ -1,0 +1,80 @@
+//! A run's rows, and a look at them without training.
+
+use std::path::Path;
+
+use finetuned_data::{DataOptions, DatasetReport, Document, Example, Examples, Prepared, TooLong, TrainOn};
+
+use crate::base::BaseModel;
+use crate::error::EngineError;
+use crate::recipe::Recipe;
+use crate::vocabulary::TrainRequest;
+
+/// What the recipe says of the data.
+fn options(recipe: &Recipe, vocab_size: usize) -> DataOptions {
+    DataOptions {
+        sequence_length: recipe.train.sequence_length,
+        too_long: match recipe.data.too_long.as_str() {
+            "truncate" => TooLong::Truncate,
+            "refuse" => TooLong::Refuse,
+            _ => TooLong::Drop,
+        },
+        validation_fraction: recipe.train.validation_fraction,
+        seed: recipe.train.seed,
+        train_on: if recipe.data.train_on == "all" { TrainOn::All } else { TrainOn::Assistant },
+        max_rows: recipe.data.max_rows,
+        drop_duplicates: recipe.data.drop_duplicates,
+        vocab_size: Some(vocab_size),
+    }
+}
+
+/// Reads the request's dataset.
+///
+/// # Errors
+/// A file that cannot be used, with line, cause and remedy.
+pub fn read(request: &TrainRequest, base: &BaseModel) -> Result<Prepared, EngineError> {
+    prepare(&request.data, request.validation.as_deref(), base, &request.recipe)
+}
+
+/// What the receipt would say about this dataset with this base model's tokenizer
+/// and template.
+///
+/// # Errors
+/// A dataset that would be refused, with line, cause and remedy.
+pub fn check(
+    data: &Path,
+    validation: Option<&Path>,
+    base: &Path,
+    recipe: &Recipe,
+) -> Result<DatasetReport, EngineError> {
+    Ok(prepare(data, validation, &BaseModel::open(base)?, recipe)?.report)
+}
+
+fn prepare(data: &Path, validation: Option<&Path>, base: &BaseModel, recipe: &Recipe) -> Result<Prepared, EngineError> {
+    let config = &base.files.config;
+    let mut options = options(recipe, config.vocab_size);
+    // Learned positions end somewhere; rotary ones do not.
+    if config.architecture == finetuned_formats::Architecture::Gpt2 {
+        options.sequence_length = options.sequence_length.min(config.max_positions);
+    }
+    Ok(finetuned_data::prepare(data, validation, &base.tokenizer, &options)?)
+}
+
+/// Tokens of the longest document that training and validation will run.
+pub(crate) fn longest_document(prepared: &Prepared) -> usize {
+    [&prepared.train, &prepared.validation].map(Examples::longest_document).into_iter().max().unwrap_or(1).max(1)
+}
+
+/// Mean length of a document, weighted by tokens: most tokens of a long document see
+/// a long context.
+pub(crate) fn mean_document(examples: &Examples) -> f64 {
+    let documents = examples.list.iter().flat_map(Example::trained_documents);
+    let lengths: Vec<usize> = documents.map(Document::len).collect();
+    let total: usize = lengths.iter().sum();
+    lengths.iter().map(|l| (l * l) as f64).sum::<f64>() / total.max(1) as f64
+}
+
+/// Tokens of the first example, for the comparison after saving.
+pub(crate) fn probe_tokens(examples: &Examples) -> Vec<u32> {
+    let first = examples.list.first().and_then(|example| example.documents.first());
+    first.map_or_else(|| vec![0], |document| document.tokens.clone())
+}

@@ -1,0 +1,95 @@
+//! The end of a run: its weights written, read back and handed out.
+
+use std::path::Path;
+
+use finetuned_data::Prepared;
+use finetuned_plugin_api::program::Scalars;
+
+use super::{Run, checkpoint, numbers, output, phase};
+use crate::base::BaseModel;
+use crate::dataset;
+use crate::error::EngineError;
+use crate::recipe::Method;
+use crate::train::schedule::learning_rate;
+use crate::vocabulary::{Event, Observer, Outcome, Summary, TrainRequest};
+
+impl Run {
+    /// Writes the output and the summary.
+    pub(super) fn finish(
+        mut self,
+        request: &TrainRequest,
+        base: &BaseModel,
+        prepared: &Prepared,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome, EngineError> {
+        phase(observer, "saving and reading back");
+        let ops = self.trainer.ops.clone();
+        let (_, peak_bytes) = ops.allocated_bytes();
+        let progress = self.progress;
+        let keep_best = request.recipe.train.keep_best;
+        let mut kept_step = progress.step;
+        let mut validation_after = progress.last_validation.filter(|_| progress.best.is_some());
+        let mut metrics_after = &progress.last_metrics;
+        let rate = learning_rate(
+            request.recipe.train.schedule,
+            request.recipe.learning_rate(),
+            self.warmup,
+            progress.step.max(1),
+            self.total_steps,
+        );
+        let scalars = Scalars { learning_rate: rate, step: progress.step as u64 };
+        match progress.best.filter(|(step, _)| keep_best && *step != progress.step) {
+            Some((step, loss)) => {
+                if checkpoint::load_best(&request.out, ops.as_ref(), &mut self.trainer.model)? {
+                    kept_step = step;
+                    validation_after = Some(loss);
+                    metrics_after = &progress.best_metrics;
+                    let message = format!("the weights of step {step} are kept: their validation loss is the best");
+                    observer.event(&Event::Note { message });
+                }
+            }
+            None => {
+                self.trainer.rules.to_evaluation(ops.as_ref(), &mut self.trainer.model, &scalars)?;
+            }
+        }
+        let probe = dataset::probe_tokens(&prepared.train);
+        let (ops, model) = self.trainer.into_model();
+        let reload_difference = match request.recipe.method {
+            Method::Full => output::save_model(&ops, model, &base.files, &request.out, &probe)?,
+            Method::Lora | Method::Qlora => {
+                output::save_adapter(&ops, model, Path::new(&request.recipe.base), &request.out, &probe)?
+            }
+        };
+        let summary = Summary {
+            steps: progress.step,
+            tokens: progress.tokens,
+            trained_tokens: progress.trained_tokens,
+            seconds: progress.seconds,
+            first_loss: progress.first_loss,
+            last_loss: progress.last_loss,
+            validation_before: progress.validation_before,
+            validation_after,
+            kept_step,
+            stopped_early: progress.stopped_early,
+            peak_bytes,
+            output: request.out.display().to_string(),
+            reload_difference,
+            extra: validation_numbers(&progress.metrics_before, metrics_after),
+        };
+        self.file.summary = Some(summary.clone());
+        self.file.write(&request.out)?;
+        checkpoint::clear(&request.out);
+        observer.event(&Event::Finished(Box::new(summary.clone())));
+        Ok(Outcome::Finished(Box::new(summary)))
+    }
+}
+
+/// The summary's `held_out_before` and `held_out_after`: further numbers of the
+/// objective over the validation rows, if it has any.
+fn validation_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
+    [("held_out_before", before), ("held_out_after", after)]
+        .into_iter()
+        .filter(|(_, metrics)| !metrics.is_empty())
+        .map(|(key, metrics)| (key.to_string(), serde_json::Value::Object(numbers(metrics).collect())))
+        .collect()
+}

@@ -1,0 +1,11 @@
+//! The words between the engine and its callers: what is asked, what is said
+//! meanwhile, and what comes out. Nothing here computes.
+
+mod event;
+mod plan;
+mod request;
+
+pub use event::{Event, StepMetrics, Summary};
+pub(crate) use plan::part;
+pub use plan::{Plan, PlanPart};
+pub use request::{Control, Observer, Outcome, PluginLibrary, TrainRequest};
