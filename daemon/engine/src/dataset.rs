@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use finetuned_data::{DataOptions, DatasetReport, Document, Example, Examples, Prepared, TooLong, TrainOn};
+use finetuned_data::{DataOptions, DatasetReport, Document, Example, Examples, Prepared};
 
 use crate::base::BaseModel;
 use crate::error::EngineError;
@@ -13,14 +13,10 @@ use crate::vocabulary::TrainRequest;
 fn options(recipe: &Recipe, vocab_size: usize) -> DataOptions {
     DataOptions {
         sequence_length: recipe.train.sequence_length,
-        too_long: match recipe.data.too_long.as_str() {
-            "truncate" => TooLong::Truncate,
-            "refuse" => TooLong::Refuse,
-            _ => TooLong::Drop,
-        },
+        too_long: recipe.data.too_long,
         validation_fraction: recipe.train.validation_fraction,
         seed: recipe.train.seed,
-        train_on: if recipe.data.train_on == "all" { TrainOn::All } else { TrainOn::Assistant },
+        train_on: recipe.data.train_on,
         max_rows: recipe.data.max_rows,
         drop_duplicates: recipe.data.drop_duplicates,
         vocab_size: Some(vocab_size),

@@ -338,7 +338,7 @@ fn ten_steps_tell_the_pairs_apart() {
     assert_eq!(summary.extra["held_out_before"]["rewards/margins"], before);
     assert_eq!(summary.extra["held_out_after"]["rewards/margins"], after);
     assert_eq!(summary.extra["held_out_after"]["rewards/accuracies"], 1.0);
-    assert!(summary.validation_after < summary.validation_before);
+    assert!(summary.validation_after < summary.tally.validation_before);
     // The head is one of the trained parameters, and PEFT's files say so.
     let peft = read_peft(&request.out).expect("adapter");
     assert_eq!((peft.config.value_head, peft.config.task_type.as_deref()), (true, Some("SEQ_CLS")));

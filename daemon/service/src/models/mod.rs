@@ -10,7 +10,7 @@ use std::time::Duration;
 use finetuned_engine::Recipe;
 use serde::{Deserialize, Serialize};
 
-use crate::config::keys::nearest;
+use crate::config::nearest;
 use crate::error::{Context, Error, Result};
 use crate::filesystem::Lock;
 use crate::words;
