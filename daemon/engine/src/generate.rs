@@ -8,7 +8,6 @@ use finetuned_data::ChatTokenizer;
 pub use finetuned_data::Message;
 use finetuned_formats::read_peft;
 use finetuned_shaders::Device;
-use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
 
 use crate::base::BaseModel;
@@ -16,11 +15,9 @@ use crate::devices;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load};
+use crate::model::context::Pass;
 use crate::model::decoder::Decoder;
-use crate::model::linear::Pass;
-
-/// Place of sampling in the random streams.
-const SAMPLING: u32 = u32::MAX;
+use crate::model::streams;
 
 /// Tokens of a prompt that run in one pass; a longer prompt runs in pieces, so
 /// that its activations stay small.
@@ -179,7 +176,7 @@ impl Generator {
         let mut text = String::new();
         let mut stopped_by = StoppedBy::MaxTokens;
         while tokens.len() < options.max_tokens {
-            let random = Key::new(options.seed, tokens.len() as u32, SAMPLING).uniform(0);
+            let random = streams::sampling(options.seed, tokens.len() as u32).uniform(0);
             let token = sample(&logits, options, random).ok_or(EngineError::LogitsNotFinite)?;
             if self.tokenizer.stop_tokens().contains(&token) {
                 stopped_by = StoppedBy::StopToken;
@@ -261,6 +258,8 @@ pub fn sample(logits: &[f32], options: &GenerateOptions, random: f32) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use finetuned_shaders::random::Key;
+
     use super::*;
 
     #[test]

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use finetuned_formats::{FormatError, ModelConfig, RandomTensor, StoredType, TensorInfo, TensorSource};
-use finetuned_shaders::random::Key;
-
 use crate::model::shape::ModelShape;
+use crate::model::streams;
 
 /// Random values for every tensor of a configuration. The device that loads a matrix
 /// also makes it.
@@ -55,7 +54,7 @@ impl TensorSource for RandomWeights {
             .ok_or_else(|| FormatError::NoSuchTensor { path: "random weights".into(), name: name.to_string() })?;
         let elements = shape.iter().product();
         Ok(match self.random(name) {
-            Some(random) => Key::new(random.seed, 0, random.place).symmetric_vec(elements, random.scale),
+            Some(random) => streams::made_up(&random).symmetric_vec(elements, random.scale),
             // Norms and biases.
             None => vec![1.0; elements],
         })
@@ -85,7 +84,7 @@ mod tests {
         let name = "model.layers.3.self_attn.k_proj.weight";
         let shape = source.info(name).expect("a tensor").shape;
         let random = source.random(name).expect("a matrix is random");
-        let key = Key::new(random.seed, 0, random.place);
+        let key = streams::made_up(&random);
         let ops = finetuned_shaders::cpu::Cpu::new(Some(2)).expect("a device");
         let weight = ops.random_weight(&shape, random.scale, key, WeightKind::F32).expect("a weight");
         assert!(ops.read_weight(&weight).expect("its values") == source.read_f32(name).expect("its values"));

@@ -5,8 +5,9 @@ mod common;
 
 use common::*;
 use finetuned_engine::model::build::{LoadOptions, load};
-use finetuned_engine::model::decoder::{Batch, Decoder};
-use finetuned_engine::model::linear::Pass;
+use finetuned_engine::model::batch::TokenBatch;
+use finetuned_engine::model::decoder::Decoder;
+use finetuned_engine::model::context::Pass;
 use finetuned_formats::{FormatError, ModelFiles, StoredType, TensorInfo, TensorSource};
 use finetuned_shaders::Device;
 
@@ -49,7 +50,7 @@ fn a_frozen_checkpoint_of_bf16_stays_that_on_a_gpu() {
         let source = InBf16(files(architecture));
         let (cpu, gpu) = (cpu(), device.ops.as_ref());
         let tokens: Vec<u32> = (0..40).map(|i| (i * 37) % 300).collect();
-        let batch = Batch::from_documents([&tokens[..23], &tokens[23..]]);
+        let batch = TokenBatch::from_documents([&tokens[..23], &tokens[23..]]);
         let rows: Vec<u32> = (0..40).collect();
         let logits = |ops: &Device, model: &Decoder| {
             let logits = model.logits(ops, &batch, &rows, &Pass::evaluation(false)).expect("logits");

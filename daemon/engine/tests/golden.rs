@@ -8,8 +8,9 @@ use std::sync::Arc;
 use common::*;
 use finetuned_data::{Examples, Row};
 use finetuned_engine::model::adapter;
-use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
-use finetuned_engine::model::linear::Pass;
+use finetuned_engine::model::batch::TokenBatch;
+use finetuned_engine::model::decoder::{Decoder, Keep};
+use finetuned_engine::model::context::Pass;
 use finetuned_engine::model::parameters::Gradients;
 use finetuned_engine::plugins;
 use finetuned_engine::train::step::{StepOptions, Trainer};
@@ -17,9 +18,9 @@ use finetuned_formats::read_peft;
 use finetuned_shaders::{Device, StatisticSet, TokenCoefficients};
 use serde_json::{Map, Value, json};
 
-fn batch(ids: &[Vec<i64>]) -> Batch {
+fn batch(ids: &[Vec<i64>]) -> TokenBatch {
     let documents: Vec<Vec<u32>> = ids.iter().map(|row| row.iter().map(|t| *t as u32).collect()).collect();
-    Batch::from_documents(documents.iter().map(Vec::as_slice))
+    TokenBatch::from_documents(documents.iter().map(Vec::as_slice))
 }
 
 /// A model with the golden adapter of this kind, or the bare model.
@@ -153,7 +154,7 @@ fn gradients(
     let dh = ops
         .token_logp_backward(&head.h, &model.lm_head(), &targets, &coefficients, gradients.get_mut(model.head))
         .expect("head backward");
-    model.backward(ops, &batch, forward, head, &dh, &mut gradients, &pass).expect("backward");
+    model.backward(ops, forward, head, &dh, &mut gradients).expect("backward");
     gradients
 }
 

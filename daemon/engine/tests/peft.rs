@@ -8,8 +8,8 @@ use std::process::Command;
 
 use common::*;
 use finetuned_engine::model::build::{LoadOptions, load};
-use finetuned_engine::model::decoder::Batch;
-use finetuned_engine::model::linear::Pass;
+use finetuned_engine::model::batch::TokenBatch;
+use finetuned_engine::model::context::Pass;
 use finetuned_engine::model::{adapter, value};
 use finetuned_engine::recipe::{self, Recipe};
 use finetuned_engine::{Event, Observer, TrainRequest, train};
@@ -88,14 +88,14 @@ fn transformers_computes_the_same_rewards() {
         let mut model = load(ops.as_ref(), &files.config, files.tensors.as_ref(), &options).expect("weights");
         if full {
             let head = value::stored(&files.config, files.tensors.as_ref()).expect("read").expect("a head");
-            value::attach(ops.as_ref(), &mut model, value::WEIGHT, &head).expect("attached");
+            model.attach_value_head(ops.as_ref(), value::WEIGHT, &head).expect("attached");
         } else {
             let peft = read_peft(&request.out).expect("adapter");
             adapter::attach_peft(ops.as_ref(), &mut model, &peft).expect("attached");
         }
         // Documents that end in no padding token, before which transformers would read.
         let documents: Vec<Vec<u32>> = [100, 200, 40].map(|from| (0..9).map(|t| from + t * 3).collect()).to_vec();
-        let batch = Batch::from_documents(documents.iter().map(Vec::as_slice));
+        let batch = TokenBatch::from_documents(documents.iter().map(Vec::as_slice));
         let values = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head");
         let numbers = folder.path().join("values.safetensors");
         let ids: Vec<i64> = documents.concat().iter().map(|t| i64::from(*t)).collect();
@@ -150,7 +150,7 @@ fn peft_computes_the_same_logits() {
         adapter::attach_peft(ops.as_ref(), &mut model, &read_peft(&request.out).expect("adapter")).expect("attached");
         let tokens: Vec<u32> = (0..24).map(|t| 6 + t * 11 % 300).collect();
         let rows: Vec<u32> = (0..24).collect();
-        let batch = Batch::from_documents([&tokens[..]]);
+        let batch = TokenBatch::from_documents([&tokens[..]]);
         let logits = model.logits(ops.as_ref(), &batch, &rows, &Pass::evaluation(true)).expect("logits");
         let logits = ops.read(&logits).expect("read");
         let numbers = folder.path().join("logits.safetensors");

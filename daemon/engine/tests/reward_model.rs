@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use common::*;
 use finetuned_data::{Example, Examples, Row};
-use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
-use finetuned_engine::model::linear::Pass;
+use finetuned_engine::model::batch::TokenBatch;
+use finetuned_engine::model::context::Pass;
+use finetuned_engine::model::decoder::{Decoder, Keep};
 use finetuned_engine::model::parameters::ParameterId;
 use finetuned_engine::model::{adapter, value};
 use finetuned_engine::plan;
@@ -73,7 +74,7 @@ fn reward_model(ops: &Device, head: impl Fn(usize) -> f32) -> Decoder {
     let mut model = decoder(ops, "llama", false, None);
     adapter::attach_peft(ops, &mut model, &read_peft(&golden("llama/lora")).expect("adapter")).expect("attached");
     let head: Vec<f32> = (0..model.config.hidden_size).map(head).collect();
-    value::attach(ops, &mut model, VALUE_HEAD, &head).expect("head");
+    model.attach_value_head(ops, VALUE_HEAD, &head).expect("head");
     model
 }
 
@@ -124,7 +125,7 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     let ops = cpu();
     let model = reward_model(ops.as_ref(), wave);
     let documents: [&[u32]; 3] = [&[7, 8, 9, 10], &[11], &[12, 13]];
-    let batch = Batch::from_documents(documents);
+    let batch = TokenBatch::from_documents(documents);
     let values = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head");
     let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(true), Keep::Nothing).expect("forward");
     let h = model.head_input(ops.as_ref(), &forward, &[3, 4, 6]).expect("norm").h;
@@ -136,7 +137,7 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     assert_eq!(values.len(), 3);
     // A document's value does not depend on its neighbours, but for the order of f32 sums:
     // a product of fewer rows is cut into other tiles where a processor lacks AVX-512.
-    let alone = model.values(ops.as_ref(), &Batch::from_documents([documents[2]]), &Pass::evaluation(true));
+    let alone = model.values(ops.as_ref(), &TokenBatch::from_documents([documents[2]]), &Pass::evaluation(true));
     let alone = alone.expect("values").expect("a head")[0];
     assert!((alone - values[2]).abs() < 1e-5, "{alone} {}", values[2]);
 }
@@ -253,7 +254,7 @@ fn what_is_saved_gives_the_same_values() {
     for i in 1..=3 {
         trainer.step(&examples, &rows(8), i, 1e-2, &mut |_, _| true).expect("step");
     }
-    let batch = Batch::from_documents([&[7u32, 8, 9][..], &[21, 22]]);
+    let batch = TokenBatch::from_documents([&[7u32, 8, 9][..], &[21, 22]]);
     let values = |model: &Decoder| model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values");
     let before = values(&trainer.model);
     assert_ne!(before, values(&reward_model(ops.as_ref(), wave)), "three steps change them");
@@ -457,7 +458,7 @@ fn ten_steps_are_those_of_transformers_and_peft() {
     {
         for (at, answer) in ["chosen_ids", "rejected_ids"].into_iter().enumerate() {
             let ids = |key: &str| serde_json::from_value::<Vec<u32>>(row[key].clone()).expect("ids");
-            let batch = Batch::from_documents([&[ids("prompt_ids"), ids(answer)].concat()[..]]);
+            let batch = TokenBatch::from_documents([&[ids("prompt_ids"), ids(answer)].concat()[..]]);
             let ours = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head")[0];
             let theirs = values[at].as_f64().expect("value");
             assert!((f64::from(ours) - theirs).abs() < 1e-5, "{ours} {theirs}");

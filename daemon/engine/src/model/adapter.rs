@@ -4,34 +4,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use finetuned_formats::{Architecture, PeftAdapter, PeftConfig, TargetModules, VALUE_HEAD};
-use finetuned_shaders::random::Key;
+use finetuned_plugin_api::optimizer::TensorKind;
 use finetuned_shaders::{Device, Weight};
 
 use super::decoder::Decoder;
 use super::linear::{Adapter, Linear};
-use super::parameters::{Parameter, Role};
-use super::value;
+use super::parameters::{Parameter, Parameters};
+use super::streams;
 use crate::error::EngineError;
 use crate::recipe::{LoraRecipe, Targets, Variant};
 
 /// PEFT's prefix of a wrapped model's parameter names.
 const PREFIX: &str = "base_model.model.";
 
-/// Place of the initial factors in the random streams; dropout keys use steps
-/// from 1 on, so step 0 is free.
-const INITIAL_STEP: u32 = 0;
-
 /// Adds fresh adapters: A uniform as PEFT's kaiming_uniform(√5), B zero, DoRA's
 /// magnitude the row norms of W. The model computes what its base computes.
 ///
 /// # Errors
 /// A target that names no linear layer, a bad pattern, no memory.
-pub fn attach_fresh(ops: &Device, model: &mut Decoder, recipe: &LoraRecipe, seed: u64) -> Result<(), EngineError> {
+pub fn attach_fresh(device: &Device, model: &mut Decoder, recipe: &LoraRecipe, seed: u64) -> Result<(), EngineError> {
     let modules: Vec<&str> = model.linears().map(|l| l.module.as_str()).collect();
     let config = config_of(&modules, recipe, model.config.architecture == Architecture::Gpt2)?;
-    attach(ops, model, &config, |linear, rank| {
+    attach(device, model, &config, |linear, rank| {
         let bound = 1.0 / (linear.inputs as f32).sqrt();
-        let a = Key::new(seed, INITIAL_STEP, linear.place).uniform_vec(rank * linear.inputs, -bound, bound);
+        let a = streams::adapter(seed, linear.place).uniform_vec(rank * linear.inputs, -bound, bound);
         Ok(Factors { a, b: vec![0.0; linear.outputs * rank], magnitude: None })
     })
 }
@@ -40,7 +36,7 @@ pub fn attach_fresh(ops: &Device, model: &mut Decoder, recipe: &LoraRecipe, seed
 ///
 /// # Errors
 /// A tensor that fits no layer, a target without its tensors, another shape.
-pub fn attach_peft(ops: &Device, model: &mut Decoder, peft: &PeftAdapter) -> Result<(), EngineError> {
+pub fn attach_peft(device: &Device, model: &mut Decoder, peft: &PeftAdapter) -> Result<(), EngineError> {
     let mut used = BTreeSet::new();
     let take = |name: String, shape: &[usize], used: &mut BTreeSet<String>| -> Result<Option<Vec<f32>>, EngineError> {
         let Some((found, values)) = peft.tensors.get(&name) else { return Ok(None) };
@@ -50,7 +46,7 @@ pub fn attach_peft(ops: &Device, model: &mut Decoder, peft: &PeftAdapter) -> Res
         used.insert(name);
         Ok(Some(values.clone()))
     };
-    attach(ops, model, &peft.config, |linear, rank| {
+    attach(device, model, &peft.config, |linear, rank| {
         let at = format!("{PREFIX}{}", linear.module);
         let missing =
             |what: &str| EngineError::Adapter(format!("tensor {at}.{what} is missing from the adapter's file"));
@@ -67,7 +63,7 @@ pub fn attach_peft(ops: &Device, model: &mut Decoder, peft: &PeftAdapter) -> Res
         })
     })?;
     if let Some(score) = take(VALUE_HEAD.into(), &[1, model.config.hidden_size], &mut used)? {
-        value::attach(ops, model, VALUE_HEAD, &score)?;
+        model.attach_value_head(device, VALUE_HEAD, &score)?;
     }
     if let Some(stray) = peft.tensors.keys().find(|name| !used.contains(*name)) {
         // A tensor that nothing reads would make a silently inert adapter.
@@ -81,7 +77,7 @@ pub fn attach_peft(ops: &Device, model: &mut Decoder, peft: &PeftAdapter) -> Res
 ///
 /// # Errors
 /// The device failed.
-pub fn extract(ops: &Device, model: &Decoder, base: &str) -> Result<PeftAdapter, EngineError> {
+pub fn extract(device: &Device, model: &Decoder, base: &str) -> Result<PeftAdapter, EngineError> {
     let mut tensors = BTreeMap::new();
     let mut targets = BTreeSet::new();
     let mut ranks: BTreeMap<String, (usize, f64)> = BTreeMap::new();
@@ -93,16 +89,16 @@ pub fn extract(ops: &Device, model: &Decoder, base: &str) -> Result<PeftAdapter,
         targets.insert(last_name(&linear.module).to_string());
         ranks.insert(linear.module.clone(), (adapter.rank, adapter.alpha));
         dora |= adapter.magnitude.is_some();
-        rslora |= adapter.rank > 1 && adapter.scale == (adapter.alpha / (adapter.rank as f64).sqrt()) as f32;
+        rslora |= adapter.rslora;
         dropout = adapter.dropout;
         for id in [Some(adapter.a), Some(adapter.b), adapter.magnitude].into_iter().flatten() {
             let parameter = model.parameters.get(id);
-            tensors.insert(parameter.name.clone(), (parameter.shape.clone(), ops.read(model.parameters.tensor(id)?)?));
+            tensors.insert(parameter.name.clone(), (parameter.shape.clone(), device.read(model.parameters.tensor(id)?)?));
         }
     }
     if let Some(head) = model.value_head {
         let shape = model.parameters.get(head.weight).shape.clone();
-        tensors.insert(VALUE_HEAD.to_string(), (shape, ops.read(model.parameters.tensor(head.weight)?)?));
+        tensors.insert(VALUE_HEAD.to_string(), (shape, device.read(model.parameters.tensor(head.weight)?)?));
     }
     // The commonest rank and alpha are the configuration's; the rest are patterns.
     let mut counts: BTreeMap<(usize, u64), usize> = BTreeMap::new();
@@ -158,7 +154,7 @@ struct Factors {
 }
 
 fn attach(
-    ops: &Device,
+    device: &Device,
     model: &mut Decoder,
     config: &PeftConfig,
     mut factors: impl FnMut(&Linear, usize) -> Result<Factors, EngineError>,
@@ -177,44 +173,32 @@ fn attach(
         }
         let scale = config.scale_of(&linear.module) as f32;
         let values = factors(linear, rank)?;
-        let mut add = |suffix: &str, shape: &[usize], values: &[f32]| -> Result<_, EngineError> {
-            Ok(parameters.push(Parameter {
+        let add = |all: &mut Parameters, suffix: &str, kind, shape: &[usize], values: &[f32]| -> Result<_, EngineError> {
+            Ok(all.push(Parameter {
                 name: format!("{PREFIX}{}.{suffix}", linear.module),
-                role: Role::Adapter,
-                value: Weight::Dense(ops.upload(shape, values)?),
+                kind,
+                value: Weight::Dense(device.upload(shape, values)?),
                 shape: shape.to_vec(),
                 trainable: true,
                 transposed_on_disk: false,
             }))
         };
-        let a = add("lora_A.weight", &[rank, linear.inputs], &values.a)?;
-        let b = add("lora_B.weight", &[linear.outputs, rank], &values.b)?;
+        let a = add(parameters, "lora_A.weight", TensorKind::LoraA, &[rank, linear.inputs], &values.a)?;
+        let b = add(parameters, "lora_B.weight", TensorKind::LoraB, &[linear.outputs, rank], &values.b)?;
         let magnitude = if config.dora {
             let m = match values.magnitude {
                 Some(m) => m,
                 None => {
-                    let norm = ops.dora_norm(
-                        parameters.weight(linear.weight),
-                        parameters.tensor(a)?,
-                        parameters.tensor(b)?,
-                        scale,
-                    )?;
-                    ops.read(&norm)?
+                    let weight = parameters.weight(linear.weight);
+                    device.read(&device.dora_norm(weight, parameters.tensor(a)?, parameters.tensor(b)?, scale)?)?
                 }
             };
-            let shape = [linear.outputs];
-            Some(parameters.push(Parameter {
-                name: format!("{PREFIX}{}.lora_magnitude_vector", linear.module),
-                role: Role::Adapter,
-                value: Weight::Dense(ops.upload(&shape, &m)?),
-                shape: shape.to_vec(),
-                trainable: true,
-                transposed_on_disk: false,
-            }))
+            Some(add(parameters, "lora_magnitude_vector", TensorKind::Magnitude, &[linear.outputs], &m)?)
         } else {
             None
         };
-        linear.adapter = Some(Adapter { a, b, magnitude, rank, alpha, scale, dropout: config.dropout as f32 });
+        let (rslora, dropout) = (config.rslora, config.dropout as f32);
+        linear.adapter = Some(Adapter { a, b, magnitude, rank, alpha, rslora, scale, dropout });
     }
     if any { Ok(()) } else { Err(EngineError::Adapter("its targets name no linear layer of this model".into())) }
 }

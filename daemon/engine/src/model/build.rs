@@ -4,14 +4,18 @@
 use finetuned_formats::{
     Activation as StoredActivation, Architecture, ModelConfig, Rope, RopeScaling, StoredType, TensorSource,
 };
-use finetuned_shaders::random::Key;
+use finetuned_plugin_api::optimizer::TensorKind;
 use finetuned_shaders::{Activation, AttentionSpec, Device, RotaryTable, Weight, WeightKind};
 
-use super::block::{Block, Mlp, Projection};
+use super::attention::Attention;
+use super::block::Block;
 use super::decoder::Decoder;
 use super::linear::Linear;
+use super::mlp::{Mlp, MlpKind};
 use super::norm::Norm;
-use super::parameters::{Parameter, ParameterId, Parameters, Role};
+use super::parameters::{Parameter, ParameterId, Parameters};
+use super::products::Products;
+use super::streams;
 use crate::error::EngineError;
 
 /// How a model is held.
@@ -32,20 +36,20 @@ pub struct LoadOptions {
 /// # Errors
 /// A missing tensor or one of another shape, by name; no memory.
 pub fn load(
-    ops: &Device,
+    device: &Device,
     config: &ModelConfig,
     source: &dyn TensorSource,
     options: &LoadOptions,
 ) -> Result<Decoder, EngineError> {
-    let mut loader = Loader { ops, source, options, parameters: Parameters::default(), linears: 0, config };
+    let mut loader = Loader { device, source, options, parameters: Parameters::default(), linears: 0, config };
     let names = Names::of(config.architecture);
     let c = config.hidden_size;
     let context = options.context.max(1);
 
-    let embedding = loader.tensor(names.embedding, &[config.vocab_size, c], Role::Embedding)?;
+    let embedding = loader.tensor(names.embedding, &[config.vocab_size, c], TensorKind::Embedding)?;
     let position_embedding = match config.architecture {
         Architecture::Gpt2 => {
-            let id = loader.tensor("transformer.wpe.weight", &[config.max_positions, c], Role::Embedding)?;
+            let id = loader.tensor("transformer.wpe.weight", &[config.max_positions, c], TensorKind::Embedding)?;
             Some(id)
         }
         _ => None,
@@ -55,14 +59,14 @@ pub fn load(
     let head = if config.tied_embeddings {
         embedding
     } else {
-        loader.tensor(HEAD, &[config.vocab_size, c], Role::Embedding)?
+        loader.tensor(HEAD, &[config.vocab_size, c], TensorKind::Head)?
     };
     let embedding_scale = match config.architecture {
         Architecture::Gemma2 | Architecture::Gemma3 => (c as f32).sqrt(),
         _ => 1.0,
     };
     let reach = if position_embedding.is_some() { config.max_positions } else { context };
-    let tables = rotary_tables(ops, config, reach)?;
+    let tables = rotary_tables(device, config, reach)?;
     Ok(Decoder {
         config: config.clone(),
         parameters: loader.parameters,
@@ -81,8 +85,8 @@ pub fn load(
 /// Whether a frozen matrix stays in the bf16 that the checkpoint has it in: the
 /// same values in half the memory. A CPU multiplies f32 faster, and has more
 /// memory.
-pub(crate) fn stays_bf16(ops: &Device, source: &dyn TensorSource, name: &str) -> bool {
-    !ops.info().on_host && source.info(name).is_some_and(|info| info.stored == StoredType::BF16)
+pub(crate) fn stays_bf16(device: &Device, source: &dyn TensorSource, name: &str) -> bool {
+    !device.info().on_host && source.info(name).is_some_and(|info| info.stored == StoredType::BF16)
 }
 
 /// The embedding, of all families but GPT-2.
@@ -106,7 +110,7 @@ impl Names {
 }
 
 struct Loader<'a> {
-    ops: &'a Device,
+    device: &'a Device,
     source: &'a dyn TensorSource,
     options: &'a LoadOptions,
     parameters: Parameters,
@@ -150,32 +154,32 @@ impl Loader<'_> {
     fn value(&self, name: &str, shape: &[usize], kind: WeightKind) -> Result<Weight, EngineError> {
         if let Some(random) = self.source.random(name) {
             self.check(name, shape)?;
-            let key = Key::new(random.seed, 0, random.place);
-            return Ok(self.ops.random_weight(shape, random.scale, key, kind)?);
+            let key = streams::made_up(&random);
+            return Ok(self.device.random_weight(shape, random.scale, key, kind)?);
         }
         self.upload(shape, &self.read(name, shape)?, kind)
     }
 
     fn upload(&self, shape: &[usize], values: &[f32], kind: WeightKind) -> Result<Weight, EngineError> {
         Ok(match kind {
-            WeightKind::F32 => Weight::Dense(self.ops.upload(shape, values)?),
-            WeightKind::Bf16 => Weight::Dense(self.ops.upload_bf16(shape, values)?),
-            WeightKind::Nf4 { double_quant } => self.ops.upload_nf4(shape, values, double_quant)?,
+            WeightKind::F32 => Weight::Dense(self.device.upload(shape, values)?),
+            WeightKind::Bf16 => Weight::Dense(self.device.upload_bf16(shape, values)?),
+            WeightKind::Nf4 { double_quant } => self.device.upload_nf4(shape, values, double_quant)?,
         })
     }
 
     /// The type of a weight that is not quantised.
     fn dense(&self, name: &str) -> WeightKind {
         let frozen = !self.options.trainable;
-        if frozen && stays_bf16(self.ops, self.source, name) { WeightKind::Bf16 } else { WeightKind::F32 }
+        if frozen && stays_bf16(self.device, self.source, name) { WeightKind::Bf16 } else { WeightKind::F32 }
     }
 
-    fn tensor(&mut self, name: &str, shape: &[usize], role: Role) -> Result<ParameterId, EngineError> {
-        let kind = if role == Role::Embedding { self.dense(name) } else { WeightKind::F32 };
-        let value = self.value(name, shape, kind)?;
+    fn tensor(&mut self, name: &str, shape: &[usize], kind: TensorKind) -> Result<ParameterId, EngineError> {
+        let held = if matches!(kind, TensorKind::Embedding | TensorKind::Head) { self.dense(name) } else { WeightKind::F32 };
+        let value = self.value(name, shape, held)?;
         Ok(self.parameters.push(Parameter {
             name: name.to_string(),
-            role,
+            kind,
             value,
             shape: shape.to_vec(),
             trainable: self.options.trainable,
@@ -184,9 +188,9 @@ impl Loader<'_> {
     }
 
     fn norm(&mut self, module: &str, width: usize) -> Result<Norm, EngineError> {
-        let weight = self.tensor(&format!("{module}.weight"), &[width], Role::Norm)?;
+        let weight = self.tensor(&format!("{module}.weight"), &[width], TensorKind::Norm)?;
         let bias = match self.config.architecture {
-            Architecture::Gpt2 => Some(self.tensor(&format!("{module}.bias"), &[width], Role::Norm)?),
+            Architecture::Gpt2 => Some(self.tensor(&format!("{module}.bias"), &[width], TensorKind::Norm)?),
             _ => None,
         };
         let offset = match self.config.architecture {
@@ -211,13 +215,13 @@ impl Loader<'_> {
         };
         let weight = self.parameters.push(Parameter {
             name,
-            role: Role::Linear,
+            kind: TensorKind::Matrix,
             value,
             shape: vec![outputs, inputs],
             trainable: self.options.trainable,
             transposed_on_disk: conv1d,
         });
-        let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[outputs], Role::Bias)?) } else { None };
+        let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[outputs], TensorKind::Bias)?) } else { None };
         let place = self.linears;
         self.linears += 1;
         Ok(Linear { module, weight, bias, inputs, outputs, adapter: None, place })
@@ -253,37 +257,36 @@ fn block(l: &mut Loader, i: usize) -> Result<Block, EngineError> {
 
     if config.architecture == Architecture::Gpt2 {
         let at = format!("transformer.h.{i}");
+        let norm_attention = Some(l.norm(&format!("{at}.ln_1"), c)?);
+        let qkv = l.linear(format!("{at}.attn.c_attn"), c, 3 * c, true)?;
+        let projection = Products::Fused { linear: Box::new(qkv), widths: vec![q, kv, kv] };
+        let output = l.linear(format!("{at}.attn.c_proj"), c, c, true)?;
+        let norm_mlp = Some(l.norm(&format!("{at}.ln_2"), c)?);
+        let input = Products::Split(vec![l.linear(format!("{at}.mlp.c_fc"), c, f, true)?]);
+        let down = l.linear(format!("{at}.mlp.c_proj"), f, c, true)?;
         return Ok(Block {
-            norm_attention: l.norm(&format!("{at}.ln_1"), c)?,
-            projection: Projection::Fused(l.linear(format!("{at}.attn.c_attn"), c, 3 * c, true)?),
-            query_norm: None,
-            key_norm: None,
-            output: l.linear(format!("{at}.attn.c_proj"), c, c, true)?,
+            norm_attention,
+            attention: Attention { projection, query_norm: None, key_norm: None, output, spec: attention, rotary },
             post_attention: None,
-            norm_mlp: l.norm(&format!("{at}.ln_2"), c)?,
-            mlp: Mlp::Plain {
-                input: l.linear(format!("{at}.mlp.c_fc"), c, f, true)?,
-                output: l.linear(format!("{at}.mlp.c_proj"), f, c, true)?,
-            },
+            norm_mlp,
+            mlp: Mlp { input, kind: MlpKind::Plain, activation, output: down },
             post_mlp: None,
-            activation,
-            attention,
-            rotary,
         });
     }
 
     let at = format!("model.layers.{i}");
     let attn = format!("{at}.self_attn");
     let mlp = format!("{at}.mlp");
-    let norm_attention = l.norm(&format!("{at}.input_layernorm"), c)?;
+    let norm_attention = Some(l.norm(&format!("{at}.input_layernorm"), c)?);
     let projection = if config.architecture == Architecture::Phi3 {
-        Projection::Fused(l.linear(format!("{attn}.qkv_proj"), c, q + 2 * kv, false)?)
+        let qkv = l.linear(format!("{attn}.qkv_proj"), c, q + 2 * kv, false)?;
+        Products::Fused { linear: Box::new(qkv), widths: vec![q, kv, kv] }
     } else {
-        Projection::Split {
-            q: l.linear(format!("{attn}.q_proj"), c, q, config.attention_bias)?,
-            k: l.linear(format!("{attn}.k_proj"), c, kv, config.attention_bias)?,
-            v: l.linear(format!("{attn}.v_proj"), c, kv, config.attention_bias)?,
-        }
+        Products::Split(vec![
+            l.linear(format!("{attn}.q_proj"), c, q, config.attention_bias)?,
+            l.linear(format!("{attn}.k_proj"), c, kv, config.attention_bias)?,
+            l.linear(format!("{attn}.v_proj"), c, kv, config.attention_bias)?,
+        ])
     };
     let (query_norm, key_norm) = if config.qk_norm {
         (Some(l.norm(&format!("{attn}.q_norm"), d)?), Some(l.norm(&format!("{attn}.k_norm"), d)?))
@@ -294,42 +297,34 @@ fn block(l: &mut Loader, i: usize) -> Result<Block, EngineError> {
     let (post_attention, norm_mlp, post_mlp) = if gemma {
         (
             Some(l.norm(&format!("{at}.post_attention_layernorm"), c)?),
-            l.norm(&format!("{at}.pre_feedforward_layernorm"), c)?,
+            Some(l.norm(&format!("{at}.pre_feedforward_layernorm"), c)?),
             Some(l.norm(&format!("{at}.post_feedforward_layernorm"), c)?),
         )
     } else {
-        (None, l.norm(&format!("{at}.post_attention_layernorm"), c)?, None)
+        (None, Some(l.norm(&format!("{at}.post_attention_layernorm"), c)?), None)
     };
-    let mlp = if config.architecture == Architecture::Phi3 {
-        Mlp::FusedGated {
-            gate_up: l.linear(format!("{mlp}.gate_up_proj"), c, 2 * f, false)?,
-            down: l.linear(format!("{mlp}.down_proj"), f, c, false)?,
-        }
+    let input = if config.architecture == Architecture::Phi3 {
+        let gate_up = l.linear(format!("{mlp}.gate_up_proj"), c, 2 * f, false)?;
+        Products::Fused { linear: Box::new(gate_up), widths: vec![f, f] }
     } else {
-        Mlp::Gated {
-            gate: l.linear(format!("{mlp}.gate_proj"), c, f, config.mlp_bias)?,
-            up: l.linear(format!("{mlp}.up_proj"), c, f, config.mlp_bias)?,
-            down: l.linear(format!("{mlp}.down_proj"), f, c, config.mlp_bias)?,
-        }
+        Products::Split(vec![
+            l.linear(format!("{mlp}.gate_proj"), c, f, config.mlp_bias)?,
+            l.linear(format!("{mlp}.up_proj"), c, f, config.mlp_bias)?,
+        ])
     };
+    let down = l.linear(format!("{mlp}.down_proj"), f, c, config.mlp_bias)?;
     Ok(Block {
         norm_attention,
-        projection,
-        query_norm,
-        key_norm,
-        output,
+        attention: Attention { projection, query_norm, key_norm, output, spec: attention, rotary },
         post_attention,
         norm_mlp,
-        mlp,
+        mlp: Mlp { input, kind: MlpKind::Gated, activation, output: down },
         post_mlp,
-        activation,
-        attention,
-        rotary,
     })
 }
 
 /// The model's rotary tables: the main one, and Gemma 3's local one.
-fn rotary_tables(ops: &Device, config: &ModelConfig, positions: usize) -> Result<Vec<RotaryTable>, EngineError> {
+fn rotary_tables(device: &Device, config: &ModelConfig, positions: usize) -> Result<Vec<RotaryTable>, EngineError> {
     if config.architecture == Architecture::Gpt2 {
         return Ok(Vec::new());
     }
@@ -340,7 +335,7 @@ fn rotary_tables(ops: &Device, config: &ModelConfig, positions: usize) -> Result
     let mut tables = Vec::with_capacity(ropes.len());
     for rope in ropes {
         let inverse: Vec<f32> = rope.frequencies().iter().map(|f| *f as f32).collect();
-        tables.push(rotary_table(ops, &inverse, rope.rotary_dim, positions)?);
+        tables.push(rotary_table(device, &inverse, rope.rotary_dim, positions)?);
     }
     Ok(tables)
 }
@@ -348,7 +343,7 @@ fn rotary_tables(ops: &Device, config: &ModelConfig, positions: usize) -> Result
 /// Angles, sines and cosines in f32: half precision loses positions past a few
 /// thousand (transformers#29285).
 fn rotary_table(
-    ops: &Device,
+    device: &Device,
     inverse: &[f32],
     rotary_dim: usize,
     positions: usize,
@@ -364,8 +359,8 @@ fn rotary_table(
         }
     }
     Ok(RotaryTable {
-        cos: ops.upload(&[positions, half], &cos)?,
-        sin: ops.upload(&[positions, half], &sin)?,
+        cos: device.upload(&[positions, half], &cos)?,
+        sin: device.upload(&[positions, half], &sin)?,
         rotary_dim,
     })
 }

@@ -5,13 +5,14 @@
 //! With `t = s · dropout(x) Aᵀ Bᵀ`:
 //! - LoRA: `y = x Wᵀ + b + t`;
 //! - DoRA: `y = b + x Wᵀ + (g − 1) ⊙ (dropout(x) Wᵀ) + g ⊙ t`, where
-//!   `g = m / ‖W + s B A‖` row by row, the norm a constant of the backward pass
-//!   (section 4.3 of the paper, and PEFT).
+//!   `g = m / ‖W + s B A‖` row by row, and the norm is a constant of the
+//!   backward pass (section 4.3 of the paper, and PEFT).
 
-use finetuned_shaders::random::Key;
 use finetuned_shaders::{Device, Tensor, TensorError};
 
-use super::parameters::{Gradients, ParameterId, Parameters};
+use super::context::{Backward, Forward, Pass};
+use super::parameters::ParameterId;
+use super::streams;
 
 type Result<T> = std::result::Result<T, TensorError>;
 
@@ -24,216 +25,214 @@ pub struct Adapter {
     pub b: ParameterId,
     /// `[out]`, DoRA only.
     pub magnitude: Option<ParameterId>,
+    /// R.
     pub rank: usize,
+    /// Numerator of the scale.
     pub alpha: f64,
-    /// alpha / rank, or alpha / √rank.
+    /// The scale is alpha / √rank instead of alpha / rank.
+    pub rslora: bool,
+    /// What the product of the factors is multiplied by.
     pub scale: f32,
+    /// Share of the adapter's inputs that training sets to zero.
     pub dropout: f32,
 }
 
+/// `y = x Wᵀ + b`, and an adapter's share.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// Module path as in the checkpoint, without `.weight`.
     pub module: String,
+    /// `[out, in]`.
     pub weight: ParameterId,
+    /// `[out]`.
     pub bias: Option<ParameterId>,
+    /// Width of x.
     pub inputs: usize,
+    /// Width of y.
     pub outputs: usize,
+    /// Beside the weight, if the layer is adapted.
     pub adapter: Option<Adapter>,
     /// Number of this layer in the model: its place in the random streams.
     pub place: u32,
 }
 
-/// What one pass is about.
-#[derive(Debug, Clone, Copy)]
-pub struct Pass {
-    /// Dropout acts.
-    pub training: bool,
-    /// Adapters act; off, the model is its base.
-    pub adapters: bool,
-    pub seed: u64,
-    pub step: u32,
-    pub micro_batch: u32,
-}
+/// What the backward pass needs beside the layer's input: nothing without an
+/// adapter.
+#[derive(Debug)]
+pub struct LinearSaved(Option<AdapterSaved>);
 
-impl Pass {
-    /// Evaluation: no dropout.
-    pub fn evaluation(adapters: bool) -> Pass {
-        Pass { training: false, adapters, seed: 0, step: 0, micro_batch: 0 }
-    }
-
-    fn key(&self, place: u32) -> Key {
-        // Layers count in the low 16 bits, micro-batches above.
-        Key::new(self.seed, self.step, (self.micro_batch << 16) | (place & 0xffff))
-    }
-}
-
-/// What the backward pass needs beside the layer's input.
-#[derive(Debug, Clone, Default)]
-pub struct LinearSaved {
+#[derive(Debug)]
+struct AdapterSaved {
     /// dropout(x) Aᵀ `[N, R]`.
-    low: Option<Tensor>,
-    /// DoRA: g `[out]`, the norms `[out]` as host numbers, and
-    /// `dropout(x) Wᵀ + t` `[N, out]`.
-    dora: Option<(Tensor, Vec<f32>, Tensor)>,
+    low: Tensor,
+    dora: Option<DoraSaved>,
 }
 
-impl LinearSaved {
-    /// Bytes kept between forward and backward.
-    pub fn bytes(&self) -> usize {
-        self.low.as_ref().map_or(0, Tensor::bytes) + self.dora.as_ref().map_or(0, |d| d.2.bytes())
-    }
+#[derive(Debug)]
+struct DoraSaved {
+    magnitude: ParameterId,
+    /// g `[out]`.
+    gain: Tensor,
+    /// ‖W + s B A‖ row by row `[out]`.
+    norm: Vec<f32>,
+    /// dropout(x) Wᵀ + t `[N, out]`.
+    inner: Tensor,
 }
 
 impl Linear {
-    pub fn forward(&self, ops: &Device, p: &Parameters, x: &Tensor, pass: &Pass) -> Result<(Tensor, LinearSaved)> {
-        let mut y = ops.linear(x, p.weight(self.weight))?;
-        let mut saved = LinearSaved::default();
-        if let Some(adapter) = self.adapter.as_ref().filter(|_| pass.adapters) {
-            let dropped = self.dropped(ops, adapter, x, pass)?;
-            let input = dropped.as_ref().unwrap_or(x);
-            let a = p.tensor(adapter.a)?;
-            let b = p.tensor(adapter.b)?;
-            let low = ops.matmul(input, false, a, true, 1.0, None)?;
-            if let Some(magnitude) = adapter.magnitude {
-                let norm = ops.read(&ops.dora_norm(p.weight(self.weight), a, b, adapter.scale)?)?;
-                let m = ops.read(p.tensor(magnitude)?)?;
-                let gain: Vec<f32> = m.iter().zip(&norm).map(|(m, n)| m / n).collect();
-                let gain = ops.upload(&[self.outputs], &gain)?;
-                match &dropped {
-                    Some(dropped) => {
-                        let base = ops.linear(dropped, p.weight(self.weight))?;
-                        let inner = ops.matmul(&low, false, b, true, adapter.scale, Some(ops.copy(&base)?))?;
-                        let scaled = ops.scale_columns(&inner, &gain)?;
-                        ops.add_scaled(&mut y, &scaled, 1.0)?;
-                        ops.add_scaled(&mut y, &base, -1.0)?;
-                        saved.dora = Some((gain, norm, inner));
-                    }
-                    None => {
-                        let inner = ops.matmul(&low, false, b, true, adapter.scale, Some(y))?;
-                        y = ops.scale_columns(&inner, &gain)?;
-                        saved.dora = Some((gain, norm, inner));
-                    }
-                }
-            } else {
-                y = ops.matmul(&low, false, b, true, adapter.scale, Some(y))?;
+    /// y `[N, out]` of x `[N, in]`, and what the backward pass reads.
+    pub fn forward(&self, cx: &Forward, x: &Tensor) -> Result<(Tensor, LinearSaved)> {
+        let y = cx.device.linear(x, cx.parameters.weight(self.weight))?;
+        let (mut y, saved) = match self.adapter.as_ref().filter(|_| cx.pass.adapters) {
+            Some(adapter) => {
+                let (y, saved) = self.adapted(cx, adapter, x, y)?;
+                (y, Some(saved))
             }
-            saved.low = Some(low);
-        }
+            None => (y, None),
+        };
         if let Some(bias) = self.bias {
-            ops.add_bias(&mut y, p.tensor(bias)?)?;
+            cx.device.add_bias(&mut y, cx.parameters.tensor(bias)?)?;
         }
-        Ok((y, saved))
+        Ok((y, LinearSaved(saved)))
     }
 
-    /// Adds to the parameters' gradients and returns dx added to `into`; with
-    /// `input_gradient` false the gradient of the input is not computed and
-    /// `into` comes back as it was.
-    #[allow(clippy::too_many_arguments)]
+    /// The adapter's share added to y, the product of the weight.
+    fn adapted(&self, cx: &Forward, adapter: &Adapter, x: &Tensor, mut y: Tensor) -> Result<(Tensor, AdapterSaved)> {
+        let device = cx.device;
+        let weight = cx.parameters.weight(self.weight);
+        let dropped = self.dropped(device, adapter, x, &cx.pass)?;
+        let input = dropped.as_ref().unwrap_or(x);
+        let a = cx.parameters.tensor(adapter.a)?;
+        let b = cx.parameters.tensor(adapter.b)?;
+        let low = device.matmul(input, false, a, true, 1.0, None)?;
+        let Some(magnitude) = adapter.magnitude else {
+            y = device.matmul(&low, false, b, true, adapter.scale, Some(y))?;
+            return Ok((y, AdapterSaved { low, dora: None }));
+        };
+        let norm = device.read(&device.dora_norm(weight, a, b, adapter.scale)?)?;
+        let m = device.read(cx.parameters.tensor(magnitude)?)?;
+        let gain: Vec<f32> = m.iter().zip(&norm).map(|(m, n)| m / n).collect();
+        let gain = device.upload(&[self.outputs], &gain)?;
+        let inner = match &dropped {
+            Some(dropped) => {
+                let base = device.linear(dropped, weight)?;
+                let inner = device.matmul(&low, false, b, true, adapter.scale, Some(device.copy(&base)?))?;
+                let scaled = device.scale_columns(&inner, &gain)?;
+                device.add_scaled(&mut y, &scaled, 1.0)?;
+                device.add_scaled(&mut y, &base, -1.0)?;
+                inner
+            }
+            None => {
+                let inner = device.matmul(&low, false, b, true, adapter.scale, Some(y))?;
+                y = device.scale_columns(&inner, &gain)?;
+                inner
+            }
+        };
+        Ok((y, AdapterSaved { low, dora: Some(DoraSaved { magnitude, gain, norm, inner }) }))
+    }
+
+    /// Adds to the parameters' gradients. Returns dx added to `into`.
     pub fn backward(
         &self,
-        ops: &Device,
-        p: &Parameters,
-        g: &mut Gradients,
+        cx: &mut Backward,
         dy: &Tensor,
         x: &Tensor,
         saved: &LinearSaved,
         into: Option<Tensor>,
-        input_gradient: bool,
-        pass: &Pass,
-    ) -> Result<Option<Tensor>> {
-        if let Some(bias) = self.bias
-            && let Some(dbias) = g.get_mut(bias)
-        {
-            ops.bias_backward(dy, dbias)?;
-        }
-        if let Some(dweight) = g.get_mut(self.weight) {
-            ops.linear_weight_backward(dy, x, dweight)?;
-        }
-        let Some(adapter) = self.adapter.as_ref().filter(|_| pass.adapters) else {
-            return if input_gradient {
-                ops.linear_backward(dy, p.weight(self.weight), into).map(Some)
-            } else {
-                Ok(into)
-            };
+    ) -> Result<Tensor> {
+        self.base_gradients(cx, dy, x)?;
+        let (device, parameters) = (cx.device, cx.parameters);
+        let weight = parameters.weight(self.weight);
+        let Some((adapter, saved)) = self.adapter.as_ref().zip(saved.0.as_ref()) else {
+            return device.linear_backward(dy, weight, into);
         };
-        let dropped = self.dropped(ops, adapter, x, pass)?;
-        let mut dx = into;
-        // The gradient that reaches t, and the base product's part of dx.
-        let scaled;
-        let dt = match &saved.dora {
-            None => {
-                if input_gradient {
-                    dx = Some(ops.linear_backward(dy, p.weight(self.weight), dx)?);
-                }
-                dy
-            }
-            Some((gain, norm, inner)) => {
-                if let Some(magnitude) = adapter.magnitude
-                    && g.wanted(magnitude)
-                {
-                    let mut dgain = ops.zeros(&[self.outputs])?;
-                    ops.column_dot(dy, inner, &mut dgain)?;
-                    let dm: Vec<f32> = ops.read(&dgain)?.iter().zip(norm).map(|(d, n)| d / n).collect();
-                    let dm = ops.upload(&[self.outputs], &dm)?;
-                    if let Some(gradient) = g.get_mut(magnitude) {
-                        ops.add_scaled(gradient, &dm, 1.0)?;
-                    }
-                }
-                scaled = ops.scale_columns(dy, gain)?;
-                if input_gradient {
-                    match &dropped {
-                        None => dx = Some(ops.linear_backward(&scaled, p.weight(self.weight), dx)?),
-                        Some(_) => {
-                            dx = Some(ops.linear_backward(dy, p.weight(self.weight), dx)?);
-                            let mut excess = ops.copy(&scaled)?;
-                            ops.add_scaled(&mut excess, dy, -1.0)?;
-                            let through = ops.linear_backward(&excess, p.weight(self.weight), None)?;
-                            let through = ops.dropout(&through, adapter.dropout, pass.key(self.place))?;
-                            if let Some(dx) = dx.as_mut() {
-                                ops.add_scaled(dx, &through, 1.0)?;
-                            }
-                        }
-                    }
-                }
-                &scaled
+        let dropped = self.dropped(device, adapter, x, &cx.pass)?;
+        let gained = self.gained(cx, saved, dy)?;
+        let mut dx = match (&gained, &dropped) {
+            (None, _) => device.linear_backward(dy, weight, into)?,
+            (Some(gained), None) => device.linear_backward(gained, weight, into)?,
+            (Some(gained), Some(_)) => {
+                let mut dx = device.linear_backward(dy, weight, into)?;
+                let mut excess = device.copy(gained)?;
+                device.add_scaled(&mut excess, dy, -1.0)?;
+                let through = device.linear_backward(&excess, weight, None)?;
+                let through = device.dropout(&through, adapter.dropout, streams::dropout(&cx.pass, self.place))?;
+                device.add_scaled(&mut dx, &through, 1.0)?;
+                dx
             }
         };
-        let low = saved.low.as_ref().ok_or(TensorError::Shape {
-            op: "lora backward",
-            expected: "the forward pass's low-rank product".into(),
-            got: "none".into(),
-        })?;
-        let dlow = ops.matmul(dt, false, p.tensor(adapter.b)?, false, adapter.scale, None)?;
-        g.accumulate(adapter.b, |db| ops.matmul(dt, true, low, false, adapter.scale, Some(db)))?;
         let input = dropped.as_ref().unwrap_or(x);
-        g.accumulate(adapter.a, |da| ops.matmul(&dlow, true, input, false, 1.0, Some(da)))?;
-        if input_gradient {
-            let a = p.tensor(adapter.a)?;
-            dx = Some(if dropped.is_some() {
-                let through = ops.matmul(&dlow, false, a, false, 1.0, None)?;
-                let through = ops.dropout(&through, adapter.dropout, pass.key(self.place))?;
-                match dx {
-                    Some(mut dx) => {
-                        ops.add_scaled(&mut dx, &through, 1.0)?;
-                        dx
-                    }
-                    None => through,
-                }
-            } else {
-                ops.matmul(&dlow, false, a, false, 1.0, dx)?
-            });
+        let dlow = factor_gradients(cx, adapter, saved, gained.as_ref().unwrap_or(dy), input)?;
+        let a = parameters.tensor(adapter.a)?;
+        if dropped.is_none() {
+            return device.matmul(&dlow, false, a, false, 1.0, Some(dx));
         }
+        let through = device.matmul(&dlow, false, a, false, 1.0, None)?;
+        let through = device.dropout(&through, adapter.dropout, streams::dropout(&cx.pass, self.place))?;
+        device.add_scaled(&mut dx, &through, 1.0)?;
         Ok(dx)
     }
 
-    /// dropout(x), where dropout acts; computed again in the backward pass from
-    /// the same key.
-    fn dropped(&self, ops: &Device, adapter: &Adapter, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
+    /// Adds to the parameters' gradients, where nothing below the layer is
+    /// trained.
+    pub fn backward_parameters(&self, cx: &mut Backward, dy: &Tensor, x: &Tensor, saved: &LinearSaved) -> Result<()> {
+        self.base_gradients(cx, dy, x)?;
+        let Some((adapter, saved)) = self.adapter.as_ref().zip(saved.0.as_ref()) else { return Ok(()) };
+        let dropped = self.dropped(cx.device, adapter, x, &cx.pass)?;
+        let gained = self.gained(cx, saved, dy)?;
+        let input = dropped.as_ref().unwrap_or(x);
+        factor_gradients(cx, adapter, saved, gained.as_ref().unwrap_or(dy), input).map(drop)
+    }
+
+    /// The bias's and the weight's gradients, if they are trained.
+    fn base_gradients(&self, cx: &mut Backward, dy: &Tensor, x: &Tensor) -> Result<()> {
+        if let Some(dbias) = self.bias.and_then(|bias| cx.gradients.get_mut(bias)) {
+            cx.device.bias_backward(dy, dbias)?;
+        }
+        if let Some(dweight) = cx.gradients.get_mut(self.weight) {
+            cx.device.linear_weight_backward(dy, x, dweight)?;
+        }
+        Ok(())
+    }
+
+    /// The gradient behind DoRA's gain, and the magnitude's own; None for LoRA,
+    /// which has no gain.
+    fn gained(&self, cx: &mut Backward, saved: &AdapterSaved, dy: &Tensor) -> Result<Option<Tensor>> {
+        let Some(DoraSaved { magnitude, gain, norm, inner }) = &saved.dora else { return Ok(None) };
+        let device = cx.device;
+        if let Some(dmagnitude) = cx.gradients.get_mut(*magnitude) {
+            let mut dgain = device.zeros(&[self.outputs])?;
+            device.column_dot(dy, inner, &mut dgain)?;
+            let dm: Vec<f32> = device.read(&dgain)?.iter().zip(norm).map(|(d, n)| d / n).collect();
+            let dm = device.upload(&[self.outputs], &dm)?;
+            device.add_scaled(dmagnitude, &dm, 1.0)?;
+        }
+        device.scale_columns(dy, gain).map(Some)
+    }
+
+    /// dropout(x), if dropout acts. The backward pass computes it again from the
+    /// same key.
+    fn dropped(&self, device: &Device, adapter: &Adapter, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
         if pass.training && adapter.dropout > 0.0 {
-            ops.dropout(x, adapter.dropout, pass.key(self.place)).map(Some)
+            device.dropout(x, adapter.dropout, streams::dropout(pass, self.place)).map(Some)
         } else {
             Ok(None)
         }
     }
+}
+
+/// Adds to the factors' gradients, from dt `[N, out]` of the product of the
+/// factors. Returns the gradient of dropout(x) Aᵀ `[N, R]`.
+fn factor_gradients(
+    cx: &mut Backward,
+    adapter: &Adapter,
+    saved: &AdapterSaved,
+    dt: &Tensor,
+    input: &Tensor,
+) -> Result<Tensor> {
+    let device = cx.device;
+    let dlow = device.matmul(dt, false, cx.parameters.tensor(adapter.b)?, false, adapter.scale, None)?;
+    cx.gradients.accumulate(adapter.b, |db| device.matmul(dt, true, &saved.low, false, adapter.scale, Some(db)))?;
+    cx.gradients.accumulate(adapter.a, |da| device.matmul(&dlow, true, input, false, 1.0, Some(da)))?;
+    Ok(dlow)
 }

@@ -1,46 +1,57 @@
 //! RMSNorm and LayerNorm as layers.
 
-use finetuned_shaders::{Device, Tensor, TensorError};
+use finetuned_shaders::{Tensor, TensorError};
 
-use super::parameters::{Gradients, ParameterId, Parameters};
+use super::context::{Backward, Forward};
+use super::parameters::ParameterId;
 
 type Result<T> = std::result::Result<T, TensorError>;
 
+/// A norm over groups as wide as its weight: the residual stream, all heads of
+/// a query or key, or each head.
 #[derive(Debug, Clone)]
 pub struct Norm {
+    /// The gains.
     pub weight: ParameterId,
-    /// LayerNorm where there is a bias, else RMSNorm.
+    /// LayerNorm if there is a bias, else RMSNorm.
     pub bias: Option<ParameterId>,
+    /// Added to the variance under the square root.
     pub epsilon: f32,
     /// Added to the weight: 1 for Gemma.
     pub offset: f32,
 }
 
+/// What a norm's backward pass reads.
+#[derive(Debug)]
+pub struct NormSaved {
+    x: Tensor,
+    statistics: Tensor,
+}
+
 impl Norm {
-    /// The result, and the statistics that the backward pass needs.
-    pub fn forward(&self, ops: &Device, p: &Parameters, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        match self.bias {
-            None => ops.rms_norm(x, p.tensor(self.weight)?, self.epsilon, self.offset),
-            Some(bias) => ops.layer_norm(x, p.tensor(self.weight)?, p.tensor(bias)?, self.epsilon),
-        }
+    /// The normed x, and what the backward pass reads.
+    pub fn forward(&self, cx: &Forward, x: Tensor) -> Result<(Tensor, NormSaved)> {
+        let weight = cx.parameters.tensor(self.weight)?;
+        let (y, statistics) = match self.bias {
+            None => cx.device.rms_norm(&x, weight, self.epsilon, self.offset)?,
+            Some(bias) => cx.device.layer_norm(&x, weight, cx.parameters.tensor(bias)?, self.epsilon)?,
+        };
+        Ok((y, NormSaved { x, statistics }))
     }
 
     /// dx added to `into`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &self,
-        ops: &Device,
-        p: &Parameters,
-        g: &mut Gradients,
-        dy: &Tensor,
-        x: &Tensor,
-        statistics: &Tensor,
-        into: Option<Tensor>,
-    ) -> Result<Tensor> {
-        let weight = p.tensor(self.weight)?;
+    pub fn backward(&self, cx: &mut Backward, dy: &Tensor, saved: &NormSaved, into: Option<Tensor>) -> Result<Tensor> {
+        let weight = cx.parameters.tensor(self.weight)?;
+        let (x, statistics) = (&saved.x, &saved.statistics);
         match self.bias {
-            None => ops.rms_norm_backward(dy, x, weight, statistics, self.offset, into, g.get_mut(self.weight)),
-            Some(bias) => ops.layer_norm_backward(dy, x, weight, statistics, into, g.pair_mut(self.weight, bias)),
+            None => {
+                let dweight = cx.gradients.get_mut(self.weight);
+                cx.device.rms_norm_backward(dy, x, weight, statistics, self.offset, into, dweight)
+            }
+            Some(bias) => {
+                let dparameters = cx.gradients.pair_mut(self.weight, bias);
+                cx.device.layer_norm_backward(dy, x, weight, statistics, into, dparameters)
+            }
         }
     }
 }

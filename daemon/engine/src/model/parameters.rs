@@ -3,31 +3,20 @@
 //! Forward and backward borrow the list, gradients live beside it, and only the
 //! optimizer writes. A tied head is the embedding's id used twice.
 
+use finetuned_plugin_api::optimizer::TensorKind;
 use finetuned_shaders::{Device, Tensor, TensorError, Weight};
 
 /// A place in [`Parameters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParameterId(pub usize);
 
-/// What a parameter is, which decides how it is stored and decayed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Embedding,
-    Linear,
-    Bias,
-    Norm,
-    /// A factor or magnitude of an adapter.
-    Adapter,
-    /// The one row that makes a value of a hidden state.
-    ValueHead,
-}
-
 #[derive(Debug, Clone)]
 pub struct Parameter {
     /// Checkpoint name (`model.layers.0.self_attn.q_proj.weight`), or the name
     /// in the PEFT file for an adapter's.
     pub name: String,
-    pub role: Role,
+    /// What it is in the model: decides how it is stored, decayed and optimized.
+    pub kind: TensorKind,
     pub value: Weight,
     pub shape: Vec<usize>,
     pub trainable: bool,
@@ -114,17 +103,17 @@ impl Gradients {
     ///
     /// # Errors
     /// No memory.
-    pub fn zeros(ops: &Device, parameters: &Parameters) -> Result<Gradients, TensorError> {
+    pub fn zeros(device: &Device, parameters: &Parameters) -> Result<Gradients, TensorError> {
         let list = parameters
             .iter()
-            .map(|(_, p)| if p.trainable { ops.zeros(&p.shape).map(Some) } else { Ok(None) })
+            .map(|(_, p)| if p.trainable { device.zeros(&p.shape).map(Some) } else { Ok(None) })
             .collect::<Result<_, _>>()?;
         Ok(Gradients { list })
     }
 
     /// Sets every gradient to zero, keeping the storage.
-    pub fn clear(&mut self, ops: &Device) -> Result<(), TensorError> {
-        self.list.iter_mut().flatten().try_for_each(|g| ops.fill_zero(g))
+    pub fn clear(&mut self, device: &Device) -> Result<(), TensorError> {
+        self.list.iter_mut().flatten().try_for_each(|g| device.fill_zero(g))
     }
 
     pub fn wanted(&self, id: ParameterId) -> bool {

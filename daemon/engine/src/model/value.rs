@@ -14,19 +14,14 @@
 //! token.
 
 use finetuned_formats::{ModelConfig, TensorSource};
-use finetuned_shaders::random::Key;
-use finetuned_shaders::{Device, Tensor, TensorError, Weight};
+use finetuned_shaders::{Device, Tensor, TensorError};
 
-use super::decoder::Decoder;
-use super::parameters::{Gradients, Parameter, ParameterId, Parameters, Role};
+use super::parameters::{Gradients, ParameterId, Parameters};
+use super::streams;
 use crate::error::EngineError;
 
 /// The head's weight in a model folder.
 pub const WEIGHT: &str = "score.weight";
-
-/// Place of the initial values in the random streams: linear layers, which are
-/// numbered from 0, use step 0 for theirs.
-const PLACE: u32 = u32::MAX;
 
 /// transformers' `initializer_range` where a configuration does not say.
 const DEVIATION: f64 = 0.02;
@@ -39,50 +34,31 @@ pub struct ValueHead {
 
 impl ValueHead {
     /// One value `[D, 1]` for each row of h `[D, C]`.
-    pub fn forward(&self, ops: &Device, p: &Parameters, h: &Tensor) -> Result<Tensor, TensorError> {
-        ops.linear(h, p.weight(self.weight))
+    pub fn forward(&self, device: &Device, p: &Parameters, h: &Tensor) -> Result<Tensor, TensorError> {
+        device.linear(h, p.weight(self.weight))
     }
 
     /// dh `[D, C]` from dvalue `[D, 1]`, and the head's own gradient where it is
     /// wanted.
     pub fn backward(
         &self,
-        ops: &Device,
+        device: &Device,
         p: &Parameters,
         g: &mut Gradients,
         dvalue: &Tensor,
         h: &Tensor,
     ) -> Result<Tensor, TensorError> {
         if let Some(dweight) = g.get_mut(self.weight) {
-            ops.linear_weight_backward(dvalue, h, dweight)?;
+            device.linear_weight_backward(dvalue, h, dweight)?;
         }
-        ops.linear_backward(dvalue, p.weight(self.weight), None)
+        device.linear_backward(dvalue, p.weight(self.weight), None)
     }
-}
-
-/// Puts a trainable head of these values `[1, C]` on the model. `name` is what
-/// checkpoints and outputs call it: [`WEIGHT`], or PEFT's key beside adapters.
-///
-/// # Errors
-/// Another number of values than the model is wide; no memory.
-pub fn attach(ops: &Device, model: &mut Decoder, name: &str, values: &[f32]) -> Result<(), EngineError> {
-    let shape = [1, model.config.hidden_size];
-    let weight = model.parameters.push(Parameter {
-        name: name.to_string(),
-        role: Role::ValueHead,
-        value: Weight::Dense(ops.upload(&shape, values)?),
-        shape: shape.to_vec(),
-        trainable: true,
-        transposed_on_disk: false,
-    });
-    model.value_head = Some(ValueHead { weight });
-    Ok(())
 }
 
 /// The values that a new head begins with, as transformers draws them.
 pub fn initial(config: &ModelConfig, seed: u64) -> Vec<f32> {
     let deviation = config.raw["initializer_range"].as_f64().unwrap_or(DEVIATION);
-    Key::new(seed, 0, PLACE).normal_vec(config.hidden_size, deviation as f32)
+    streams::value_head(seed).normal_vec(config.hidden_size, deviation as f32)
 }
 
 /// The head that a model folder holds, None where it holds none.

@@ -11,8 +11,9 @@ use crate::base;
 use crate::error::EngineError;
 use crate::model::adapter;
 use crate::model::build::{LoadOptions, load, transposed};
-use crate::model::decoder::{Batch, Decoder};
-use crate::model::linear::Pass;
+use crate::model::batch::TokenBatch;
+use crate::model::decoder::Decoder;
+use crate::model::context::Pass;
 use crate::model::value;
 
 /// Logits, and a reward model's value, may differ by this much of the largest
@@ -116,7 +117,7 @@ pub fn save_model(
     let options = LoadOptions { trainable: false, nf4: None, context };
     let mut again = load(ops, &written.config, written.tensors.as_ref(), &options)?;
     if let Some(head) = value::stored(&written.config, written.tensors.as_ref())? {
-        value::attach(ops, &mut again, value::WEIGHT, &head)?;
+        again.attach_value_head(ops, value::WEIGHT, &head)?;
     }
     let difference = compare(&before, &probe_logits(ops, &again, probe)?)?;
     drop((written, again));
@@ -127,7 +128,7 @@ pub fn save_model(
 /// The probe's logits, and its value where there is a head for it.
 fn probe_logits(ops: &Device, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
     let tokens = &probe[..probe.len().min(PROBE_TOKENS)];
-    let batch = Batch::from_documents([tokens]);
+    let batch = TokenBatch::from_documents([tokens]);
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();
     let logits: Tensor = model.logits(ops, &batch, &rows, &Pass::evaluation(true))?;
     let mut numbers = ops.read(&logits)?;

@@ -58,7 +58,7 @@ pub fn load_for_training(
             None => value::initial(&files.config, recipe.train.seed),
         };
         let name = if recipe.method == Method::Full { value::WEIGHT } else { VALUE_HEAD };
-        value::attach(ops, &mut model, name, &head)?;
+        model.attach_value_head(ops, name, &head)?;
     }
     if !heads.language && model.head != model.embedding {
         // Nothing reads it, so there is no gradient, no optimizer state and no decay.

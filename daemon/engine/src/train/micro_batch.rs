@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use finetuned_data::{Document, Example, Examples, Role, Row};
 use finetuned_plugin_api::loss::{Needs, Sequence, Totals};
 
-use crate::model::decoder::Batch;
+use crate::model::batch::TokenBatch;
 
 /// A document with what its batch adds to it.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ fn mismatched(document: &Document, other: &Example, sequence_length: usize) -> O
 #[derive(Debug, Clone)]
 pub struct MicroBatch {
     /// The tokens of all documents.
-    pub batch: Batch,
+    pub batch: TokenBatch,
     /// For each token that the loss sees: the row of the stream that predicts it.
     pub rows: Vec<u32>,
     /// The tokens that the loss sees.
@@ -83,7 +83,7 @@ impl MicroBatch {
         let mut tokens = Vec::new();
         let mut lengths = Vec::with_capacity(documents.len());
         let mut micro = MicroBatch {
-            batch: Batch::from_documents([]),
+            batch: TokenBatch::from_documents([]),
             rows: Vec::new(),
             targets: Vec::new(),
             weight: Vec::new(),
@@ -118,7 +118,7 @@ impl MicroBatch {
             });
         }
         let segments = finetuned_shaders::Segments::from_lengths(lengths);
-        micro.batch = Batch { positions: segments.positions(), segments, tokens };
+        micro.batch = TokenBatch { positions: segments.positions(), segments, tokens };
         micro
     }
 

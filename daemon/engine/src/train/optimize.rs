@@ -2,14 +2,14 @@
 //! states, or the states of an optimizer that steps by a callback on the host.
 
 use finetuned_plugin_api::PluginError;
-use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
+use finetuned_plugin_api::optimizer::{Optimizer, TensorShape};
 use finetuned_plugin_api::program::{Initial, Program, Scalars, State, StateBuffer, StateType};
 use finetuned_shaders::ops::ProgramState;
 use finetuned_shaders::{Device, Weight};
 
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
-use crate::model::parameters::{Gradients, Parameter, ParameterId, Role};
+use crate::model::parameters::{Gradients, ParameterId};
 
 struct Rule {
     id: ParameterId,
@@ -271,19 +271,5 @@ fn no_host() -> EngineError {
 /// A trained tensor as optimizers see it.
 pub fn tensor_shape(model: &Decoder, id: ParameterId) -> TensorShape {
     let parameter = model.parameters.get(id);
-    TensorShape { shape: parameter.shape.clone(), name: parameter.name.clone(), kind: kind(model, id, parameter) }
-}
-
-fn kind(model: &Decoder, id: ParameterId, parameter: &Parameter) -> TensorKind {
-    match parameter.role {
-        Role::Embedding if id == model.head && id != model.embedding => TensorKind::Head,
-        Role::Embedding => TensorKind::Embedding,
-        Role::Linear => TensorKind::Matrix,
-        Role::Bias => TensorKind::Bias,
-        Role::Norm => TensorKind::Norm,
-        Role::Adapter if parameter.name.ends_with("lora_A.weight") => TensorKind::LoraA,
-        Role::Adapter if parameter.name.ends_with("lora_B.weight") => TensorKind::LoraB,
-        Role::Adapter => TensorKind::Magnitude,
-        Role::ValueHead => TensorKind::ValueHead,
-    }
+    TensorShape { shape: parameter.shape.clone(), name: parameter.name.clone(), kind: parameter.kind }
 }

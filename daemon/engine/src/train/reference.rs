@@ -13,7 +13,7 @@ use finetuned_shaders::{Device, StatisticSet, TensorError, Weight};
 
 use super::micro_batch::{MicroBatch, Placed};
 use crate::model::decoder::{Decoder, Keep};
-use crate::model::linear::Pass;
+use crate::model::context::Pass;
 use crate::model::parameters::ParameterId;
 
 pub enum Policy {

@@ -5,7 +5,7 @@ use finetuned_plugin_api::loss::{self, BeforeStep, PerStatistic, Statistic, Tota
 
 use super::Trainer;
 use crate::error::EngineError;
-use crate::model::linear::Pass;
+use crate::model::context::Pass;
 use crate::train::micro_batch::{MicroBatch, Placed, documents};
 use crate::train::reference::token_logp;
 

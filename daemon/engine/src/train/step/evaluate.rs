@@ -8,7 +8,7 @@ use super::{StepResult, Trainer, add_metrics, not_finite};
 use crate::error::EngineError;
 use crate::metrics::TOKEN_ACCURACY;
 use crate::model::decoder::Keep;
-use crate::model::linear::Pass;
+use crate::model::context::Pass;
 use crate::train::micro_batch::MicroBatch;
 
 impl Trainer {

@@ -6,8 +6,8 @@ use finetuned_shaders::{Device, Tensor, TokenCoefficients, TokenStatistics};
 use super::loss::{coefficients, no_statistics, separable_coefficients, values, wanted};
 use super::not_finite;
 use crate::error::EngineError;
-use crate::model::decoder::{Decoder, Forward, HeadForward, Keep};
-use crate::model::linear::Pass;
+use crate::model::context::Pass;
+use crate::model::decoder::{Decoder, HeadInput, Keep, Passed};
 use crate::model::parameters::Gradients;
 use crate::train::heads::{HeadInputs, Heads};
 use crate::train::micro_batch::MicroBatch;
@@ -37,7 +37,7 @@ pub(crate) type Loss<'a> =
 
 impl Differentiation<'_> {
     /// Runs the layers.
-    pub fn forward(&self, micro: &MicroBatch) -> Result<Forward, EngineError> {
+    pub fn forward<'m>(&self, micro: &'m MicroBatch) -> Result<Passed<'m>, EngineError> {
         Ok(self.model.forward(self.ops, &micro.batch, &self.pass, self.keep)?)
     }
 
@@ -47,12 +47,12 @@ impl Differentiation<'_> {
     pub fn heads(
         &mut self,
         micro: &MicroBatch,
-        forward: &Forward,
+        passed: &Passed,
         loss: &mut Loss,
         out: &mut LossGradients,
-    ) -> Result<(HeadForward, Tensor), EngineError> {
+    ) -> Result<(HeadInput, Tensor), EngineError> {
         let (ops, step) = (self.ops, self.pass.step as usize);
-        let head = self.model.head_input(ops, forward, &self.heads.rows(micro)?)?;
+        let head = self.model.head_input(ops, passed, &self.heads.rows(micro)?)?;
         let inputs = self.heads.cut(ops, micro, &head.h)?;
         let values = values(ops, self.model, &inputs)?;
         if values.iter().flatten().any(|value| !value.is_finite()) {
@@ -101,14 +101,8 @@ impl Differentiation<'_> {
     }
 
     /// Runs the layers backward from the gradient of the heads' input.
-    pub fn backward(
-        &mut self,
-        micro: &MicroBatch,
-        forward: Forward,
-        head: HeadForward,
-        dh: &Tensor,
-    ) -> Result<(), EngineError> {
-        Ok(self.model.backward(self.ops, &micro.batch, forward, head, dh, self.gradients, &self.pass)?)
+    pub fn backward(&mut self, passed: Passed, head: HeadInput, dh: &Tensor) -> Result<(), EngineError> {
+        Ok(self.model.backward(self.ops, passed, head, dh, self.gradients)?)
     }
 
     /// Adds the value head's gradient. Returns that of its input.

@@ -28,7 +28,7 @@ use super::optimize::Rules;
 use super::reference::Reference;
 use crate::error::EngineError;
 use crate::model::decoder::{Decoder, Keep};
-use crate::model::linear::Pass;
+use crate::model::context::Pass;
 use crate::model::parameters::Gradients;
 
 /// The choices of the recipe that a step reads.
@@ -272,11 +272,11 @@ impl Trainer {
             keep: self.options.keep(),
             pass,
         };
-        let forward = differentiation.forward(&micro)?;
-        let (head, dh) = differentiation.heads(&micro, &forward, &mut loss, &mut self.out)?;
+        let passed = differentiation.forward(&micro)?;
+        let (head, dh) = differentiation.heads(&micro, &passed, &mut loss, &mut self.out)?;
         result.loss += self.out.loss;
         add_metrics(&mut result.metrics, &self.out.metrics);
-        differentiation.backward(&micro, forward, head, &dh)
+        differentiation.backward(passed, head, &dh)
     }
 
     /// State of the loss plugin, for the checkpoint.
