@@ -17,7 +17,6 @@ pub mod plan;
 pub mod plugins;
 pub mod random_weights;
 pub mod recipe;
-mod recipe_table;
 pub mod run;
 pub mod train;
 pub mod vocabulary;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use finetuned_formats::{FormatError, ModelConfig, RandomTensor, StoredType, TensorInfo, TensorSource};
 use crate::model::shape::ModelShape;
 use crate::model::streams;
+use finetuned_formats::{FormatError, ModelConfig, RandomTensor, StoredType, TensorInfo, TensorSource};
 
 /// Random values for every tensor of a configuration. The device that loads a matrix
 /// also makes it.

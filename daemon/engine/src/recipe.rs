@@ -9,6 +9,8 @@
 //! one: declare it, read it where it acts, and write the documented configuration
 //! anew (`finetune config template > config/finetuned.toml`).
 
+mod table;
+
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -364,7 +366,7 @@ impl Recipe {
     /// Unknown keys (with the nearest known one), wrong types, values out of
     /// range.
     pub fn from_table(table: &toml::Table) -> Result<Recipe, RecipeError> {
-        crate::recipe_table::recipe_from_table(table)
+        table::recipe_from_table(table)
     }
 
     /// The learning rate, or the method's default.
@@ -401,5 +403,5 @@ pub fn merge(lower: &mut toml::Table, upper: &toml::Table) {
 /// # Errors
 /// A text without `=`, or an empty part of the key.
 pub fn set(table: &mut toml::Table, assignment: &str) -> Result<(), RecipeError> {
-    crate::recipe_table::set(table, assignment)
+    table::set(table, assignment)
 }

@@ -93,7 +93,8 @@ pub fn extract(device: &Device, model: &Decoder, base: &str) -> Result<PeftAdapt
         dropout = adapter.dropout;
         for id in [Some(adapter.a), Some(adapter.b), adapter.magnitude].into_iter().flatten() {
             let parameter = model.parameters.get(id);
-            tensors.insert(parameter.name.clone(), (parameter.shape.clone(), device.read(model.parameters.tensor(id)?)?));
+            tensors
+                .insert(parameter.name.clone(), (parameter.shape.clone(), device.read(model.parameters.tensor(id)?)?));
         }
     }
     if let Some(head) = model.value_head {
@@ -173,16 +174,17 @@ fn attach(
         }
         let scale = config.scale_of(&linear.module) as f32;
         let values = factors(linear, rank)?;
-        let add = |all: &mut Parameters, suffix: &str, kind, shape: &[usize], values: &[f32]| -> Result<_, EngineError> {
-            Ok(all.push(Parameter {
-                name: format!("{PREFIX}{}.{suffix}", linear.module),
-                kind,
-                value: Weight::Dense(device.upload(shape, values)?),
-                shape: shape.to_vec(),
-                trainable: true,
-                transposed_on_disk: false,
-            }))
-        };
+        let add =
+            |all: &mut Parameters, suffix: &str, kind, shape: &[usize], values: &[f32]| -> Result<_, EngineError> {
+                Ok(all.push(Parameter {
+                    name: format!("{PREFIX}{}.{suffix}", linear.module),
+                    kind,
+                    value: Weight::Dense(device.upload(shape, values)?),
+                    shape: shape.to_vec(),
+                    trainable: true,
+                    transposed_on_disk: false,
+                }))
+            };
         let a = add(parameters, "lora_A.weight", TensorKind::LoraA, &[rank, linear.inputs], &values.a)?;
         let b = add(parameters, "lora_B.weight", TensorKind::LoraB, &[linear.outputs, rank], &values.b)?;
         let magnitude = if config.dora {

@@ -81,8 +81,7 @@ impl Attention {
         let Projected { q, k, v, .. } = projected;
         let dmixed = self.output.backward(cx, dy, mixed, output, None)?;
         let segments = &cx.batch.segments;
-        let (mut dq, mut dk, dv) =
-            cx.device.attention_backward(&dmixed, q, k, v, mixed, lse, segments, &self.spec)?;
+        let (mut dq, mut dk, dv) = cx.device.attention_backward(&dmixed, q, k, v, mixed, lse, segments, &self.spec)?;
         drop(dmixed);
         if let Some(table) = self.table(cx.tables) {
             cx.device.rotary(&mut dq, &cx.batch.positions, table, self.spec.head_dim, true)?;

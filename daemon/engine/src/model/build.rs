@@ -175,7 +175,8 @@ impl Loader<'_> {
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize], kind: TensorKind) -> Result<ParameterId, EngineError> {
-        let held = if matches!(kind, TensorKind::Embedding | TensorKind::Head) { self.dense(name) } else { WeightKind::F32 };
+        let held =
+            if matches!(kind, TensorKind::Embedding | TensorKind::Head) { self.dense(name) } else { WeightKind::F32 };
         let value = self.value(name, shape, held)?;
         Ok(self.parameters.push(Parameter {
             name: name.to_string(),
@@ -221,7 +222,8 @@ impl Loader<'_> {
             trainable: self.options.trainable,
             transposed_on_disk: conv1d,
         });
-        let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[outputs], TensorKind::Bias)?) } else { None };
+        let bias =
+            if bias { Some(self.tensor(&format!("{module}.bias"), &[outputs], TensorKind::Bias)?) } else { None };
         let place = self.linears;
         self.linears += 1;
         Ok(Linear { module, weight, bias, inputs, outputs, adapter: None, place })

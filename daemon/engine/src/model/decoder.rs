@@ -117,13 +117,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A document longer than the context, no memory.
-    pub fn forward<'b>(
-        &self,
-        device: &Device,
-        batch: &'b TokenBatch,
-        pass: &Pass,
-        keep: Keep,
-    ) -> Result<Passed<'b>> {
+    pub fn forward<'b>(&self, device: &Device, batch: &'b TokenBatch, pass: &Pass, keep: Keep) -> Result<Passed<'b>> {
         self.check_positions(batch.segments.longest())?;
         let cx = self.context(device, batch, *pass);
         let mut x = self.embed(&cx)?;

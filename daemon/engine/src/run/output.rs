@@ -10,10 +10,10 @@ use finetuned_shaders::{Device, Tensor, Weight};
 use crate::base;
 use crate::error::EngineError;
 use crate::model::adapter;
-use crate::model::build::{LoadOptions, load, transposed};
 use crate::model::batch::TokenBatch;
-use crate::model::decoder::Decoder;
+use crate::model::build::{LoadOptions, load, transposed};
 use crate::model::context::Pass;
+use crate::model::decoder::Decoder;
 use crate::model::value;
 
 /// Logits, and a reward model's value, may differ by this much of the largest

@@ -12,8 +12,8 @@ use finetuned_plugin_api::loss::Needs;
 use finetuned_shaders::{Device, StatisticSet, TensorError, Weight};
 
 use super::micro_batch::{MicroBatch, Placed};
-use crate::model::decoder::{Decoder, Keep};
 use crate::model::context::Pass;
+use crate::model::decoder::{Decoder, Keep};
 use crate::model::parameters::ParameterId;
 
 pub enum Policy {

@@ -7,8 +7,8 @@ use super::loss::{LossCall, no_statistics, values, wanted};
 use super::{StepResult, Trainer, add_metrics, not_finite};
 use crate::error::EngineError;
 use crate::metrics::TOKEN_ACCURACY;
-use crate::model::decoder::Keep;
 use crate::model::context::Pass;
+use crate::model::decoder::Keep;
 use crate::train::micro_batch::MicroBatch;
 
 impl Trainer {

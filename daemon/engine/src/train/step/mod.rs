@@ -27,8 +27,8 @@ use super::micro_batch::{MicroBatch, Placed};
 use super::optimize::Rules;
 use super::reference::Reference;
 use crate::error::EngineError;
-use crate::model::decoder::{Decoder, Keep};
 use crate::model::context::Pass;
+use crate::model::decoder::{Decoder, Keep};
 use crate::model::parameters::Gradients;
 
 /// The choices of the recipe that a step reads.

@@ -229,6 +229,34 @@ mod tests {
         }
     }
 
+    /// A key that nothing reads would be a promise that is not kept.
+    #[test]
+    fn every_key_is_read_outside_its_declaration() {
+        fn collect(folder: &std::path::Path, text: &mut String) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                if path.is_dir() && name != "recipe" {
+                    collect(&path, text);
+                } else if name.ends_with(".rs") && name != "recipe.rs" && name != "tests.rs" {
+                    *text += &std::fs::read_to_string(&path).unwrap();
+                }
+            }
+        }
+        let mut text = String::new();
+        collect(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+        let words: Vec<String> = code
+            .flat_map(|line| line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.')))
+            .flat_map(|part| part.split('.').skip(1).map(str::to_string).collect::<Vec<_>>())
+            .collect();
+        for key in KEYS.iter() {
+            // The optimizer's parameters are handed to it by name.
+            let read = words.iter().any(|word| word == key.name()) || key.path == "optimizer.weight_decay";
+            assert!(read, "nothing reads `{}`", key.path);
+        }
+    }
+
     #[test]
     fn a_whole_recipe_is_read() {
         let text = r#"
