@@ -4,10 +4,10 @@
 mod common;
 
 use common::*;
-use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::batch::TokenBatch;
-use finetuned_engine::model::decoder::Decoder;
+use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::context::Pass;
+use finetuned_engine::model::decoder::Decoder;
 use finetuned_formats::{FormatError, ModelFiles, StoredType, TensorInfo, TensorSource};
 use finetuned_shaders::Device;
 

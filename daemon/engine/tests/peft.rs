@@ -7,8 +7,8 @@ mod common;
 use std::process::Command;
 
 use common::*;
-use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::batch::TokenBatch;
+use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::context::Pass;
 use finetuned_engine::model::{adapter, value};
 use finetuned_engine::recipe::{self, Recipe};
