@@ -17,6 +17,7 @@ use finetuned_engine::train::step::{StepOptions, StepResult, Trainer};
 use finetuned_engine::{EngineError, Event, Outcome, TrainRequest, train};
 use finetuned_formats::read_peft;
 use finetuned_shaders::Device;
+use finetuned_shaders::Ops;
 use finetuned_shaders::gpu::{self, Gpu};
 use serde_json::Map;
 

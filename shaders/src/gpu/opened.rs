@@ -8,23 +8,23 @@ use cubecl::client::Client;
 use cubecl::prelude::{BufferArg, CubeCount};
 
 use super::entry::GpuFacts;
+use super::failure;
 use super::kept::Kept;
 use super::launch::{self, UNITS, argument, grid};
 use super::ledger::Ledger;
 use super::pool::{GpuBuffer, GpuMemory, Lives, Pool};
-use super::{failure, philox};
 
 use crate::error::{Result, TensorError};
 use crate::tensor::{DType, Storage, Tensor};
 
 /// A GPU as a device.
 pub struct Gpu {
-    client: Client,
-    facts: GpuFacts,
-    pool: Arc<Pool>,
+    pub(super) client: Client,
+    pub(super) facts: GpuFacts,
+    pub(super) pool: Arc<Pool>,
     /// Lists of indices that were uploaded lately: a step uses the same
     /// positions in each layer.
-    words: Mutex<Vec<(Vec<u32>, Tensor)>>,
+    pub(super) words: Mutex<Vec<(Vec<u32>, Tensor)>>,
     /// What operations keep from one call to the next.
     pub(crate) kept: Kept,
     pub(crate) limits: Limits,
@@ -49,7 +49,7 @@ impl Default for Limits {
 const KEPT_WORDS: usize = 16;
 
 impl Gpu {
-    fn new(mut client: Client, facts: GpuFacts) -> Gpu {
+    pub(super) fn new(mut client: Client, facts: GpuFacts) -> Gpu {
         launch::on_one_stream(&mut client);
         let ledger = Ledger::new(facts.memory_bytes, &facts.name);
         let pool = Arc::new(Pool::new(client.clone(), ledger, facts.largest_buffer));
@@ -89,13 +89,19 @@ impl Gpu {
     }
 
     /// Bytes of a tensor on the device: whole words of four bytes, at least one.
-    fn whole_bytes(&self, op: &'static str, shape: &[usize], dtype: DType) -> Result<u64> {
+    pub(super) fn whole_bytes(&self, op: &'static str, shape: &[usize], dtype: DType) -> Result<u64> {
         let bytes = shape.iter().try_fold(dtype.bytes(), |bytes, size| bytes.checked_mul(*size));
         let bytes = bytes.and_then(|bytes| bytes.max(4).checked_next_multiple_of(4));
         Ok(bytes.ok_or_else(|| self.pool.ledger.refusal(op, u64::MAX))? as u64)
     }
 
-    fn uninitialized(&self, op: &'static str, shape: &[usize], dtype: DType, lives: Lives) -> Result<Tensor> {
+    pub(super) fn uninitialized(
+        &self,
+        op: &'static str,
+        shape: &[usize],
+        dtype: DType,
+        lives: Lives,
+    ) -> Result<Tensor> {
         let buffer = self.pool.take(op, self.whole_bytes(op, shape, dtype)?, lives)?;
         Ok(Tensor::new(shape, dtype, Storage::Gpu(Arc::new(buffer))))
     }
@@ -119,7 +125,7 @@ impl Gpu {
     }
 
     /// Words of four bytes that hold a tensor's elements.
-    fn words_of(x: &Tensor) -> usize {
+    pub(super) fn words_of(x: &Tensor) -> usize {
         x.bytes().div_ceil(4)
     }
 
