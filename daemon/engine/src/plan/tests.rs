@@ -187,7 +187,7 @@ fn steps_ask_the_driver_for_nothing_once_the_first_is_done() {
         let bytes = StepBytes::new(4, |_| footprint.reserved(ops.as_ref(), tokens, tokens - 4));
         trainer.reserve(bytes).expect("memory");
         let reserved = gpu.memory();
-        gpu.reset_peak();
+        ops.reset_peak();
         let (examples, rows) = data(4);
         let mut after = Vec::new();
         for step in 1..=5 {
