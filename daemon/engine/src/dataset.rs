@@ -79,20 +79,6 @@ fn longest(examples: &Examples) -> usize {
     .unwrap_or(0)
 }
 
-/// Mean length of a document, weighted by tokens: most tokens of a long document see
-/// a long context.
-pub(crate) fn mean_document(examples: &Examples) -> f64 {
-    let lengths: Vec<usize> = match examples {
-        Examples::Supervised(list) => list.iter().map(|e| e.tokens.len()).collect(),
-        Examples::Pairs(list) => {
-            list.iter().flat_map(|e| [e.prompt.len() + e.chosen.len(), e.prompt.len() + e.rejected.len()]).collect()
-        }
-        Examples::Labelled(list) => list.iter().map(|e| e.prompt.len() + e.completion.len()).collect(),
-    };
-    let total: usize = lengths.iter().sum();
-    lengths.iter().map(|l| (l * l) as f64).sum::<f64>() / total.max(1) as f64
-}
-
 /// Tokens of the first example, for the comparison after saving.
 pub(crate) fn probe_tokens(examples: &Examples) -> Vec<u32> {
     let first = match examples {

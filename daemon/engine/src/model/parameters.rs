@@ -35,6 +35,13 @@ pub struct Parameter {
     pub transposed_on_disk: bool,
 }
 
+impl Parameter {
+    /// Whether this is the value head.
+    pub fn is_value_head(&self) -> bool {
+        self.role == Role::ValueHead
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
     list: Vec<Parameter>,

@@ -96,7 +96,7 @@ pub(super) fn no_statistics(micro: &MicroBatch) -> TokenStatistics {
 }
 
 /// Whether a loss reads no statistic but `logp`.
-pub(crate) fn only_logp(needs: &Needs) -> bool {
+pub(super) fn only_logp(needs: &Needs) -> bool {
     !(needs.entropy || needs.lse || needs.mean_logp)
 }
 
