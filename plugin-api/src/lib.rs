@@ -20,11 +20,14 @@ pub mod abi;
 pub mod alignment;
 pub mod conformance;
 pub mod error;
+pub mod kind;
 pub mod loss;
 pub mod optimizer;
 pub mod parameters;
 pub mod program;
 pub mod registry;
+pub mod statistic;
+pub mod suggest;
 pub mod tape;
 
 pub use error::PluginError;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::PluginError;
-use crate::error::did_you_mean;
+use crate::suggest::nearest;
 
 /// The type of a parameter's value.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -120,9 +120,13 @@ impl Parameters {
     pub fn check(&self, plugin: &str, given: &Map<String, Value>) -> Result<Values, PluginError> {
         for key in given.keys() {
             if !self.0.iter().any(|parameter| &parameter.name == key) {
-                let near = did_you_mean(key, self.0.iter().map(|parameter| parameter.name.as_str()));
-                let hint = if near.is_empty() { self.known() } else { near };
-                return Err(PluginError::UnknownParameter { plugin: plugin.into(), key: key.clone(), hint });
+                let known = || self.0.iter().map(|parameter| parameter.name.as_str());
+                return Err(PluginError::UnknownParameter {
+                    plugin: plugin.into(),
+                    key: key.clone(),
+                    nearest: nearest(key, known()).map(str::to_string),
+                    known: known().map(str::to_string).collect(),
+                });
             }
         }
         let mut values = Map::new();
@@ -143,14 +147,6 @@ impl Parameters {
             values.insert(parameter.name.clone(), value);
         }
         Ok(Values(values))
-    }
-
-    fn known(&self) -> String {
-        if self.0.is_empty() {
-            return "; it has none".into();
-        }
-        let names: Vec<&str> = self.0.iter().map(|parameter| parameter.name.as_str()).collect();
-        format!("; it has {}", names.join(", "))
     }
 }
 

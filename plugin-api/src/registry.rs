@@ -1,7 +1,6 @@
 //! Where plugins are found by name: built-in ones from one visible slice,
 //! others from the libraries that were loaded. Both are used alike.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,38 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::PluginError;
 use crate::alignment::{Alignment, AlignmentNeeds};
-use crate::error::did_you_mean;
+pub use crate::kind::Kind;
 use crate::loss::Loss;
 use crate::optimizer::Optimizer;
 use crate::parameters::{Parameters, Values};
-
-/// The three kinds of plugin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u32)]
-pub enum Kind {
-    Loss = 0,
-    Optimizer = 1,
-    Alignment = 2,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Loss, Kind::Optimizer, Kind::Alignment];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Loss => "loss",
-            Kind::Optimizer => "optimizer",
-            Kind::Alignment => "alignment",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What a plugin says of itself.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -201,10 +172,8 @@ impl Registry {
                 Origin::BuiltIn => "is built in".to_string(),
                 Origin::Library { path, .. } => format!("comes from {}", path.display()),
             };
-            return Err(PluginError::Refused(format!(
-                "the name '{}' is taken by a {} that {whose}; give the plugin another name",
-                new.name, known.descriptor.kind
-            )));
+            let by = format!("{} that {whose}", known.descriptor.kind);
+            return Err(PluginError::NameTaken { name: new.name.clone(), by });
         }
         self.entries.push(entry);
         Ok(())
@@ -222,11 +191,9 @@ impl Registry {
 
     fn find_among(&self, kinds: &[Kind], asked: Kind, name: &str) -> Result<&Entry, PluginError> {
         let candidates = || self.entries.iter().filter(|entry| kinds.contains(&entry.descriptor.kind));
-        candidates().find(|entry| entry.descriptor.name == name).ok_or_else(|| {
-            let near = did_you_mean(name, candidates().map(|entry| entry.descriptor.name.as_str()));
-            let hint = if near.is_empty() { "; `finetune plugin list` shows them".to_string() } else { near };
-            PluginError::Unknown { kind: asked, name: name.into(), hint }
-        })
+        candidates()
+            .find(|entry| entry.descriptor.name == name)
+            .ok_or_else(|| PluginError::unknown(asked, name, candidates().map(|entry| entry.descriptor.name.as_str())))
     }
 
     /// A loss or an alignment method, by the name in a recipe's `[loss]` table.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use finetuned_plugin_api::abi::{self, calls, discover};
 use finetuned_plugin_api::conformance;
-use finetuned_plugin_api::loss::{Gradients, Loss, OwnedBatch, Role, Sequence, Totals};
+use finetuned_plugin_api::loss::{Gradients, Loss, OwnedBatch, Sequence, Statistic, Totals};
 use finetuned_plugin_api::optimizer::{TensorKind, TensorShape};
 use finetuned_plugin_api::registry::{Entry, Kind, Origin, Registry};
 
@@ -71,17 +71,18 @@ fn registry(entries: &[Entry]) -> Registry {
 }
 
 fn batch() -> OwnedBatch {
-    let sequences = vec![Sequence { tokens: 0..3, role: Role::Plain, pair: None, label: None, reward: None }];
+    let sequences = vec![Sequence { tokens: 0..3, ..Sequence::default() }];
     let (weight, completion) = (vec![1.0, 1.0, 0.0], vec![true; 3]);
-    OwnedBatch {
-        logp: vec![-0.5, -1.0, -2.0],
+    let mut batch = OwnedBatch {
         token: vec![1, 2, 3],
         totals: Totals::of(&sequences, &weight, &completion),
         weight,
         completion,
         sequences,
         ..OwnedBatch::default()
-    }
+    };
+    *batch.logp_mut() = vec![-0.5, -1.0, -2.0];
+    batch
 }
 
 fn evaluate(loss: &dyn Loss) -> Result<Gradients, String> {
@@ -105,7 +106,7 @@ fn many_libraries_of_one_kind_live_side_by_side_and_conform() {
     assert_eq!(names, ["hard-tokens", "signum", "c-brier"]);
     assert!(matches!(&registry.entries()[0].origin, Origin::Library { sha256, .. } if sha256 == "abc"));
     for entry in registry.entries() {
-        for (check, _) in conformance::checks(entry.descriptor.kind) {
+        for conformance::Check { name: check, .. } in conformance::checks(entry.descriptor.kind) {
             let name = &entry.descriptor.name;
             conformance::run(entry, check).unwrap_or_else(|why| panic!("{name}, {check}: {why}"));
         }
@@ -115,7 +116,7 @@ fn many_libraries_of_one_kind_live_side_by_side_and_conform() {
     let out = evaluate(brier.as_ref()).unwrap();
     let miss = |logp: f64| (1.0 - logp.exp()).powi(2);
     assert!((out.loss - (miss(-0.5) + miss(-1.0)) / 2.0).abs() < 1e-9);
-    assert_eq!(out.dlogp[2], 0.0);
+    assert_eq!(out.derivatives[Statistic::Logp][2], 0.0);
     // Parameters are checked on this side of the door.
     let given = serde_json::from_str(r#"{"laen": 2.0}"#).unwrap();
     let error = registry.loss("hard-tokens", &given).err().unwrap().to_string();
@@ -135,7 +136,7 @@ fn a_plugin_frozen_at_version_1_loads() {
     let loss = registry.loss("frozen-loss", &given).unwrap();
     let out = evaluate(loss.as_ref()).unwrap();
     assert_eq!(out.loss, 3.0 * 1.5 / 2.0);
-    assert_eq!(out.dlogp, [-1.5, -1.5, 0.0]);
+    assert_eq!(out.derivatives[Statistic::Logp], [-1.5, -1.5, 0.0]);
     assert_eq!(out.metrics, [("twice".to_string(), out.loss)]);
     let sgd = registry.optimizer("frozen-sgd", &Default::default()).unwrap();
     let tensor = |n| TensorShape { shape: vec![n], name: "w".into(), kind: TensorKind::Norm };

@@ -1,11 +1,13 @@
 //! The tape's derivatives against finite differences, and what a batch checks.
 
 use finetuned_plugin_api::PluginError;
-use finetuned_plugin_api::loss::{Gradients, Loss, Needs, OwnedBatch, Role, Sequence, TokenRule, Totals};
+use finetuned_plugin_api::loss::{
+    Gradients, Loss, Needs, OwnedBatch, Per, PerStatistic, Role, Sequence, Statistic, TokenRule, Totals,
+};
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
 
 fn sequence(tokens: std::ops::Range<usize>, role: Role, pair: Option<u32>) -> Sequence {
-    Sequence { tokens, role, pair, label: None, reward: None }
+    Sequence { tokens, role, pair, ..Sequence::default() }
 }
 
 fn batch() -> OwnedBatch {
@@ -14,12 +16,17 @@ fn batch() -> OwnedBatch {
     let weight = vec![1.0, 1.0, 0.0, 0.5, 1.0, 2.0, 1.0];
     let completion = vec![false, true, true, true, false, true, true];
     OwnedBatch {
-        logp: (0..n).map(|i| -0.3 - 0.35 * i as f32).collect(),
-        entropy: Some((0..n).map(|i| 1.0 + 0.2 * i as f32).collect()),
-        lse: Some((0..n).map(|i| 0.5 + 0.1 * i as f32).collect()),
-        mean_logp: Some((0..n).map(|i| -5.0 - 0.1 * i as f32).collect()),
+        statistics: PerStatistic::from_fn(|statistic| {
+            let line = |start: f32, slope: f32| (0..n).map(|i| start + slope * i as f32).collect();
+            Some(match statistic {
+                Statistic::Logp => line(-0.3, -0.35),
+                Statistic::MeanLogp => line(-5.0, -0.1),
+                Statistic::Entropy => line(1.0, 0.2),
+                Statistic::Lse => line(0.5, 0.1),
+                Statistic::Value => vec![0.7, -0.4],
+            })
+        }),
         reference_logp: Some((0..n).map(|i| -0.5 - 0.3 * i as f32).collect()),
-        values: Some(vec![0.7, -0.4]),
         totals: Totals::of(&sequences, &weight, &completion),
         token: vec![5; n],
         context: vec![],
@@ -34,7 +41,7 @@ struct Everything;
 
 impl Formula for Everything {
     fn needs(&self) -> Needs {
-        Needs { entropy: true, lse: true, mean_logp: true, reference_logp: true, value: true, ..Needs::default() }
+        Needs { reference_logp: true, ..Needs::of(Statistic::ALL) }
     }
 
     fn loss<'t>(&self, b: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
@@ -64,40 +71,35 @@ fn derivatives_equal_finite_differences() {
     Everything.evaluate(&start.view(), &mut out).unwrap();
     out.check(&Formula::needs(&Everything), &start.view()).unwrap();
     // `held` has a detached factor, whose derivative finite differences see.
-    let held = |i: usize| f64::from(start.weight[i]) * f64::from(start.logp[i]) / start.totals.weight();
-    type Pick = fn(&mut OwnedBatch) -> &mut Vec<f32>;
-    let picks: [(Pick, &Vec<f32>); 5] = [
-        (|b| &mut b.logp, &out.dlogp),
-        (|b| b.entropy.as_mut().unwrap(), out.dentropy.as_ref().unwrap()),
-        (|b| b.lse.as_mut().unwrap(), out.dlse.as_ref().unwrap()),
-        (|b| b.mean_logp.as_mut().unwrap(), out.dmean_logp.as_ref().unwrap()),
-        (|b| b.values.as_mut().unwrap(), out.dvalue.as_ref().unwrap()),
-    ];
-    for (which, (pick, derivative)) in picks.into_iter().enumerate() {
+    let held = |i: usize| f64::from(start.weight[i]) * f64::from(start.view().logp()[i]) / start.totals.weight();
+    for statistic in Statistic::ALL {
+        let derivative = &out.derivatives[statistic];
+        assert_eq!(derivative.len(), if statistic.per() == Per::Token { 7 } else { 2 });
         for (i, derivative) in derivative.iter().enumerate() {
             let at = |h: f32| {
                 let mut moved = start.clone();
-                pick(&mut moved)[i] += h;
-                (f64::from(pick(&mut moved)[i]), loss_of(&moved))
+                let values = moved.statistics[statistic].as_mut().unwrap();
+                values[i] += h;
+                (f64::from(values[i]), loss_of(&moved))
             };
             let ((x1, y1), (x0, y0)) = (at(1e-3), at(-1e-3));
             let mut expected = (y1 - y0) / (x1 - x0);
-            if which == 0 {
+            if statistic == Statistic::Logp {
                 expected -= held(i);
             }
             let error = (f64::from(*derivative) - expected).abs();
-            assert!(error < 2e-5 * (1.0 + expected.abs()), "statistic {which}, {i}: {derivative} against {expected}");
+            assert!(error < 2e-5 * (1.0 + expected.abs()), "{statistic:?} {i}: {derivative} against {expected}");
         }
     }
-    assert_eq!(out.dlogp[2], 0.0, "a masked token has no derivative");
+    assert_eq!(out.derivatives[Statistic::Logp][2], 0.0, "a masked token has no derivative");
 }
 
 #[test]
 fn a_masked_token_may_hold_anything() {
     let mut broken = batch();
     let clean = loss_of(&broken);
-    broken.logp[2] = f32::NEG_INFINITY;
-    broken.entropy.as_mut().unwrap()[2] = f32::NAN;
+    broken.logp_mut()[2] = f32::NEG_INFINITY;
+    broken.statistics[Statistic::Entropy].as_mut().unwrap()[2] = f32::NAN;
     assert_eq!(loss_of(&broken), clean);
 }
 
@@ -108,7 +110,7 @@ fn a_pair_without_its_partner_is_refused() {
     let error = Everything.evaluate(&alone.view(), &mut Gradients::default()).unwrap_err();
     assert_eq!(error.to_string(), "pair 0 has no rejected sequence of its own in its micro-batch");
     let mut missing = batch();
-    missing.entropy = None;
+    missing.statistics[Statistic::Entropy] = None;
     let error = Everything.evaluate(&missing.view(), &mut Gradients::default()).unwrap_err();
     assert_eq!(error.to_string(), "the batch lacks entropy, which the loss asks for");
 }
@@ -116,19 +118,20 @@ fn a_pair_without_its_partner_is_refused() {
 #[test]
 fn a_token_rule_is_a_linear_loss() {
     let batch = batch();
-    let needs = Needs { mean_logp: true, ..Needs::default() };
-    let rule = TokenRule { logp: -0.9 / 5.5, mean_logp: -0.1 / 5.5, ..TokenRule::default() };
+    let needs = Needs::of([Statistic::MeanLogp]);
+    let (logp, mean_logp) = (-0.9 / 5.5, -0.1 / 5.5);
+    let rule = TokenRule::of([(Statistic::Logp, logp), (Statistic::MeanLogp, mean_logp)]);
     let mut out = Gradients::default();
     rule.evaluate(&needs, &batch.view(), &mut out).unwrap();
     let by_hand: f64 = (0..7)
         .map(|i| {
-            let mean = batch.mean_logp.as_ref().unwrap()[i];
-            f64::from(batch.weight[i]) * (rule.logp * f64::from(batch.logp[i]) + rule.mean_logp * f64::from(mean))
+            let of = |statistic| f64::from(batch.view().statistic(statistic).unwrap()[i]);
+            f64::from(batch.weight[i]) * (logp * of(Statistic::Logp) + mean_logp * of(Statistic::MeanLogp))
         })
         .sum();
     assert!((out.loss - by_hand).abs() < 1e-12);
     for i in 0..7 {
-        assert_eq!(out.dlogp[i], TokenRule::derivative(rule.logp, batch.weight[i]));
+        assert_eq!(out.derivatives[Statistic::Logp][i], TokenRule::derivative(logp, batch.weight[i]));
     }
 }
 
@@ -147,10 +150,10 @@ fn what_a_plugin_returns_is_checked() {
     let batch = batch();
     let needs = Needs::default();
     let mut out = Gradients::default();
-    out.reset(&needs, &batch.view());
+    out.reset(&needs, &batch.view()).unwrap();
     out.check(&needs, &batch.view()).unwrap();
-    out.dlogp[3] = f32::NAN;
+    out.derivatives[Statistic::Logp][3] = f32::NAN;
     assert_eq!(out.check(&needs, &batch.view()).unwrap_err().to_string(), "dlogp of token 3 is NaN");
-    out.dlogp.pop();
+    out.derivatives[Statistic::Logp].pop();
     assert_eq!(out.check(&needs, &batch.view()).unwrap_err().to_string(), "dlogp: expected 7 values, got 6");
 }

@@ -146,6 +146,10 @@ impl Ops for Profiled {
         self.timed("add", || self.inner.add(a, b))
     }
 
+    fn divide(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        self.timed("divide", || self.inner.divide(a, b))
+    }
+
     fn scale(&self, y: &mut Tensor, alpha: f32) -> Result<()> {
         self.timed("scale", || self.inner.scale(y, alpha))
     }

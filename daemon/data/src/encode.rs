@@ -1,6 +1,7 @@
-//! A row's content as token ids, with the targets marked.
+//! A row's content as token ids, with the trained ones marked.
 
 use crate::error::DataError;
+use crate::example::Document;
 use crate::format::{Content, Prompt};
 use crate::message::Message;
 use crate::options::TrainOn;
@@ -8,51 +9,43 @@ use crate::spans::{Turn, find_turns};
 use crate::template::{Extras, message_value};
 use crate::tokenizer::{ChatTokenizer, Encoded};
 
-/// Token ids of one document.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Document {
-    pub tokens: Vec<u32>,
-    pub trained: Vec<bool>,
+/// A row as documents, before any cut.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct EncodedRow {
+    /// At least one.
+    pub documents: Vec<Document>,
     /// Trained turns of the assistant.
     pub turns: usize,
     /// How many of them end with an end-of-turn token that is trained.
     pub ended: usize,
-    /// Whether some trained text holds a special token, written out.
+    /// Whether some trained text of a conversation holds a special token,
+    /// written out.
     pub has_special: bool,
 }
 
-/// A row as token ids, before any cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum EncodedRow {
-    Supervised(Document),
-    Pair {
-        prompt: Vec<u32>,
-        chosen: Vec<u32>,
-        rejected: Vec<u32>,
-        ended: bool,
-    },
-    Labelled {
-        prompt: Vec<u32>,
-        completion: Vec<u32>,
-        label: bool,
-        kl_completion: Option<Vec<u32>>,
-        ended: bool,
-    },
-    /// Every message of the row says that it is not to be trained on.
-    Untrained,
+impl EncodedRow {
+    fn of(documents: Vec<Document>, ended: &[bool]) -> Self {
+        let count = ended.iter().filter(|&&ended| ended).count();
+        Self { documents, turns: ended.len(), ended: count, has_special: false }
+    }
 }
 
-/// Turns a row's content into token ids.
+/// Turns a row's content into token ids; `None` if every message of the row
+/// says that it is not to be trained on.
 ///
 /// # Errors
 /// The reason the row cannot be used, in words for the user.
-pub(crate) fn encode(tokenizer: &ChatTokenizer, content: Content, train_on: TrainOn) -> Result<EncodedRow, String> {
+pub(crate) fn encode(
+    tokenizer: &ChatTokenizer,
+    content: Content,
+    train_on: TrainOn,
+) -> Result<Option<EncodedRow>, String> {
     let encoder = Encoder { tokenizer, train_on };
-    match content {
-        Content::Chat { messages, extras } => encoder.chat(&messages, &extras),
-        Content::Completion { prompt, completion } => encoder.completion(&prompt, &completion),
-        Content::Text(text) => encoder.text(&text),
-        Content::Tokens { ids, trained } => Ok(encoder.tokens(ids, trained)),
+    Ok(Some(match content {
+        Content::Chat { messages, extras } => return encoder.chat(&messages, &extras),
+        Content::Completion { prompt, completion } => return encoder.completion(&prompt, &completion),
+        Content::Text(text) => encoder.text(&text)?,
+        Content::Tokens { ids, trained, weights } => encoder.tokens(ids, trained, weights),
         Content::Pair { prompt, chosen, rejected, extras } => {
             let chosen = encoder.prompted(&prompt, chosen, &extras)?;
             let rejected = encoder.prompted(&prompt, rejected, &extras)?;
@@ -64,37 +57,50 @@ pub(crate) fn encode(tokenizer: &ChatTokenizer, content: Content, train_on: Trai
             if chosen.completion == rejected.completion {
                 return Err("`chosen` and `rejected` are the same once rendered".into());
             }
-            Ok(EncodedRow::Pair {
-                prompt: chosen.prompt,
-                chosen: chosen.completion,
-                rejected: rejected.completion,
-                ended: chosen.ended && rejected.ended,
-            })
+            let documents = Document::pair(&chosen.prompt, &chosen.completion, &rejected.completion);
+            EncodedRow::of(documents, &[chosen.ended, rejected.ended])
         }
         Content::Labelled { prompt, completion, label, extras } => {
             let split = encoder.prompted(&prompt, completion, &extras)?;
-            Ok(EncodedRow::Labelled {
-                prompt: split.prompt,
-                completion: split.completion,
-                label,
-                kl_completion: None,
-                ended: split.ended,
-            })
+            EncodedRow::of(Document::labelled(&split.prompt, &split.completion, label, None), &[split.ended])
         }
         Content::PairTokens { prompt, chosen, rejected } => {
-            let ended = encoder.ends(&chosen) && encoder.ends(&rejected);
-            Ok(EncodedRow::Pair { prompt, chosen, rejected, ended })
+            let ended = [encoder.ends(&chosen), encoder.ends(&rejected)];
+            EncodedRow::of(Document::pair(&prompt, &chosen, &rejected), &ended)
         }
         Content::LabelledTokens { prompt, completion, label, kl_completion } => {
             let ended = encoder.ends(&completion);
-            Ok(EncodedRow::Labelled { prompt, completion, label, kl_completion, ended })
+            EncodedRow::of(Document::labelled(&prompt, &completion, label, kl_completion.as_deref()), &[ended])
         }
-    }
+    }))
 }
 
 struct Encoder<'a> {
     tokenizer: &'a ChatTokenizer,
     train_on: TrainOn,
+}
+
+/// A rendered text as tokens, with its trained turns marked.
+#[derive(Default)]
+struct Written {
+    tokens: Vec<u32>,
+    trained: Vec<bool>,
+    weights: Option<Vec<f32>>,
+    turns: usize,
+    ended: usize,
+    has_special: bool,
+}
+
+impl Written {
+    fn into_row(self) -> EncodedRow {
+        let Self { tokens, trained, weights, turns, ended, has_special } = self;
+        EncodedRow {
+            documents: vec![Document { weights, ..Document::plain(tokens, trained) }],
+            turns,
+            ended,
+            has_special,
+        }
+    }
 }
 
 /// A prompt and what follows it.
@@ -112,27 +118,33 @@ fn words(error: DataError) -> String {
 }
 
 impl Encoder<'_> {
-    fn chat(&self, messages: &[Message], extras: &Extras) -> Result<EncodedRow, String> {
+    fn chat(&self, messages: &[Message], extras: &Extras) -> Result<Option<EncodedRow>, String> {
         let all = self.train_on == TrainOn::All;
-        if !all && !messages.iter().any(|message| message.is_assistant() && message.trained) {
-            return Ok(EncodedRow::Untrained);
+        if !all && !messages.iter().any(|message| message.is_assistant() && message.is_trained()) {
+            return Ok(None);
         }
         let (rendered, turns) = self.render(messages, extras, !all)?;
-        let mut document = self.document(&rendered, &turns, false)?;
+        let mut row = self.document(&rendered, &turns, false)?;
         if all {
-            document.trained.iter_mut().skip(1).for_each(|trained| *trained = true);
+            row.trained.iter_mut().skip(1).for_each(|trained| *trained = true);
         }
-        if !document.trained.contains(&true) {
+        if !row.trained.contains(&true) {
             return Err("the chat template leaves out the assistant's text".into());
         }
-        Ok(EncodedRow::Supervised(document))
+        Ok(Some(row.into_row()))
     }
 
-    /// The rendered text and, where they matter, the turns to train on in it.
+    /// The rendered text and, if they matter, the turns to train on in it, with
+    /// their weights.
     /// Messages behind the last answer are left out: nothing is learned from
     /// them, and some templates render an answer differently when a question
     /// follows.
-    fn render(&self, messages: &[Message], extras: &Extras, turns_matter: bool) -> Result<(String, Vec<Turn>), String> {
+    fn render(
+        &self,
+        messages: &[Message],
+        extras: &Extras,
+        turns_matter: bool,
+    ) -> Result<(String, Vec<(Turn, f32)>), String> {
         let messages = self.tokenizer.fold_system(messages);
         let last = messages.iter().rposition(Message::is_assistant);
         let messages = &messages[..last.map_or(messages.len(), |last| last + 1)];
@@ -140,12 +152,16 @@ impl Encoder<'_> {
         let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         let wanted: Vec<usize> = (0..messages.len())
             .filter(|&index| turns_matter && messages[index].is_assistant())
-            .filter(|&index| messages[index].trained)
+            .filter(|&index| messages[index].is_trained())
             .collect();
         let template = self.tokenizer.template();
         let text = template.render(&values, extras, false).map_err(words)?;
         let turns = find_turns(template, &values, &contents, extras, &text, &wanted)?;
-        Ok((text, turns))
+        let weighted = turns.into_iter().map(|turn| {
+            let weight = messages[turn.message].weight;
+            (turn, weight)
+        });
+        Ok((text, weighted.collect()))
     }
 
     /// Tokens of a rendered text with the tokens of `turns` marked.
@@ -154,20 +170,25 @@ impl Encoder<'_> {
     /// answer's first letter). Generation would never see such a token: there
     /// the text is cut and encoded in pieces. With `cut` every turn's start
     /// is a cut.
-    fn document(&self, text: &str, turns: &[Turn], cut: bool) -> Result<Document, String> {
+    fn document(&self, text: &str, turns: &[(Turn, f32)], cut: bool) -> Result<Written, String> {
         let tokenizer = self.tokenizer;
         let mut encoded = tokenizer.encode_bare(text).map_err(words)?;
         let cuts: Vec<usize> = turns
             .iter()
-            .map(|turn| turn.start)
+            .map(|(turn, _)| turn.start)
             .filter(|&start| start > 0 && (cut || self.straddles(&encoded, start)))
             .collect();
         if !cuts.is_empty() {
             encoded = self.in_pieces(text, &cuts)?;
         }
         let Encoded { ids, bytes } = encoded;
-        let mut document = Document { trained: vec![false; ids.len()], ..Document::default() };
-        for turn in turns {
+        let weighted = turns.iter().any(|(_, weight)| *weight != 1.0);
+        let mut document = Written {
+            trained: vec![false; ids.len()],
+            weights: weighted.then(|| vec![1.0; ids.len()]),
+            ..Written::default()
+        };
+        for (turn, weight) in turns {
             let first = bytes.partition_point(|range| range.start < turn.start);
             let behind_text = bytes.partition_point(|range| range.start < turn.text_end);
             let behind = bytes.partition_point(|range| range.start < turn.bound);
@@ -177,6 +198,9 @@ impl Encoder<'_> {
             let to = end.map_or(behind, |at| behind_text + at + 1);
             for index in first..to {
                 document.trained[index] = true;
+                if let Some(weights) = &mut document.weights {
+                    weights[index] = *weight;
+                }
             }
             document.turns += 1;
             document.ended += usize::from(end.is_some());
@@ -185,6 +209,9 @@ impl Encoder<'_> {
         document.tokens = ids;
         let doubled = tokenizer.undouble_bos(&mut document.tokens);
         document.trained.drain(..doubled);
+        if let Some(weights) = &mut document.weights {
+            weights.drain(..doubled);
+        }
         if let Some(first) = document.trained.first_mut() {
             *first = false;
         }
@@ -221,7 +248,7 @@ impl Encoder<'_> {
         Ok(all)
     }
 
-    fn completion(&self, prompt: &str, completion: &str) -> Result<EncodedRow, String> {
+    fn completion(&self, prompt: &str, completion: &str) -> Result<Option<EncodedRow>, String> {
         if self.tokenizer.has_chat_template() {
             let messages = [Message::user(prompt), Message::assistant(completion)];
             return self.chat(&messages, &Extras::default());
@@ -231,13 +258,7 @@ impl Encoder<'_> {
         let tokens = [split.prompt, split.completion].concat();
         let all = self.train_on == TrainOn::All;
         let trained = (0..tokens.len()).map(|index| index > 0 && (all || index >= prompt_length)).collect();
-        Ok(EncodedRow::Supervised(Document {
-            tokens,
-            trained,
-            turns: 1,
-            ended: usize::from(split.ended),
-            has_special: false,
-        }))
+        Ok(Some(EncodedRow::of(vec![Document::plain(tokens, trained)], &[split.ended])))
     }
 
     /// Without a chat template: the prompt's text, the completion's text, EOS.
@@ -274,24 +295,24 @@ impl Encoder<'_> {
         if tokens.len() < 2 {
             return Err("the text is a single token: nothing can be predicted".into());
         }
-        let ended = usize::from(self.ends(&tokens));
+        let ended = self.ends(&tokens);
         let trained = (0..tokens.len()).map(|index| index > 0).collect();
-        Ok(EncodedRow::Supervised(Document { tokens, trained, turns: 1, ended, has_special: false }))
+        Ok(EncodedRow::of(vec![Document::plain(tokens, trained)], &[ended]))
     }
 
-    fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>) -> EncodedRow {
+    fn tokens(&self, ids: Vec<u32>, mut trained: Vec<bool>, mut weights: Option<Vec<f32>>) -> EncodedRow {
         if self.train_on == TrainOn::All {
+            weights = None;
             trained.iter_mut().skip(1).for_each(|trained| *trained = true);
         }
-        // A turn is a run of targets; whether it ends is for its last one.
-        let (mut turns, mut ended) = (0, 0);
+        // A turn is a run of trained tokens; its last one says whether it ends.
+        let mut ended = Vec::new();
         for index in 0..ids.len() {
             if trained[index] && trained.get(index + 1) != Some(&true) {
-                turns += 1;
-                ended += usize::from(self.ends(&ids[..=index]));
+                ended.push(self.ends(&ids[..=index]));
             }
         }
-        EncodedRow::Supervised(Document { tokens: ids, trained, turns, ended, has_special: false })
+        EncodedRow::of(vec![Document { weights, ..Document::plain(ids, trained) }], &ended)
     }
 
     /// Prompt and completion of a preference row.
@@ -302,15 +323,18 @@ impl Encoder<'_> {
             return self.plain_split(text, &answer.content);
         }
         let mut messages = prompt.clone().into_messages();
-        messages.iter_mut().for_each(|message| message.trained = false);
+        messages.iter_mut().for_each(|message| message.weight = 0.0);
+        if completion.iter().any(|message| message.weight != 0.0 && message.weight != 1.0) {
+            return Err("a `weight` other than 0 and 1 is for conversations: a completion is compared whole".into());
+        }
         messages.extend(completion);
         let (text, turns) = self.render(&messages, extras, true)?;
-        let (Some(first), Some(last)) = (turns.first().cloned(), turns.last().cloned()) else {
+        let (Some((first, _)), Some((last, _))) = (turns.first().cloned(), turns.last().cloned()) else {
             return Err("no message of the completion is to be trained on".into());
         };
         // One span from the completion's start to its last end of turn.
         let whole = Turn { start: first.start, ..last };
-        let document = self.document(&text, &[whole], true)?;
+        let document = self.document(&text, &[(whole, 1.0)], true)?;
         let from = document.trained.iter().position(|&trained| trained).unwrap_or(0);
         let to = document.trained.iter().rposition(|&trained| trained).map_or(0, |last| last + 1);
         if from == 0 || to <= from {

@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::encode::{Document, EncodedRow, encode};
+use crate::encode::{EncodedRow, encode};
 use crate::error::{DataError, Result};
-use crate::example::{Example, Examples, LabelledExample, PairExample};
-use crate::format::{FORMAT_HELP, Format, Kind, unknown};
+use crate::example::{Document, Example, Examples, Role};
+use crate::format::{FORMAT_HELP, Format, unknown};
 use crate::options::{DataOptions, TooLong};
 use crate::report::DatasetReport;
 use crate::rows::{RawRow, RowReader};
@@ -24,9 +24,8 @@ const BATCH: usize = 1024;
 /// A file read to its end.
 pub(crate) struct Intake {
     pub examples: Examples,
-    /// Of each example, a hash of its tokens and targets before any cut.
+    /// Of each example, a hash of its documents before any cut.
     pub hashes: Vec<u128>,
-    pub kind: Kind,
     pub report: DatasetReport,
 }
 
@@ -60,24 +59,17 @@ pub(crate) fn take_in(path: &Path, tokenizer: &ChatTokenizer, options: &DataOpti
 /// A row as JSON, or why it is none.
 type ParsedRow = Result<Map<String, Value>, String>;
 
-/// An example of one of the three kinds.
-enum Made {
-    Supervised(Example),
-    Pair(PairExample),
-    Labelled(LabelledExample),
-}
-
 struct Taker<'a> {
     path: &'a Path,
     tokenizer: &'a ChatTokenizer,
     options: &'a DataOptions,
     format: Option<Format>,
     seen: HashSet<u128>,
-    made: Vec<Made>,
+    made: Vec<Example>,
     hashes: Vec<u128>,
     report: DatasetReport,
     shortest_too_long: usize,
-    earliest_target: usize,
+    earliest_trained: usize,
     with_special: usize,
 }
 
@@ -93,7 +85,7 @@ impl<'a> Taker<'a> {
             hashes: Vec::new(),
             report: DatasetReport { duplicates_dropped: options.drop_duplicates, ..DatasetReport::default() },
             shortest_too_long: usize::MAX,
-            earliest_target: usize::MAX,
+            earliest_trained: usize::MAX,
             with_special: 0,
         }
     }
@@ -108,7 +100,7 @@ impl<'a> Taker<'a> {
             self.format = most_frequent(parsed.iter().filter_map(|(_, row)| row.as_ref().ok()));
         }
         let (tokenizer, options, format) = (self.tokenizer, self.options, self.format);
-        let encoded: Vec<(usize, Result<EncodedRow, String>)> = parsed
+        let encoded: Vec<(usize, Result<Option<EncodedRow>, String>)> = parsed
             .into_par_iter()
             .map(|(line, row)| {
                 let row = row.and_then(|row| match format {
@@ -125,33 +117,35 @@ impl<'a> Taker<'a> {
             self.report.rows += 1;
             match row {
                 Err(reason) => self.report.add_bad_row(line, reason),
-                Ok(EncodedRow::Untrained) => self.report.dropped_untrained += 1,
-                Ok(row) => self.add(line, row)?,
+                Ok(None) => self.report.dropped_untrained += 1,
+                Ok(Some(row)) => self.add(line, row)?,
             }
         }
         Ok(())
     }
 
     fn add(&mut self, line: usize, row: EncodedRow) -> Result<()> {
-        if let (Some(size), Some(greatest)) = (self.options.vocab_size, greatest_id(&row))
+        let EncodedRow { documents, turns, ended, has_special } = row;
+        let mut example = Example { documents, line };
+        let greatest = example.documents.iter().flat_map(|document| &document.tokens).max().copied();
+        if let (Some(size), Some(greatest)) = (self.options.vocab_size, greatest)
             && greatest as usize >= size
         {
             let reason = format!("token id {greatest} is not in the model's vocabulary of {size}");
             self.report.add_bad_row(line, reason);
             return Ok(());
         }
-        let hash = hash(&row);
+        let hash = hash(&example);
         if !self.seen.insert(hash) {
             self.report.duplicates += 1;
             if self.options.drop_duplicates {
                 return Ok(());
             }
         }
-        let length = length(&row);
+        let length = example.longest();
         self.report.longest = self.report.longest.max(length);
         let limit = self.options.sequence_length;
-        let mut row = row;
-        let mut ended = is_ended(&row);
+        let mut whole = ended == turns;
         if length > limit {
             self.shortest_too_long = self.shortest_too_long.min(length);
             match self.options.too_long {
@@ -164,31 +158,20 @@ impl<'a> Taker<'a> {
                     return Ok(());
                 }
                 TooLong::Truncate => {
-                    let first_target = first_target(&row);
-                    if !cut(&mut row, limit) {
-                        self.earliest_target = self.earliest_target.min(first_target);
+                    let first_trained = example.documents.first().map_or(0, Document::prompt_len);
+                    if !cut(&mut example, limit) {
+                        self.earliest_trained = self.earliest_trained.min(first_trained);
                         self.report.dropped_cut_away += 1;
                         return Ok(());
                     }
                     self.report.truncated += 1;
-                    ended = false;
+                    whole = false;
                 }
             }
         }
-        self.report.without_end_of_turn += usize::from(!ended);
-        self.made.push(match row {
-            EncodedRow::Supervised(Document { tokens, trained, has_special, .. }) => {
-                self.with_special += usize::from(has_special);
-                Made::Supervised(Example { tokens, trained, line })
-            }
-            EncodedRow::Pair { prompt, chosen, rejected, .. } => {
-                Made::Pair(PairExample { prompt, chosen, rejected, line })
-            }
-            EncodedRow::Labelled { prompt, completion, label, kl_completion, .. } => {
-                Made::Labelled(LabelledExample { prompt, completion, label, kl_completion, line })
-            }
-            EncodedRow::Untrained => return Ok(()),
-        });
+        self.report.without_end_of_turn += usize::from(!whole);
+        self.with_special += usize::from(has_special);
+        self.made.push(example);
         self.hashes.push(hash);
         Ok(())
     }
@@ -197,26 +180,13 @@ impl<'a> Taker<'a> {
         let Some(format) = self.format.filter(|_| !self.made.is_empty()) else {
             return Err(self.nothing_left());
         };
-        let kind = format.kind();
         self.report.format = format.name().to_owned();
         self.report.layout = self.layout(format).to_owned();
         self.report.used = self.made.len();
         self.warn();
-        let mut examples = match kind {
-            Kind::Supervised => Examples::Supervised(Vec::with_capacity(self.made.len())),
-            Kind::Pairs => Examples::Pairs(Vec::with_capacity(self.made.len())),
-            Kind::Labelled => Examples::Labelled(Vec::with_capacity(self.made.len())),
-        };
-        for made in self.made {
-            match (&mut examples, made) {
-                (Examples::Supervised(rows), Made::Supervised(row)) => rows.push(row),
-                (Examples::Pairs(rows), Made::Pair(row)) => rows.push(row),
-                (Examples::Labelled(rows), Made::Labelled(row)) => rows.push(row),
-                // A format makes rows of one kind only.
-                _ => {}
-            }
-        }
-        Ok(Intake { examples, hashes: self.hashes, kind, report: self.report })
+        let sequence_length = self.options.sequence_length;
+        let examples = Examples { kind: format.kind(), sequence_length, list: self.made };
+        Ok(Intake { examples, hashes: self.hashes, report: self.report })
     }
 
     fn layout(&self, format: Format) -> &'static str {
@@ -292,7 +262,7 @@ impl<'a> Taker<'a> {
                 format!(
                     "The earliest answer begins at token {}: raise train.sequence_length above \
                      that.",
-                    self.earliest_target.saturating_add(1)
+                    self.earliest_trained.saturating_add(1)
                 ),
             ),
             (
@@ -338,96 +308,47 @@ fn most_frequent<'r>(rows: impl Iterator<Item = &'r Map<String, Value>>) -> Opti
     counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(format, _)| format)
 }
 
-fn greatest_id(row: &EncodedRow) -> Option<u32> {
-    match row {
-        EncodedRow::Supervised(document) => document.tokens.iter().max().copied(),
-        EncodedRow::Pair { prompt, chosen, rejected, .. } => prompt.iter().chain(chosen).chain(rejected).max().copied(),
-        EncodedRow::Labelled { prompt, completion, kl_completion, .. } => {
-            prompt.iter().chain(completion).chain(kl_completion.iter().flatten()).max().copied()
-        }
-        EncodedRow::Untrained => None,
-    }
+/// Cuts every document of the example at `limit` tokens. False if what is left
+/// teaches nothing.
+fn cut(example: &mut Example, limit: usize) -> bool {
+    example.documents.iter_mut().for_each(|document| document.truncate(limit));
+    let teaches = example.documents.iter().all(|document| document.trained.contains(&true));
+    let [first, second] = example.documents.as_slice() else { return teaches };
+    // Completions of a pair that are the same once cut tell nothing apart.
+    teaches && (second.role != Role::Rejected || first.tokens != second.tokens)
 }
 
-/// Tokens of the row's longest sequence.
-fn length(row: &EncodedRow) -> usize {
-    match row {
-        EncodedRow::Supervised(document) => document.tokens.len(),
-        EncodedRow::Pair { prompt, chosen, rejected, .. } => prompt.len() + chosen.len().max(rejected.len()),
-        EncodedRow::Labelled { prompt, completion, .. } => prompt.len() + completion.len(),
-        EncodedRow::Untrained => 0,
-    }
-}
-
-fn first_target(row: &EncodedRow) -> usize {
-    match row {
-        EncodedRow::Supervised(document) => document.trained.iter().position(|&trained| trained).unwrap_or(0),
-        EncodedRow::Pair { prompt, .. } | EncodedRow::Labelled { prompt, .. } => prompt.len(),
-        EncodedRow::Untrained => 0,
-    }
-}
-
-fn is_ended(row: &EncodedRow) -> bool {
-    match row {
-        EncodedRow::Supervised(document) => document.ended == document.turns,
-        EncodedRow::Pair { ended, .. } | EncodedRow::Labelled { ended, .. } => *ended,
-        EncodedRow::Untrained => true,
-    }
-}
-
-/// Cuts every sequence of the row at `limit` tokens, both sides of a pair
-/// alike. False if what is left teaches nothing.
-fn cut(row: &mut EncodedRow, limit: usize) -> bool {
-    match row {
-        EncodedRow::Supervised(document) => {
-            document.tokens.truncate(limit);
-            document.trained.truncate(limit);
-            document.trained.contains(&true)
-        }
-        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
-            let room = limit.saturating_sub(prompt.len());
-            chosen.truncate(room);
-            rejected.truncate(room);
-            room > 0 && chosen != rejected
-        }
-        EncodedRow::Labelled { prompt, completion, kl_completion, .. } => {
-            let room = limit.saturating_sub(prompt.len());
-            completion.truncate(room);
-            if let Some(kl_completion) = kl_completion {
-                kl_completion.truncate(room);
-            }
-            room > 0
-        }
-        EncodedRow::Untrained => false,
-    }
-}
-
-/// A hash of everything the row teaches.
-fn hash(row: &EncodedRow) -> u128 {
+/// A hash of everything the example teaches. The rows that are set aside for
+/// validation follow from it: it must stay what it is.
+fn hash(example: &Example) -> u128 {
     let mut hash = Sha256::new();
-    let mut ids = |ids: &[u32]| {
-        hash.update((ids.len() as u64).to_le_bytes());
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let mut numbers = |numbers: &[u32]| {
+        hash.update((numbers.len() as u64).to_le_bytes());
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         hash.update(bytes);
     };
-    match row {
-        EncodedRow::Supervised(document) => {
-            ids(&document.tokens);
-            let trained: Vec<u32> = document.trained.iter().map(|&t| u32::from(t)).collect();
-            ids(&trained);
+    for (index, document) in example.documents.iter().enumerate() {
+        if document.role == Role::Plain {
+            numbers(&document.tokens);
+            let trained: Vec<u32> = document.trained.iter().map(|&trained| u32::from(trained)).collect();
+            numbers(&trained);
+        } else {
+            if index == 0 {
+                numbers(document.prompt());
+            }
+            numbers(document.answer());
         }
-        EncodedRow::Pair { prompt, chosen, rejected, .. } => {
-            ids(prompt);
-            ids(chosen);
-            ids(rejected);
+        if let Some(weights) = &document.weights {
+            let bits: Vec<u32> = weights.iter().map(|weight| weight.to_bits()).collect();
+            numbers(&bits);
         }
-        EncodedRow::Labelled { prompt, completion, label, kl_completion, .. } => {
-            ids(prompt);
-            ids(completion);
-            ids(kl_completion.as_deref().unwrap_or_default());
-            ids(&[u32::from(*label)]);
+    }
+    if let Some(label) = example.documents.first().and_then(|document| document.label) {
+        if example.documents.len() == 1 {
+            // The place of a mismatched completion.
+            numbers(&[]);
         }
-        EncodedRow::Untrained => {}
+        numbers(&[u32::from(label)]);
     }
     let digest = hash.finalize();
     digest.iter().take(16).fold(0, |sum, &byte| sum << 8 | u128::from(byte))

@@ -1,4 +1,4 @@
-//! Datasets: from a file of rows to token ids with their targets marked.
+//! Datasets: from a file of rows to token ids with the trained ones marked.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -22,7 +22,7 @@ mod testing;
 mod tokenizer;
 
 pub use error::DataError;
-pub use example::{Example, Examples, LabelledExample, PairExample};
+pub use example::{DataKind, Document, Example, Examples, Role};
 pub use format::Format;
 pub use message::Message;
 pub use options::{DataOptions, TooLong, TrainOn};

@@ -10,9 +10,10 @@ pub struct Message {
     pub role: String,
     /// The text.
     pub content: String,
-    /// Whether an assistant's message is a target (`weight: 0` and
-    /// `train: false` say no). Means nothing on other roles.
-    pub trained: bool,
+    /// Weight of each token of an assistant's message in the loss, finite and
+    /// not negative; 0 (`weight: 0`, `train: false`) leaves it out of training.
+    /// Means nothing on other roles.
+    pub weight: f32,
     /// Other keys, passed on to the template as they are.
     pub extra: Map<String, Value>,
 }
@@ -20,7 +21,7 @@ pub struct Message {
 impl Message {
     /// A message with nothing but a role and a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), trained: true, extra: Map::new() }
+        Self { role: role.into(), content: content.into(), weight: 1.0, extra: Map::new() }
     }
 
     /// A message from the system.
@@ -36,6 +37,11 @@ impl Message {
     /// A message from the assistant.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new("assistant", content)
+    }
+
+    /// Whether the message, if the assistant's, is trained on.
+    pub fn is_trained(&self) -> bool {
+        self.weight > 0.0
     }
 
     /// Whether the model wrote it.

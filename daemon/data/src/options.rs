@@ -1,12 +1,14 @@
 //! How a dataset is to be prepared.
 
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 use crate::error::{DataError, Result};
 
 /// What happens to a row with more tokens than the sequence length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum TooLong {
     /// The row is left out and counted.
     #[default]
@@ -19,8 +21,9 @@ pub enum TooLong {
 }
 
 /// Which tokens are targets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum TrainOn {
     /// What the assistant wrote, its end-of-turn token included.
     #[default]

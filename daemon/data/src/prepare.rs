@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::error::{DataError, Result};
-use crate::example::Examples;
+use crate::example::{Example, Examples, Role};
 use crate::intake::{Intake, take_in};
 use crate::options::DataOptions;
 use crate::report::{DatasetReport, RenderedSample};
@@ -39,14 +39,14 @@ pub fn prepare(
     options: &DataOptions,
 ) -> Result<Prepared> {
     options.check()?;
-    let Intake { examples, hashes, kind, mut report } = take_in(data, tokenizer, options)?;
-    report.tokens = tokens(&examples);
-    report.trained_tokens = examples.trained_tokens().iter().sum();
+    let Intake { examples, hashes, mut report } = take_in(data, tokenizer, options)?;
+    report.tokens = examples.row_tokens();
+    report.trained_tokens = examples.trained_tokens();
     let (train, validation) = match validation {
         Some(path) => {
             let limits = DataOptions { max_rows: None, ..options.clone() };
             let held = take_in(path, tokenizer, &limits)?;
-            if held.kind != kind {
+            if held.examples.kind != examples.kind {
                 return Err(DataError::File {
                     path: path.to_owned(),
                     problem: format!(
@@ -78,42 +78,19 @@ pub fn prepare(
         }
     };
     report.validation_rows = validation.len();
-    report.validation_tokens = tokens(&validation);
-    report.validation_trained_tokens = validation.trained_tokens().iter().sum();
+    report.validation_tokens = validation.row_tokens();
+    report.validation_trained_tokens = validation.trained_tokens();
     report.samples = samples(&train, tokenizer);
     Ok(Prepared { train, validation, report })
 }
 
-/// Tokens in all, a pair's prompt once.
-fn tokens(examples: &Examples) -> usize {
-    match examples {
-        Examples::Pairs(rows) => rows.iter().map(|row| row.prompt.len() + row.chosen.len() + row.rejected.len()).sum(),
-        other => other.lengths().iter().sum(),
-    }
-}
-
 fn part(examples: Examples, aside: &[bool]) -> (Examples, Examples) {
-    fn part_rows<T>(rows: Vec<T>, aside: &[bool]) -> (Vec<T>, Vec<T>) {
-        let (mut train, mut validation) = (Vec::new(), Vec::new());
-        for (row, &aside) in rows.into_iter().zip(aside) {
-            if aside { validation.push(row) } else { train.push(row) }
-        }
-        (train, validation)
+    let Examples { kind, sequence_length, list } = examples;
+    let (mut train, mut validation) = (Vec::new(), Vec::new());
+    for (example, &aside) in list.into_iter().zip(aside) {
+        if aside { validation.push(example) } else { train.push(example) }
     }
-    match examples {
-        Examples::Supervised(rows) => {
-            let (train, validation) = part_rows(rows, aside);
-            (Examples::Supervised(train), Examples::Supervised(validation))
-        }
-        Examples::Pairs(rows) => {
-            let (train, validation) = part_rows(rows, aside);
-            (Examples::Pairs(train), Examples::Pairs(validation))
-        }
-        Examples::Labelled(rows) => {
-            let (train, validation) = part_rows(rows, aside);
-            (Examples::Labelled(train), Examples::Labelled(validation))
-        }
-    }
+    [train, validation].map(|list| Examples { kind, sequence_length, list }).into()
 }
 
 /// The first, the middle and the last training row.
@@ -122,34 +99,24 @@ fn samples(examples: &Examples, tokenizer: &ChatTokenizer) -> Vec<RenderedSample
     let mut places = vec![0, count / 2, count.saturating_sub(1)];
     places.dedup();
     places.truncate(count);
-    places
-        .into_iter()
-        .map(|place| match examples {
-            Examples::Supervised(rows) => RenderedSample {
-                line: rows[place].line,
-                pieces: pieces(tokenizer, &rows[place].tokens, &rows[place].trained),
-            },
-            Examples::Pairs(rows) => {
-                let row = &rows[place];
-                let mut all = completion_pieces(tokenizer, &row.prompt, &row.chosen);
+    let sample = |example: &Example| {
+        let mut all = Vec::new();
+        for document in example.trained_documents() {
+            let mut written = pieces(tokenizer, &document.tokens, &document.trained);
+            if document.role == Role::Rejected {
+                // The prompt stands before the chosen completion already.
                 all.push(("\n(rejected:) ".into(), false));
-                all.extend(completion_pieces(tokenizer, &row.prompt, &row.rejected).pop());
-                RenderedSample { line: row.line, pieces: all }
+                written.drain(..written.len().saturating_sub(1));
             }
-            Examples::Labelled(rows) => {
-                let row = &rows[place];
-                let mut all = completion_pieces(tokenizer, &row.prompt, &row.completion);
-                let verdict = if row.label { "\n(desired)" } else { "\n(not desired)" };
+            all.append(&mut written);
+            if let Some(label) = document.label {
+                let verdict = if label { "\n(desired)" } else { "\n(not desired)" };
                 all.push((verdict.into(), false));
-                RenderedSample { line: row.line, pieces: all }
             }
-        })
-        .collect()
-}
-
-fn completion_pieces(tokenizer: &ChatTokenizer, prompt: &[u32], completion: &[u32]) -> Vec<(String, bool)> {
-    let trained: Vec<bool> = (0..prompt.len() + completion.len()).map(|index| index >= prompt.len()).collect();
-    pieces(tokenizer, &[prompt, completion].concat(), &trained)
+        }
+        RenderedSample { line: example.line, pieces: all }
+    };
+    places.into_iter().filter_map(|place| examples.list.get(place)).map(sample).collect()
 }
 
 /// The tokens' text, cut where training starts and stops.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use finetuned_data::{ChatTokenizer, DataOptions, Examples, Prepared, prepare};
+use finetuned_data::{ChatTokenizer, DataOptions, Document, Prepared, prepare};
 use finetuned_formats::TokenizerSource;
 
 fn root() -> &'static Path {
@@ -38,14 +38,12 @@ fn prepared(name: &str) -> Prepared {
 /// The cards, as the trained text without its end-of-turn token.
 fn cards(prepared: &Prepared) -> Vec<String> {
     let tokenizer = tokenizer();
-    let Examples::Supervised(rows) = &prepared.train else { panic!() };
-    rows.iter()
-        .map(|row| {
-            let trained = row.tokens.iter().zip(&row.trained).filter(|(_, trained)| **trained);
-            let ids: Vec<u32> = trained.map(|(id, _)| *id).collect();
-            tokenizer.decode(&ids, true).unwrap()
-        })
-        .collect()
+    let card = |document: &Document| {
+        let trained = document.tokens.iter().zip(&document.trained).filter(|(_, trained)| **trained);
+        let ids: Vec<u32> = trained.map(|(id, _)| *id).collect();
+        tokenizer.decode(&ids, true).unwrap()
+    };
+    prepared.train.list.iter().map(|example| card(&example.documents[0])).collect()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use finetuned_data::{DataOptions, DatasetReport, Examples, Prepared, TooLong, TrainOn};
+use finetuned_data::{DataOptions, DatasetReport, Examples, Prepared};
 
 use crate::base::BaseModel;
 use crate::error::EngineError;
@@ -13,14 +13,10 @@ use crate::vocabulary::TrainRequest;
 fn options(recipe: &Recipe, vocab_size: usize) -> DataOptions {
     DataOptions {
         sequence_length: recipe.train.sequence_length,
-        too_long: match recipe.data.too_long.as_str() {
-            "truncate" => TooLong::Truncate,
-            "refuse" => TooLong::Refuse,
-            _ => TooLong::Drop,
-        },
+        too_long: recipe.data.too_long,
         validation_fraction: recipe.train.validation_fraction,
         seed: recipe.train.seed,
-        train_on: if recipe.data.train_on == "all" { TrainOn::All } else { TrainOn::Assistant },
+        train_on: recipe.data.train_on,
         max_rows: recipe.data.max_rows,
         drop_duplicates: recipe.data.drop_duplicates,
         vocab_size: Some(vocab_size),
@@ -59,32 +55,13 @@ fn prepare(data: &Path, validation: Option<&Path>, base: &BaseModel, recipe: &Re
     Ok(finetuned_data::prepare(data, validation, &base.tokenizer, &options)?)
 }
 
-/// The longest document that training and validation will run.
+/// Tokens of the longest document that training and validation will run.
 pub(crate) fn longest_document(prepared: &Prepared) -> usize {
-    [&prepared.train, &prepared.validation].into_iter().map(longest).max().unwrap_or(1).max(1)
-}
-
-fn longest(examples: &Examples) -> usize {
-    match examples {
-        Examples::Supervised(list) => list.iter().map(|e| e.tokens.len()).max(),
-        Examples::Pairs(list) => list.iter().map(|e| e.prompt.len() + e.chosen.len().max(e.rejected.len())).max(),
-        // A mismatched completion may follow any prompt.
-        Examples::Labelled(list) => {
-            let prompt = list.iter().map(|e| e.prompt.len()).max();
-            let completion =
-                list.iter().map(|e| e.completion.len().max(e.kl_completion.as_ref().map_or(0, Vec::len))).max();
-            prompt.zip(completion).map(|(p, c)| p + c)
-        }
-    }
-    .unwrap_or(0)
+    [&prepared.train, &prepared.validation].map(Examples::longest_document).into_iter().max().unwrap_or(1).max(1)
 }
 
 /// Tokens of the first example, for the comparison after saving.
 pub(crate) fn probe_tokens(examples: &Examples) -> Vec<u32> {
-    let first = match examples {
-        Examples::Supervised(list) => list.first().map(|e| e.tokens.clone()),
-        Examples::Pairs(list) => list.first().map(|e| [&e.prompt[..], &e.chosen].concat()),
-        Examples::Labelled(list) => list.first().map(|e| [&e.prompt[..], &e.completion].concat()),
-    };
-    first.unwrap_or_else(|| vec![0])
+    let first = examples.list.first().and_then(|example| example.documents.first());
+    first.map_or_else(|| vec![0], |document| document.tokens.clone())
 }

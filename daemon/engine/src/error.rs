@@ -239,7 +239,12 @@ fn of_plugin(error: &PluginError) -> ErrorKind {
         | PluginError::Program { .. }
         | PluginError::Batch(_)
         | PluginError::Failed(_)
+        | PluginError::Conformance { .. }
+        | PluginError::Call { .. }
+        | PluginError::Incompatible { .. }
+        | PluginError::NameTaken { .. }
         | PluginError::Refused(_) => ErrorKind::Plugin,
+        PluginError::System { .. } => ErrorKind::Storage,
     }
 }
 

@@ -10,6 +10,8 @@ pub mod dataset;
 pub mod devices;
 pub mod error;
 pub mod generate;
+pub mod keys;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod plugins;
@@ -26,5 +28,5 @@ pub use plan::plan;
 pub use recipe::{Chosen, Method, Recipe, RecipeError};
 pub use run::train;
 pub use vocabulary::{
-    Control, Event, Observer, Outcome, Plan, PlanPart, PluginLibrary, StepMetrics, Summary, TrainRequest,
+    Control, Event, Observer, Outcome, Plan, PlanPart, PluginLibrary, StepMetrics, Summary, Tally, TrainRequest,
 };

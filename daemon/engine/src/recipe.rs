@@ -1,280 +1,349 @@
-//! The recipe: everything about a run that is a choice, with its default.
+//! The recipe: everything about a run that is a choice.
 //!
 //! A recipe is layered: defaults, then finetuned.toml's `[recipe]`, then the
 //! folder's recipe.toml, then the dataset's sidecar, then `--set key=value`.
-//! Layers are TOML tables merged key by key; [`Recipe::from_table`] turns the
-//! result into this type, and an unknown key is an error with the nearest name.
+//! Layers are TOML tables that are merged key by key; [`Recipe::from_table`] turns
+//! the result into this type, and an unknown key is an error with the nearest name.
+//!
+//! Each key is declared once, here, with `keys!`; see [`crate::keys`]. To add
+//! one: declare it, read it where it acts, and write the documented configuration
+//! anew (`finetune config template > config/finetuned.toml`).
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
+use finetuned_data::{TooLong, TrainOn};
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantNames};
 
-/// A key of the recipe: what the documentation and the "did you mean" read.
-pub struct Key {
-    pub path: &'static str,
-    pub default: &'static str,
-    pub help: &'static str,
-}
+use crate::keys::{Key, KeyValue, Kind, Section, above, any, at_least, keys, share};
 
-/// Every key, in the order of the documentation. Keys under `loss.` and
-/// `optimizer.` beyond these belong to the loss or optimizer and are checked by
-/// it.
-pub const KEYS: &[Key] = &[
-    key(
-        "base",
-        "\"smollm2-135m-instruct\"",
-        "base model: a folder, a .gguf file or a name of the catalogue (finetune models)",
-    ),
-    key("method", "\"lora\"", "what is trained: \"full\", \"lora\" or \"qlora\" (LoRA over a base in 4-bit NF4)"),
-    key("loss", "\"cross-entropy\"", "the objective: a name, or a table [loss] with name and its parameters"),
-    key("lora.rank", "16", "rank r of the adapter's factors"),
-    key("lora.alpha", "32", "scale: alpha/rank (lora, dora), alpha/sqrt(rank) (rslora)"),
-    key("lora.dropout", "0.0", "probability of dropping an element of the adapter's input, 0 to 1"),
-    key("lora.targets", "\"all-linear\"", "\"all-linear\" or a list of module names, such as [\"q_proj\", \"v_proj\"]"),
-    key("lora.variant", "\"lora\"", "\"lora\", \"rslora\" or \"dora\""),
-    key("lora.rank_pattern", "{}", "table: module name or regular expression = rank of its own, as in PEFT"),
-    key("lora.alpha_pattern", "{}", "table: module name or regular expression = alpha of its own, as in PEFT"),
-    key("qlora.double_quant", "true", "quantise the block scales of the 4-bit base as well"),
-    key("train.epochs", "3", "passes over the training rows; ignored where train.steps is set"),
-    key("train.steps", "unset", "optimizer steps in all; unset: from epochs"),
-    key("train.batch_size", "8", "sequences per optimizer step"),
-    key("train.micro_batch_size", "0", "sequences per forward pass; 0: the most that fits well, at most batch_size"),
-    key("train.sequence_length", "1024", "most tokens of a row; see data.too_long"),
-    key("train.packing", "false", "several short rows in one sequence, each seeing only itself"),
-    key("train.shuffle", "true", "new order of the rows in every epoch, from the seed"),
-    key("train.learning_rate", "2e-4 (full: 2e-5)", "peak learning rate"),
-    key("train.schedule", "\"cosine\"", "\"constant\", \"linear\" or \"cosine\" decay to zero after the warm-up"),
-    key("train.warmup_steps", "unset", "steps of linear warm-up; unset: from warmup_ratio"),
-    key("train.warmup_ratio", "0.03", "warm-up as a share of all steps, rounded down"),
-    key("train.max_grad_norm", "1.0", "gradients are scaled down to this norm; 0 turns it off"),
-    key("train.seed", "42", "seed of every random choice of the run"),
-    key(
-        "train.gradient_checkpointing",
-        "false",
-        "keep one activation a layer and recompute the rest: less memory, a third more time",
-    ),
-    key(
-        "train.offload_activations",
-        "false",
-        "with gradient_checkpointing on a GPU: what is kept waits in host memory; less of the GPU's, some time for the copies",
-    ),
-    key("train.validation_fraction", "0.05", "share of the rows held out, where no validation file is given"),
-    key("train.validation_every", "0", "steps between validations; 0: at the start, after each epoch and at the end"),
-    key("train.early_stop_patience", "0", "stop after so many validations without a better loss; 0 turns it off"),
-    key("train.keep_best", "true", "hand out the weights of the best validation, not the last"),
-    key("data.too_long", "\"drop\"", "rows over sequence_length: \"drop\", \"truncate\" or \"refuse\""),
-    key("data.train_on", "\"assistant\"", "\"assistant\": only its turns; \"all\": every token"),
-    key("data.drop_duplicates", "false", "train on each distinct row once"),
-    key("data.max_rows", "unset", "use at most this many rows"),
-    key("optimizer.name", "\"adamw\"", "the optimizer; its own parameters are keys beside the name"),
-    key("optimizer.beta1", "0.9", "decay of the first moment (adamw)"),
-    key("optimizer.beta2", "0.999", "decay of the second moment (adamw)"),
-    key("optimizer.epsilon", "1e-8", "added to the root of the second moment (adamw)"),
-    key("optimizer.weight_decay", "0.0", "decoupled weight decay"),
-    key("checkpoint.every_steps", "50", "steps between checkpoints; 0: only when stopped"),
-    key("checkpoint.keep", "2", "checkpoints kept"),
-];
+/// The sections of a recipe in the order of the documentation; the first holds the
+/// keys at the root.
+pub static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(|| {
+    vec![
+        Recipe::section(),
+        LoraRecipe::section(),
+        QloraRecipe::section(),
+        TrainRecipe::section(),
+        DataRecipe::section(),
+        optimizer_section(),
+        CheckpointRecipe::section(),
+    ]
+});
 
-const fn key(path: &'static str, default: &'static str, help: &'static str) -> Key {
-    Key { path, default, help }
-}
+/// Every key of a recipe. The keys under `loss.` and `optimizer.` beyond these
+/// belong to the plugin that is named there, which checks them.
+pub static KEYS: LazyLock<Vec<Key>> =
+    LazyLock::new(|| SECTIONS.iter().flat_map(|section| section.keys.clone()).collect());
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, VariantNames, IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Method {
+    /// Every weight of the base model.
     Full,
+    /// An adapter beside the frozen base model.
     Lora,
+    /// An adapter beside a base model in 4-bit NF4.
     Qlora,
 }
 
 impl Method {
+    /// As a recipe writes it.
     pub fn name(self) -> &'static str {
-        match self {
-            Method::Full => "full",
-            Method::Lora => "lora",
-            Method::Qlora => "qlora",
-        }
+        self.into()
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How an adapter's factors act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Variant {
+    /// Scaled by alpha/r.
     Lora,
+    /// Scaled by alpha/sqrt(r).
     Rslora,
+    /// With a learnt magnitude per output.
     Dora,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Schedule {
+    /// Stays at the peak.
     Constant,
+    /// Falls to zero in a line.
     Linear,
+    /// Falls to zero in half a cosine.
     Cosine,
 }
 
-/// `"all-linear"` or a list of module names.
+/// The modules that carry an adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Targets {
+    /// `"all-linear"`; no other word is allowed.
     Named(String),
+    /// Names of modules.
     List(Vec<String>),
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraRecipe {
-    pub rank: usize,
-    pub alpha: f64,
-    pub dropout: f64,
-    pub targets: Targets,
-    pub variant: Variant,
-    pub rank_pattern: BTreeMap<String, usize>,
-    pub alpha_pattern: BTreeMap<String, f64>,
-}
-
-impl Default for LoraRecipe {
-    fn default() -> Self {
-        LoraRecipe {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            targets: Targets::Named("all-linear".into()),
-            variant: Variant::Lora,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct QloraRecipe {
-    pub double_quant: bool,
-}
-
-impl Default for QloraRecipe {
-    fn default() -> Self {
-        QloraRecipe { double_quant: true }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainRecipe {
-    pub epochs: f64,
-    pub steps: Option<usize>,
-    pub batch_size: usize,
-    pub micro_batch_size: usize,
-    pub sequence_length: usize,
-    pub packing: bool,
-    pub shuffle: bool,
-    /// `None`: the method's default.
-    pub learning_rate: Option<f64>,
-    pub schedule: Schedule,
-    pub warmup_steps: Option<usize>,
-    pub warmup_ratio: f64,
-    pub max_grad_norm: f64,
-    pub seed: u64,
-    pub gradient_checkpointing: bool,
-    pub offload_activations: bool,
-    pub validation_fraction: f64,
-    pub validation_every: usize,
-    pub early_stop_patience: usize,
-    pub keep_best: bool,
-}
-
-impl Default for TrainRecipe {
-    fn default() -> Self {
-        TrainRecipe {
-            epochs: 3.0,
-            steps: None,
-            batch_size: 8,
-            micro_batch_size: 0,
-            sequence_length: 1024,
-            packing: false,
-            shuffle: true,
-            learning_rate: None,
-            schedule: Schedule::Cosine,
-            warmup_steps: None,
-            warmup_ratio: 0.03,
-            max_grad_norm: 1.0,
-            seed: 42,
-            gradient_checkpointing: false,
-            offload_activations: false,
-            validation_fraction: 0.05,
-            validation_every: 0,
-            early_stop_patience: 0,
-            keep_best: true,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataRecipe {
-    pub too_long: String,
-    pub train_on: String,
-    pub drop_duplicates: bool,
-    pub max_rows: Option<usize>,
-}
-
-impl Default for DataRecipe {
-    fn default() -> Self {
-        DataRecipe { too_long: "drop".into(), train_on: "assistant".into(), drop_duplicates: false, max_rows: None }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CheckpointRecipe {
-    pub every_steps: usize,
-    pub keep: usize,
-}
-
-impl Default for CheckpointRecipe {
-    fn default() -> Self {
-        CheckpointRecipe { every_steps: 50, keep: 2 }
-    }
+impl Targets {
+    /// The word for every linear layer.
+    pub const ALL: &'static str = "all-linear";
 }
 
 /// A plugin by name with its parameters (`[loss]`, `[optimizer]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Chosen {
+    /// The plugin's name.
     pub name: String,
+    /// Its parameters; the plugin checks them.
     #[serde(flatten)]
     pub parameters: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The whole recipe of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Recipe {
-    pub base: String,
-    pub method: Method,
-    pub loss: Chosen,
-    pub lora: LoraRecipe,
-    pub qlora: QloraRecipe,
-    pub train: TrainRecipe,
-    pub data: DataRecipe,
-    pub optimizer: Chosen,
-    pub checkpoint: CheckpointRecipe,
+impl Chosen {
+    /// A plugin with its own defaults.
+    pub fn named(name: &str) -> Chosen {
+        Chosen { name: name.into(), parameters: serde_json::Map::new() }
+    }
 }
 
-impl Default for Recipe {
-    fn default() -> Self {
-        let plain = |name: &str| Chosen { name: name.into(), parameters: serde_json::Map::new() };
-        Recipe {
-            base: "smollm2-135m-instruct".into(),
-            method: Method::Lora,
-            loss: plain("cross-entropy"),
-            lora: LoraRecipe::default(),
-            qlora: QloraRecipe::default(),
-            train: TrainRecipe::default(),
-            data: DataRecipe::default(),
-            optimizer: plain("adamw"),
-            checkpoint: CheckpointRecipe::default(),
+impl KeyValue for Method {
+    const KIND: Kind = Kind::Word(Method::VARIANTS);
+}
+
+impl KeyValue for Variant {
+    const KIND: Kind = Kind::Word(Variant::VARIANTS);
+}
+
+impl KeyValue for Schedule {
+    const KIND: Kind = Kind::Word(Schedule::VARIANTS);
+}
+
+impl KeyValue for Targets {
+    const KIND: Kind = Kind::Names(Targets::ALL);
+}
+
+impl KeyValue for Chosen {
+    const KIND: Kind = Kind::Plugin;
+
+    fn toml(&self) -> Option<String> {
+        self.name.toml()
+    }
+}
+
+keys! {
+    /// The recipe that every job starts from. Over it go the folder's recipe.toml,
+    /// the dataset's own .toml beside it, and `--set key=value`.
+    pub struct Recipe in "" {
+        /// The base model: a folder, a .gguf file, or a name of the catalogue
+        /// (`finetune models`).
+        base: String = "smollm2-135m-instruct".into(), any();
+
+        /// What is trained. "lora": small factors beside the frozen weights (a few MB,
+        /// the usual choice). "qlora": the same beside a base model in 4 bits (NF4): a
+        /// quarter of the memory, somewhat slower. "full": every weight, for small
+        /// models or much data.
+        method: Method = Method::Lora, any();
+
+        /// The objective: a name of `finetune plugin list`, or a table `[recipe.loss]`
+        /// with the name and its parameters (`finetune plugin show NAME`). Preference
+        /// data wants "dpo", "orpo", "simpo" or "cpo"; labelled answers want "kto".
+        loss: Chosen = Chosen::named("cross-entropy"), any();
+
+        => {
+            /// The adapter.
+            lora: LoraRecipe = LoraRecipe::default();
+            /// The 4-bit base model.
+            qlora: QloraRecipe = QloraRecipe::default();
+            /// Steps, batches and the learning rate.
+            train: TrainRecipe = TrainRecipe::default();
+            /// The dataset.
+            data: DataRecipe = DataRecipe::default();
+            /// The optimizer and its parameters.
+            optimizer: Chosen = Chosen::named("adamw");
+            /// What a crash can cost.
+            checkpoint: CheckpointRecipe = CheckpointRecipe::default();
         }
     }
+}
+
+keys! {
+    /// The adapter of the methods "lora" and "qlora".
+    pub struct LoraRecipe in "lora" {
+        /// Rank of the factors: 8 for style and format, 16 to 64 for new knowledge.
+        rank: usize = 16, at_least(1);
+
+        /// The update is scaled by alpha/rank (rslora: alpha/sqrt(rank)). Twice the
+        /// rank is the usual choice; change the learning rate before you change this.
+        alpha: f64 = 32.0, above(0);
+
+        /// Share of the adapter's inputs that is dropped at random. 0.05 helps on small
+        /// datasets.
+        dropout: f64 = 0.0, share();
+
+        /// The layers that carry an adapter: "all-linear", or names such as
+        /// `["q_proj", "v_proj"]`. All linear layers learn better than attention alone.
+        targets: Targets = Targets::Named(Targets::ALL.into()), any();
+
+        /// "lora"; "rslora" keeps its strength at high ranks; "dora" also learns the
+        /// magnitude of each output: a little better at low ranks, slower.
+        variant: Variant = Variant::Lora, any();
+
+        /// Other ranks for some modules, by name or regular expression, as in PEFT:
+        /// `{ "layers.0.self_attn.q_proj" = 32 }`.
+        rank_pattern: BTreeMap<String, usize> = BTreeMap::new(), any();
+
+        /// Other alphas for some modules, in the same way.
+        alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), any();
+    }
+}
+
+keys! {
+    /// The 4-bit base model of the method "qlora".
+    pub struct QloraRecipe in "qlora" {
+        /// Quantise the block scales of the 4-bit base model as well: 0.4 bits less per
+        /// weight, at no measurable loss.
+        double_quant: bool = true, any();
+    }
+}
+
+keys! {
+    /// Steps, batches and the learning rate.
+    pub struct TrainRecipe in "train" {
+        /// Passes over the training rows; ignored if steps is set. 1 for much data, 3
+        /// for hundreds of rows. More overfits: watch the validation loss.
+        epochs: f64 = 3.0, above(0), unit("epochs");
+
+        /// Optimizer steps in all. Unset: from epochs. Set it for a run of known
+        /// length.
+        steps: Option<usize> = None, at_least(1), unit("steps"), example("100");
+
+        /// Sequences per optimizer step. The loss is divided once by the trained tokens
+        /// of the whole step, so the result does not depend on micro_batch_size. More
+        /// makes the gradient smoother, and the step longer.
+        batch_size: usize = 8, at_least(1), unit("sequences");
+
+        /// Sequences per forward pass. 0: as many as fit well, at most batch_size.
+        micro_batch_size: usize = 0, any(), unit("sequences");
+
+        /// Most tokens of a row. The memory of the activations grows with it. For
+        /// longer rows see data.too_long.
+        sequence_length: usize = 1024, at_least(2), unit("tokens");
+
+        /// Put several short rows into one sequence, each seeing only itself: fewer
+        /// wasted positions on short rows, and more rows per step.
+        packing: bool = false, any();
+
+        /// Take the rows in a new order in every epoch; the order follows from the
+        /// seed.
+        shuffle: bool = true, any();
+
+        /// Peak learning rate. Unset: 2e-4 for lora and qlora, 2e-5 for full. Halve it
+        /// if the loss jumps, double it if the loss hardly falls.
+        learning_rate: Option<f64> = None, above(0), unset("2e-4 (full: 2e-5)"), example("2e-4");
+
+        /// The learning rate after the warm-up: "constant", or "linear" or "cosine" decay
+        /// to zero.
+        schedule: Schedule = Schedule::Cosine, any();
+
+        /// Steps of linear warm-up. Unset: from warmup_ratio.
+        warmup_steps: Option<usize> = None, any(), unit("steps"), example("10");
+
+        /// Warm-up as a share of all steps, rounded down.
+        warmup_ratio: f64 = 0.03, share();
+
+        /// Gradients are scaled down to this norm, so that one strange batch does no
+        /// harm. 0 turns it off.
+        max_grad_norm: f64 = 1.0, at_least(0);
+
+        /// Seed of every random choice of the run. The same seed gives the same bits.
+        seed: u64 = 42, any();
+
+        /// Keep one activation per layer and recompute the rest: far less memory, about
+        /// a third more time. The result is the same bits.
+        gradient_checkpointing: bool = false, any(), changes_no_bit();
+
+        /// On a GPU, with gradient_checkpointing: keep the layers' inputs in host memory
+        /// (tokens x layers x width x 4 bytes of a micro-batch) and fetch them back layer
+        /// by layer. The GPU then holds one layer's input. Every step copies all of them
+        /// there and back, which a run that fits without should not pay. The result is
+        /// the same bits.
+        offload_activations: bool = false, any(), changes_no_bit();
+
+        /// Share of the rows that is kept for validation if no validation file is given.
+        validation_fraction: f64 = 0.05, share();
+
+        /// Steps between validations. 0: at the start, after each epoch and at the end.
+        validation_every: usize = 0, any(), unit("steps");
+
+        /// Stop after this many validations without a lower loss. 0 turns it off.
+        early_stop_patience: usize = 0, any(), unit("validations");
+
+        /// Hand out the weights of the best validation, not of the last step.
+        keep_best: bool = true, any();
+    }
+}
+
+keys! {
+    /// The dataset.
+    pub struct DataRecipe in "data" {
+        /// Rows over sequence_length: "drop" (and count) them, "truncate" them, or
+        /// "refuse" the dataset.
+        too_long: TooLong = TooLong::Drop, any();
+
+        /// "assistant": train only on the assistant's turns; "all": on every token.
+        train_on: TrainOn = TrainOn::Assistant, any();
+
+        /// Train on each distinct row once. Duplicates are always counted and reported.
+        drop_duplicates: bool = false, any();
+
+        /// Use at most this many rows: for a quick trial on a large file. Unset: all.
+        max_rows: Option<usize> = None, any(), unit("rows"), example("1000");
+    }
+}
+
+keys! {
+    /// What a crash can cost.
+    pub struct CheckpointRecipe in "checkpoint" {
+        /// Steps between checkpoints; 0: only when the run is stopped. After a crash or
+        /// a power cut at most this many steps are repeated, to the same bits.
+        every_steps: usize = 50, any(), unit("steps"), changes_no_bit();
+
+        /// Checkpoints that are kept.
+        keep: usize = 2, at_least(1), unit("checkpoints"), changes_no_bit();
+    }
+}
+
+/// Weight decay is off unless the recipe says otherwise, whatever the optimizer's
+/// own default is: adapters rarely need it.
+pub const WEIGHT_DECAY: f64 = 0.0;
+
+/// The keys of `[optimizer]` that belong to the recipe. The struct is [`Chosen`],
+/// because the other keys belong to the optimizer.
+fn optimizer_section() -> Section {
+    let key = |name: &str, kind, range, default: Option<String>, help: &[&str]| {
+        Key::new("optimizer", name, kind, range, default, help)
+    };
+    let name = Recipe::default().optimizer.name;
+    let keys = vec![
+        key("name", Kind::Text, any(), name.toml(), &["The optimizer: a name of `finetune plugin list`."]),
+        key(
+            "weight_decay",
+            Kind::Number,
+            any(),
+            WEIGHT_DECAY.toml(),
+            &["Decoupled weight decay. Adapters rarely need it."],
+        ),
+    ];
+    Section::new("optimizer", &["The optimizer. Its own parameters are keys beside the name."], keys)
 }
 
 /// A recipe that cannot be used, said so that its writer can mend it.

@@ -3,7 +3,8 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::recipe::{Chosen, KEYS, Method, Recipe, RecipeError, Targets};
+use crate::keys::lookup;
+use crate::recipe::{Chosen, KEYS, Method, Recipe, RecipeError, Targets, Variant};
 
 /// Sections that a plugin defines: their keys are checked by the plugin.
 const OPEN_SECTIONS: [&str; 2] = ["loss", "optimizer"];
@@ -27,7 +28,8 @@ pub(crate) fn recipe_from_table(table: &toml::Table) -> Result<Recipe, RecipeErr
         optimizer: chosen(&merged, "optimizer", defaults.optimizer)?,
         checkpoint: section(&merged, "checkpoint")?,
     };
-    check_values(&recipe)?;
+    check_ranges(&merged)?;
+    check_together(&recipe)?;
     Ok(recipe)
 }
 
@@ -73,10 +75,9 @@ fn nearest(path: &str) -> Option<String> {
     let last = path.rsplit('.').next().unwrap_or(path);
     KEYS.iter()
         .map(|key| {
-            let key_last = key.path.rsplit('.').next().unwrap_or(key.path);
             // The right name in the wrong section is the commonest slip.
-            let score = strsim::jaro_winkler(path, key.path).max(strsim::jaro_winkler(last, key_last) - 0.01);
-            (score, key.path)
+            let score = strsim::jaro_winkler(path, &key.path).max(strsim::jaro_winkler(last, key.name()) - 0.01);
+            (score, &key.path)
         })
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(score, _)| *score > 0.8)
@@ -134,36 +135,15 @@ fn bad(key: &str, error: &toml::de::Error) -> RecipeError {
     RecipeError::BadValue { key: key.to_string(), reason }
 }
 
-fn check_values(r: &Recipe) -> Result<(), RecipeError> {
+/// What one key cannot say: what two keys are together.
+fn check_together(r: &Recipe) -> Result<(), RecipeError> {
     let fail = |key: &str, reason: String| Err(RecipeError::BadValue { key: key.into(), reason });
-    let positive = |key: &str, value: f64| {
-        if value.is_finite() && value > 0.0 { Ok(()) } else { fail(key, format!("{value} must be above 0")) }
-    };
-    let fraction = |key: &str, value: f64| {
-        if (0.0..1.0).contains(&value) { Ok(()) } else { fail(key, format!("{value} must be at least 0 and below 1")) }
-    };
     let t = &r.train;
-    positive("train.epochs", t.epochs)?;
-    if let Some(rate) = t.learning_rate {
-        positive("train.learning_rate", rate)?;
-    }
-    if t.steps == Some(0) {
-        return fail("train.steps", "0 must be at least 1".into());
-    }
-    if t.batch_size == 0 {
-        return fail("train.batch_size", "0 must be at least 1".into());
-    }
     if t.micro_batch_size > t.batch_size {
         return fail(
             "train.micro_batch_size",
             format!("{} is more than train.batch_size, {}", t.micro_batch_size, t.batch_size),
         );
-    }
-    if t.sequence_length < 2 {
-        return fail("train.sequence_length", format!("{} must be at least 2", t.sequence_length));
-    }
-    if !(t.max_grad_norm.is_finite() && t.max_grad_norm >= 0.0) {
-        return fail("train.max_grad_norm", format!("{} must be 0 (off) or more", t.max_grad_norm));
     }
     if t.offload_activations && !t.gradient_checkpointing {
         return fail(
@@ -171,31 +151,24 @@ fn check_values(r: &Recipe) -> Result<(), RecipeError> {
             "needs train.gradient_checkpointing = true: what it moves to host memory is the one activation that a layer then keeps".into(),
         );
     }
-    fraction("train.warmup_ratio", t.warmup_ratio)?;
-    fraction("train.validation_fraction", t.validation_fraction)?;
-    fraction("lora.dropout", r.lora.dropout)?;
-    if r.lora.rank == 0 {
-        return fail("lora.rank", "0 must be at least 1".into());
-    }
-    positive("lora.alpha", r.lora.alpha)?;
     if let Targets::Named(name) = &r.lora.targets
-        && name != "all-linear"
+        && name != Targets::ALL
     {
-        return fail("lora.targets", format!("\"{name}\" must be \"all-linear\" or a list of names, [\"{name}\"]"));
+        let all = Targets::ALL;
+        return fail("lora.targets", format!("\"{name}\" must be \"{all}\" or a list of names, [\"{name}\"]"));
     }
-    for (key, value, allowed) in [
-        ("data.too_long", &r.data.too_long, &["drop", "truncate", "refuse"][..]),
-        ("data.train_on", &r.data.train_on, &["assistant", "all"][..]),
-    ] {
-        if !allowed.contains(&value.as_str()) {
-            return fail(key, format!("\"{value}\" must be one of {}", allowed.join(", ")));
-        }
-    }
-    if r.checkpoint.keep == 0 {
-        return fail("checkpoint.keep", "0 must be at least 1".into());
-    }
-    if r.method == Method::Full && r.lora.variant != crate::recipe::Variant::Lora {
+    if r.method == Method::Full && r.lora.variant != Variant::Lora {
         return fail("lora.variant", "method \"full\" trains no adapter; use method = \"lora\"".into());
+    }
+    Ok(())
+}
+
+/// Each value that is set lies in the range of its key.
+fn check_ranges(table: &toml::Table) -> Result<(), RecipeError> {
+    for key in KEYS.iter() {
+        if let Some(reason) = lookup(table, &key.path).and_then(|value| key.refuses(value)) {
+            return Err(RecipeError::BadValue { key: key.path.clone(), reason });
+        }
     }
     Ok(())
 }
@@ -203,7 +176,8 @@ fn check_values(r: &Recipe) -> Result<(), RecipeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{Schedule, Variant};
+    use crate::keys::{Key, Kind, Range};
+    use crate::recipe::Schedule;
 
     fn parse(text: &str) -> Result<Recipe, RecipeError> {
         Recipe::from_table(&text.parse().expect("valid TOML"))
@@ -214,9 +188,49 @@ mod tests {
         assert_eq!(parse("").unwrap(), Recipe::default());
     }
 
+    /// A value that no key has by default.
+    fn other_value(key: &Key) -> toml::Value {
+        match key.kind {
+            Kind::Flag => (key.default.as_deref() != Some("true")).into(),
+            Kind::Whole => 4.into(),
+            Kind::Number => 0.25.into(),
+            Kind::Word(words) => {
+                let word = words.iter().find(|word| key.default.as_deref() != Some(format!("\"{word}\"").as_str()));
+                (*word.unwrap()).into()
+            }
+            Kind::Names(_) => vec!["q_proj"].into(),
+            Kind::Table(_) => toml::Table::from_iter([("q_proj".to_string(), 5.into())]).into(),
+            _ => "another".into(),
+        }
+    }
+
     #[test]
-    fn every_listed_key_is_read() {
-        // Each key set to a value of its type must change the recipe or be the default.
+    fn every_declared_key_is_read_and_its_range_is_held() {
+        for key in KEYS.iter() {
+            let parse_with = |value: toml::Value| {
+                let mut table = toml::Table::new();
+                set(&mut table, &format!("{}={value}", key.path)).unwrap();
+                if key.path == "train.offload_activations" {
+                    set(&mut table, "train.gradient_checkpointing=true").unwrap();
+                }
+                Recipe::from_table(&table)
+            };
+            let recipe = parse_with(other_value(key)).unwrap_or_else(|e| panic!("`{}`: {e}", key.path));
+            assert_ne!(recipe, Recipe::default(), "`{}` is declared and nothing reads it", key.path);
+            if let Range::AtLeast(bound) | Range::Above(bound) | Range::HalfOpen(_, bound) = key.range {
+                let outside = match (key.kind, key.range) {
+                    (Kind::Whole, _) => (bound as i64 - 1).into(),
+                    (_, Range::AtLeast(_)) => (bound - 1.0).into(),
+                    _ => bound.into(),
+                };
+                let error = parse_with(outside).unwrap_err().to_string();
+                assert!(error.starts_with(&format!("`{}`: ", key.path)), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_recipe_is_read() {
         let text = r#"
             base = "b"
             method = "qlora"
@@ -269,15 +283,6 @@ mod tests {
         assert_eq!((r.method, r.lora.variant, r.train.schedule), (Method::Qlora, Variant::Dora, Schedule::Linear));
         assert_eq!((r.lora.rank, r.train.steps, r.checkpoint.keep, r.data.max_rows), (3, Some(7), 1, Some(9)));
         assert_eq!(r.loss.parameters["beta"], 0.2);
-        let table: toml::Table = text.parse().unwrap();
-        for key in KEYS {
-            let mut at = Some(toml::Value::Table(table.clone()));
-            for part in key.path.split('.') {
-                at = at.and_then(|v| v.get(part).cloned());
-            }
-            let plugin_key = key.path.starts_with("optimizer.");
-            assert!(at.is_some() || plugin_key, "{} is listed but this test does not set it", key.path);
-        }
     }
 
     #[test]

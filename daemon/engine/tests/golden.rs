@@ -130,17 +130,16 @@ fn gradients(
     checkpointing: bool,
 ) -> Gradients {
     let batch = batch(ids);
-    let Examples::Supervised(list) = examples else { unreachable!("supervised") };
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     let mut offset = 0;
-    for example in list {
-        for i in 1..example.tokens.len() {
-            if example.trained[i] {
+    for document in examples.list.iter().flat_map(|example| &example.documents) {
+        for i in 1..document.len() {
+            if document.is_trained(i) {
                 rows.push((offset + i - 1) as u32);
-                targets.push(example.tokens[i]);
+                targets.push(document.tokens[i]);
             }
         }
-        offset += example.tokens.len();
+        offset += document.len();
     }
     let ops = ops.as_ref();
     let pass = Pass { training: true, adapters: true, seed: 1, step: 1, micro_batch: 0 };

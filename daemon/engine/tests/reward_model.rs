@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::*;
-use finetuned_data::{Examples, PairExample, Row};
+use finetuned_data::{Example, Examples, Row};
 use finetuned_engine::model::decoder::{Batch, Decoder, Keep};
 use finetuned_engine::model::linear::Pass;
 use finetuned_engine::model::parameters::ParameterId;
@@ -23,7 +23,7 @@ use finetuned_engine::{Control, Event, Observer, Outcome, Summary, TrainRequest,
 use finetuned_formats::{ModelFiles, VALUE_HEAD, read_peft};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind, Declared};
-use finetuned_plugin_api::loss::Needs;
+use finetuned_plugin_api::loss::{Needs, Statistic};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V};
 use finetuned_shaders::{Device, Weight};
@@ -52,18 +52,15 @@ impl Observer for Watcher {
 
 /// Pairs of uneven lengths whose chosen answers hold tokens that the rejected
 /// ones do not.
-fn pair(i: usize) -> PairExample {
-    let ids = |n: usize, from: usize, step: usize| (0..n).map(|t| (from + (i * 7 + t * step) % 40) as u32).collect();
-    PairExample {
-        prompt: ids(3 + i % 4, 10, 3),
-        chosen: ids(2 + i % 5, 100, 5),
-        rejected: ids(2 + (i + 2) % 5, 200, 5),
-        line: i + 1,
-    }
+fn pair(i: usize) -> Example {
+    let ids = |n: usize, from: usize, step: usize| -> Vec<u32> {
+        (0..n).map(|t| (from + (i * 7 + t * step) % 40) as u32).collect()
+    };
+    Example::pair(&ids(3 + i % 4, 10, 3), &ids(2 + i % 5, 100, 5), &ids(2 + (i + 2) % 5, 200, 5), i + 1)
 }
 
 fn pairs(n: usize) -> Examples {
-    Examples::Pairs((0..n).map(pair).collect())
+    Examples { kind: DataKind::Pairs, sequence_length: 64, list: (0..n).map(pair).collect() }
 }
 
 fn rows(n: usize) -> Vec<Row> {
@@ -137,9 +134,11 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
         assert!((f64::from(*value) - expected).abs() < 1e-5, "{value} {expected}");
     }
     assert_eq!(values.len(), 3);
-    // A document's value does not depend on its neighbours.
+    // A document's value does not depend on its neighbours, but for the order of f32 sums:
+    // a product of fewer rows is cut into other tiles where a processor lacks AVX-512.
     let alone = model.values(ops.as_ref(), &Batch::from_documents([documents[2]]), &Pass::evaluation(true));
-    assert!((alone.expect("values").expect("a head")[0] - values[2]).abs() < 1e-6);
+    let alone = alone.expect("values").expect("a head")[0];
+    assert!((alone - values[2]).abs() < 1e-5, "{alone} {}", values[2]);
 }
 
 /// Along the gradient of each of these parameters the loss rises by its norm.
@@ -184,7 +183,9 @@ struct Both {
 
 impl Formula for Both {
     fn needs(&self) -> Needs {
-        Needs { value: true, ..self.needs }
+        let mut needs = self.needs.clone();
+        needs.statistics[Statistic::Value] = true;
+        needs
     }
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
@@ -206,7 +207,7 @@ fn with_both(ops: &Arc<Device>, needs: Needs) -> Trainer {
 #[test]
 fn a_loss_may_read_both_heads() {
     let ops = cpu();
-    for needs in [Needs { lse: true, ..Needs::default() }, Needs { prompt_logp: true, ..Needs::default() }] {
+    for needs in [Needs::of([Statistic::Lse]), Needs { prompt_logp: true, ..Needs::default() }] {
         compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, needs), &pairs(4), 4);
     }
     // Without asking it would learn from log-probabilities that nobody computed.
@@ -270,7 +271,10 @@ fn dataset(folder: &Path, n: usize) -> PathBuf {
     let path = folder.join("pairs.jsonl");
     let line = |i: usize| {
         let p = pair(i);
-        json!({"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected}).to_string() + "\n"
+        let [chosen, rejected] = &p.documents[..] else { panic!("a pair") };
+        json!({"prompt_ids": chosen.prompt(), "chosen_ids": chosen.answer(), "rejected_ids": rejected.answer()})
+            .to_string()
+            + "\n"
     };
     std::fs::write(&path, (0..n).map(line).collect::<String>()).expect("dataset");
     path
@@ -333,7 +337,7 @@ fn ten_steps_tell_the_pairs_apart() {
     assert_eq!(summary.extra["held_out_before"]["rewards/margins"], before);
     assert_eq!(summary.extra["held_out_after"]["rewards/margins"], after);
     assert_eq!(summary.extra["held_out_after"]["rewards/accuracies"], 1.0);
-    assert!(summary.validation_after < summary.validation_before);
+    assert!(summary.validation_after < summary.tally.validation_before);
     // The head is one of the trained parameters, and PEFT's files say so.
     let peft = read_peft(&request.out).expect("adapter");
     assert_eq!((peft.config.value_head, peft.config.task_type.as_deref()), (true, Some("SEQ_CLS")));

@@ -4,6 +4,7 @@ mod common;
 
 use common::runs::*;
 use common::*;
+use finetuned_engine::metrics::{Change, TOKEN_ACCURACY};
 use finetuned_engine::{EngineError, Event, Outcome, TrainRequest, train};
 use finetuned_formats::{ModelFiles, read_peft};
 
@@ -21,7 +22,7 @@ fn a_run_leaves_adapter_metrics_and_a_better_loss() {
     let request = request(folder.path(), "out", &["train.validation_fraction=0.2", "train.epochs=6"]);
     let (outcome, events) = run(&request);
     let Outcome::Finished(summary) = outcome else { panic!("{outcome:?}") };
-    assert!(summary.validation_after < summary.validation_before, "{summary:?}");
+    assert!(summary.validation_after < summary.tally.validation_before, "{summary:?}");
     assert_eq!(summary.reload_difference, 0.0);
     let lines = metrics(&request);
     assert_eq!(lines[0]["step"], 0);
@@ -34,6 +35,11 @@ fn a_run_leaves_adapter_metrics_and_a_better_loss() {
         }
     }
     assert!(lines[12]["validation_loss"].is_f64());
+    // What the model predicts right, measured with the validation loss.
+    let name = TOKEN_ACCURACY.validation_name();
+    let (first, last) = (lines[0][&name].as_f64().expect("a share"), lines[12][&name].as_f64().expect("a share"));
+    assert!(first < last && first >= 0.0 && last <= 1.0, "{first} {last}");
+    assert_eq!(summary.change(&TOKEN_ACCURACY), Some(Change { before: first, after: last }));
     let peft = read_peft(&request.out).expect("adapter");
     assert_eq!(peft.modules().len(), 14);
     assert!(peft.tensors.iter().any(|(name, (_, v))| name.contains("lora_B") && v.iter().any(|x| *x != 0.0)));
@@ -178,7 +184,7 @@ fn early_stop_keeps_the_best_weights() {
     let request = request(folder.path(), "out", &settings);
     let (outcome, _) = run(&request);
     let Outcome::Finished(summary) = outcome else { panic!("{outcome:?}") };
-    assert!(summary.stopped_early && summary.steps < 40, "{summary:?}");
+    assert!(summary.tally.stopped_early && summary.steps < 40, "{summary:?}");
     assert_eq!(summary.kept_step, summary.steps - 3);
     let best = metrics(&request).iter().skip(1).filter_map(|l| l["validation_loss"].as_f64()).fold(f64::MAX, f64::min);
     assert_eq!(summary.validation_after, Some(best));

@@ -147,3 +147,20 @@ fn crates_depend_downward_only() {
         assert!(strange.is_empty(), "{folder} depends on {strange:?}");
     }
 }
+
+/// A key of the recipe that nothing reads would be a promise that is not kept.
+#[test]
+fn every_key_of_the_recipe_is_read_outside_its_declaration() {
+    let engine = sources().into_iter().filter(|(path, _)| {
+        path.starts_with("daemon/engine/src") && !path.contains("recipe") && !path.contains("/tests")
+    });
+    let text: String = engine.flat_map(|(_, text)| text.lines().map(code).collect::<Vec<_>>()).collect();
+    for key in finetuned_engine::recipe::KEYS.iter() {
+        let field = format!(".{}", key.path.rsplit('.').next().unwrap_or_default());
+        let read = text
+            .match_indices(&field)
+            .any(|(at, _)| !text[at + field.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'));
+        // The optimizer's parameters are handed to it by name.
+        assert!(read || key.path == "optimizer.weight_decay", "nothing reads `{}`", key.path);
+    }
+}

@@ -38,7 +38,7 @@ pub fn main(sources: &Sources) -> ExitCode {
 
 fn run(sources: &Sources) -> Result<()> {
     let config = Arc::new(Config::load(sources)?);
-    let level = logging::start(&config.log_level);
+    let level = logging::start(config.log_level.into());
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -1,5 +1,5 @@
 //! Whether a GPU and its driver are trusted with a job: every operation is
-//! tested once, in a process of its own, since a bad driver may take its
+//! tested once, in a child process, since a bad driver may take its
 //! process with it; the result is remembered until the card, the driver or this
 //! program changes.
 
@@ -26,7 +26,7 @@ const TEST_DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub struct Tested {
     /// See [`Candidate::identity`].
     pub device: String,
-    /// Why the test itself ended early, where it did.
+    /// Why the test itself ended early, if it did.
     pub failure: Option<String>,
     /// Of each operation that was tested.
     pub results: Vec<OperationResult>,
@@ -88,8 +88,8 @@ pub fn idle_gpu() -> Option<String> {
 }
 
 /// The device that a run computes on: what was asked for, with the first of its
-/// compilers that is trusted. A GPU that fails its test is refused where it was
-/// asked for, and passed over with a note where the choice was left to the
+/// compilers that is trusted. A GPU that fails its test is refused if it was
+/// asked for, and passed over with a note if the choice was left to the
 /// program.
 ///
 /// # Errors
@@ -140,16 +140,16 @@ pub fn trusted(asked: &str, file: &Path, observer: &mut dyn Observer) -> Result<
     ))
 }
 
-/// `XDG_RUNTIME_DIR` for a child that opens a GPU, where it is not set, as in a
-/// service: Mesa's Vulkan layer looks there for a display and complains on stderr,
-/// several times a process, where it cannot. It finds none in the state folder.
+/// `XDG_RUNTIME_DIR` for a child that opens a GPU, if it is not set, as in a service:
+/// Mesa's Vulkan layer looks there for a display, and without the variable complains on
+/// stderr, several times per process. In the state folder it finds none.
 pub fn runtime_dir(state_dir: &Path) -> Option<(&'static str, PathBuf)> {
     const NAME: &str = "XDG_RUNTIME_DIR";
     let is_set = std::env::var_os(NAME).is_some_and(|folder| Path::new(&folder).is_absolute());
     if is_set { None } else { std::path::absolute(state_dir).ok().map(|folder| (NAME, folder)) }
 }
 
-/// Every operation, in a process of its own; `file` is where the result will be
+/// Tests every operation in a child process; `file` is where the result will be
 /// remembered.
 ///
 /// # Errors

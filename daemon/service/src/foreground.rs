@@ -11,8 +11,7 @@ use finetuned_engine::{Control, Event, Observer, Summary};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::filesystem::display;
-use crate::preferences::Preferences;
-use crate::{report, words};
+use crate::{report, results, words};
 
 /// Plain lines come no more often, unless something is measured.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
@@ -168,7 +167,7 @@ impl Observer for Console {
     }
 }
 
-/// What stands behind the bar.
+/// The text after the bar.
 pub fn step_words(loss: f64, validation: Option<f64>, tokens_per_second: f64, seconds_left: f64) -> String {
     let validation = validation.map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
     format!("loss {loss:.4}{validation}  {tokens_per_second:.0} tok/s  {} left", words::seconds(seconds_left))
@@ -179,22 +178,23 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
     let mut text = format!(
         "{} steps, {} trained tokens in {}",
         summary.steps,
-        words::count(summary.trained_tokens),
-        words::seconds(summary.seconds)
+        words::count(summary.tally.trained_tokens),
+        words::seconds(summary.tally.seconds)
     );
-    if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
+    if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         text += &format!(
             "\nheld-out loss  {before:.4} before, {after:.4} after ({:.0}% lower)",
             100.0 * (before - after) / before
         );
     }
-    if let Some(preferences) = Preferences::of(summary) {
-        text += &format!("\n{}", preferences.lines(15).trim_end());
+    let learnt = results::lines(summary, 15);
+    if !learnt.is_empty() {
+        text += &format!("\n{}", learnt.trim_end());
     }
-    if let Some(last) = summary.last_loss {
+    if let Some(last) = summary.tally.last_loss {
         text += &format!("\ntraining loss  {last:.4} at the last step");
     }
-    if summary.stopped_early {
+    if summary.tally.stopped_early {
         text += &format!("\nstopped early  the weights are those of step {}", summary.kept_step);
     }
     text += &format!(

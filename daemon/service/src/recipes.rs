@@ -4,7 +4,7 @@ use std::path::Path;
 
 use finetuned_engine::recipe::{self, Recipe};
 
-use crate::config::{TomlFile, keys, place_recipe_error};
+use crate::config::{TomlFile, nearest, place_recipe_error};
 use crate::error::{Error, Result};
 
 /// Name and text, from `config/recipes/`.
@@ -47,7 +47,7 @@ fn read(recipe: &str) -> Result<TomlFile> {
     }
     let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
     let hint =
-        keys::nearest(recipe, names.iter().copied()).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+        nearest(recipe, names.iter().copied()).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
     let message = format!("there is no file or recipe `{recipe}`; {hint}The recipes are {}", names.join(", "));
     Err(Error::not_found(message))
 }

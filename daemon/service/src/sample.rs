@@ -9,7 +9,7 @@ pub const DATASET: &str = include_str!("../../../config/samples/repair-desk.json
 /// Messages of the same kind that are not in the dataset.
 const UNSEEN: &str = include_str!("../../../config/samples/repair-desk-unseen.jsonl");
 
-/// In words, for the demo.
+/// What it teaches, for the demo's output.
 pub const WHAT_IT_TEACHES: &str = "customers' messages, answered with a card of four lines";
 
 /// The recipe: some minutes on two cores.

@@ -68,6 +68,19 @@ fn a_bad_dataset_fails_with_its_reason_and_the_next_goes_on() {
         listed.iter().map(|view| (view.job.id, view.job.error_kind)).collect::<Vec<_>>(),
         [(1, Some(ErrorKind::BadInput))]
     );
+    let status = |words: &[&str]| {
+        let shown = house.finetune(&[&["status"], words].concat());
+        assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+        String::from_utf8_lossy(&shown.stdout).into_owned()
+    };
+    let one = status(&["--limit", "1"]);
+    assert!(one.contains("1 more (in all: 1 succeeded, 1 failed); finetune status --all shows them"), "{one}");
+    let of_state = status(&["--state", "failed"]);
+    assert!(of_state.contains("   1  a  ") && !of_state.contains("   2  b  "), "{of_state}");
+    assert!(!of_state.contains("more"), "{of_state}");
+    let all: serde_json::Value = serde_json::from_str(&status(&["--all", "--json"])).unwrap();
+    let ids: Vec<_> = all["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, [2, 1], "newest first");
 }
 
 #[test]
@@ -270,6 +283,7 @@ fn every_endpoint_answers_and_every_error_has_its_status_and_kind() {
     assert_eq!(failed("POST", "/health", ""), (405, ErrorKind::BadInput));
     assert_eq!(failed("GET", "/jobs/nine", ""), (400, ErrorKind::BadInput));
     assert_eq!(failed("GET", "/jobs?state=done", ""), (400, ErrorKind::BadInput));
+    assert_eq!(failed("GET", "/status?limt=3", ""), (400, ErrorKind::BadInput));
     assert_eq!(failed("POST", "/jobs", "{\"data\":\"/nonexistent.jsonl\"}"), (400, ErrorKind::BadInput));
     house.drop_file("a.jsonl", &rows("a", 20));
     house.wait_for_step(1, 1);

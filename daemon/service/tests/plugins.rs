@@ -263,16 +263,16 @@ fn loss_dpo_and_a_preference_dataset_are_all_it_takes() {
     let job = house.wait_for(1, State::Succeeded).job;
     let summary = job.summary.unwrap();
     // Where the run starts, policy and reference are one: the loss is ln 2.
-    assert!((summary.validation_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-6);
-    assert!((summary.first_loss.unwrap() - std::f64::consts::LN_2).abs() < 1e-6);
-    assert!(summary.validation_after < summary.validation_before);
+    assert!((summary.tally.validation_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-6);
+    assert!((summary.tally.first_loss.unwrap() - std::f64::consts::LN_2).abs() < 1e-6);
+    assert!(summary.validation_after < summary.tally.validation_before);
     let receipt = house.receipt("taste", "DONE");
     assert!(
         receipt.contains("accuracy  100% after (before: none") && receipt.contains("margin    0.000 before"),
         "{receipt}"
     );
     let report = String::from_utf8(read(&job.out.join("report.html"))).unwrap();
-    assert!(report.contains("accuracy: share of the held-out pairs") && report.contains("Preference accuracy"));
+    assert!(report.contains("accuracy: share of the validation pairs") && report.contains("Preference accuracy"));
 }
 
 #[test]

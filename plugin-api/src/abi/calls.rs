@@ -24,8 +24,17 @@ const NOTE_BYTES: usize = 512;
 
 /// A plugin as messages name it.
 pub(super) struct Caller {
-    /// `my-loss 0.1.0`.
-    pub label: String,
+    /// The plugin's name, or the library's file name before the plugin has told its name.
+    pub plugin: String,
+    /// Empty before the plugin has told it.
+    pub version: String,
+}
+
+impl Caller {
+    /// `plugin my-loss 0.1.0, step 7, in evaluate`.
+    fn call(&self, function: &str) -> String {
+        crate::error::call(&self.plugin, &self.version, step(), function)
+    }
 }
 
 static STEP: AtomicU64 = AtomicU64::new(0);
@@ -45,11 +54,9 @@ pub fn set_step(step: u64) {
     STEP.store(step, Ordering::Relaxed);
 }
 
-pub(super) fn step_words() -> String {
-    match STEP.load(Ordering::Relaxed) {
-        0 => String::new(),
-        step => format!("step {step}, "),
-    }
+/// The step that calls now belong to; 0 before the first.
+pub(super) fn step() -> u64 {
+    STEP.load(Ordering::Relaxed)
 }
 
 /// Notes calls in this file from now on.
@@ -58,7 +65,7 @@ pub(super) fn step_words() -> String {
 /// When the file cannot be made.
 pub fn note_calls_in(path: &Path) -> Result<(), PluginError> {
     let file = File::create(path)
-        .map_err(|error| PluginError::Failed(format!("cannot note plugin calls in {}: {error}", path.display())))?;
+        .map_err(|error| PluginError::system(format!("cannot note plugin calls in {}", path.display()), error))?;
     *NOTES.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
     Ok(())
 }
@@ -91,7 +98,7 @@ pub fn watch(limits: Limits) -> Result<(), PluginError> {
             } else {
                 continue;
             };
-            let line = format!("plugin {}, {}in {}: {cause}", call.caller.label, step_words(), call.function);
+            let line = format!("{}: {cause}", call.caller.call(call.function));
             note(&line);
             eprintln!("{line}");
             // Nothing of the plugin's may run any more, its exit handlers
@@ -103,7 +110,7 @@ pub fn watch(limits: Limits) -> Result<(), PluginError> {
         .name("plugin-watch".into())
         .spawn(work)
         .map(|_| ())
-        .map_err(|error| PluginError::Failed(format!("cannot watch plugin calls: {error}")))
+        .map_err(|error| PluginError::system("cannot watch plugin calls", error))
 }
 
 /// Ends the process without running exit handlers.
@@ -148,7 +155,7 @@ fn note(line: &str) {
 pub(super) struct Guard;
 
 pub(super) fn enter(caller: &Arc<Caller>, function: &'static str) -> Guard {
-    note(&format!("plugin {}, {}in {function}", caller.label, step_words()));
+    note(&caller.call(function));
     let call =
         Current { caller: Arc::clone(caller), function, began: Instant::now(), memory: memory_of_this_process() };
     *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
@@ -171,6 +178,6 @@ pub fn last_call(path: &Path) -> Result<Option<String>, PluginError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text.trim().to_string()).filter(|text| !text.is_empty())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(PluginError::Failed(format!("cannot read {}: {error}", path.display()))),
+        Err(error) => Err(PluginError::system(format!("cannot read {}", path.display()), error)),
     }
 }

@@ -124,7 +124,7 @@ pub struct Kept {
 /// When the file is refused ([`check_owner`]) or cannot be read or copied.
 pub fn keep(path: &Path, cache: &Path) -> Result<Kept, PluginError> {
     check_owner(path)?;
-    let failed = |at: &Path, error: std::io::Error| PluginError::Failed(format!("{}: {error}", at.display()));
+    let failed = |at: &Path, error: std::io::Error| PluginError::system(at.display(), error);
     let bytes = fs::read(path).map_err(|error| failed(path, error))?;
     let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     fs::create_dir_all(cache).map_err(|error| failed(cache, error))?;

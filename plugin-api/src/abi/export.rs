@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use super::table::*;
 use crate::PluginError;
 use crate::alignment::Alignment;
-use crate::loss::{Batch, BeforeStep, Gradients, Loss, Needs, Role, Sequence, Totals};
+use crate::loss::{Batch, BeforeStep, Gradients, Loss, Needs, Per, PerStatistic, Role, Sequence, Statistic, Totals};
 use crate::optimizer::{Optimizer, TensorShape};
 use crate::parameters::Values;
 use crate::program::Scalars;
@@ -307,19 +307,26 @@ unsafe fn with_batch<R>(
                 1 => Some(true),
                 _ => None,
             },
-            reward: (sequence.has_reward != 0).then_some(sequence.reward),
+            reward: (sequence.has_reward != 0).then_some(f64::from(sequence.reward)),
+            columns: Vec::new(),
         })
         .collect();
     let completion: Vec<bool> = unsafe { read(raw.completion, n) }.iter().map(|byte| *byte != 0).collect();
     let totals: Totals = unsafe { raw.totals.as_ref() }.copied().unwrap_or_default().into();
     let optional = |data: *const f32, n: usize| (!data.is_null()).then(|| unsafe { read(data, n) });
+    let mut places = *raw;
+    let mut statistics = PerStatistic::from_fn(|statistic| {
+        let count = match statistic.per() {
+            Per::Token => n,
+            Per::Sequence => count,
+        };
+        optional(*places.statistic(statistic), count)
+    });
+    // An empty batch has no log-probabilities to point to.
+    statistics[Statistic::Logp].get_or_insert_default();
     let batch = Batch {
-        logp: unsafe { read(raw.logp, n) },
-        entropy: optional(raw.entropy, n),
-        lse: optional(raw.lse, n),
-        mean_logp: optional(raw.mean_logp, n),
+        statistics,
         reference_logp: optional(raw.reference_logp, n),
-        values: optional(raw.values, count),
         weight: unsafe { read(raw.weight, n) },
         completion: &completion,
         token: unsafe { read(raw.token, n) },
@@ -335,7 +342,7 @@ unsafe extern "C" fn prepare(instance: Instance, step: *const BatchV1, out: Sink
         // SAFETY: the host's instance and batch.
         let context = unsafe {
             let made = made(instance)?;
-            with_batch(step, |step| made.loss()?.prepare(step))?
+            with_batch(step, |step| made.loss()?.before_step(step))?
         };
         let bytes: Vec<u8> = context.iter().flat_map(|value| value.to_le_bytes()).collect();
         out.put(&bytes);
@@ -356,11 +363,9 @@ unsafe extern "C" fn evaluate(instance: Instance, batch: *const BatchV1, out: *m
         out.loss = gradients.loss;
         // SAFETY: each destination has room for `length` numbers.
         unsafe {
-            put(&mut out.dlogp, Some(&gradients.dlogp));
-            put(&mut out.dentropy, gradients.dentropy.as_ref());
-            put(&mut out.dlse, gradients.dlse.as_ref());
-            put(&mut out.dmean_logp, gradients.dmean_logp.as_ref());
-            put(&mut out.dvalue, gradients.dvalue.as_ref());
+            for (statistic, derivative) in gradients.derivatives.iter() {
+                put(out.derivative(statistic), derivative);
+            }
         }
         for (name, value) in &gradients.metrics {
             // SAFETY: the host's function takes any name during the call.
@@ -372,8 +377,7 @@ unsafe extern "C" fn evaluate(instance: Instance, batch: *const BatchV1, out: *m
 
 /// # Safety
 /// `into` must have room for `length` numbers, or be null.
-unsafe fn put(into: &mut FloatsMut, from: Option<&Vec<f32>>) {
-    let Some(from) = from else { return };
+unsafe fn put(into: &mut FloatsMut, from: &[f32]) {
     into.written = from.len();
     if !into.data.is_null() {
         let count = from.len().min(into.length);
@@ -389,7 +393,15 @@ unsafe extern "C" fn separable(instance: Instance, totals: *const TotalsV1, out:
         Ok(match made.loss()?.separable(&totals) {
             None => NOTHING,
             Some(rule) => {
-                *out = TokenRuleV1 { logp: rule.logp, mean_logp: rule.mean_logp, entropy: rule.entropy, lse: rule.lse };
+                for (statistic, coefficient) in rule.coefficients.iter() {
+                    match out.coefficient(statistic) {
+                        Some(place) => *place = *coefficient,
+                        None if *coefficient != 0.0 => {
+                            return Err(PluginError::Batch(format!("a token rule cannot use {}", statistic.name())));
+                        }
+                        None => {}
+                    }
+                }
                 OK
             }
         })
@@ -401,7 +413,7 @@ unsafe extern "C" fn end_step(instance: Instance, loss: f64, metrics: Bytes, err
         // SAFETY: the host's instance and bytes.
         let (made, metrics) = unsafe { (made(instance)?, metrics.slice()) };
         let metrics: Vec<(String, f64)> = json(metrics)?;
-        made.loss_mut()?.end_step(loss, &metrics);
+        made.loss_mut()?.end_step(loss, &metrics)?;
         Ok(OK)
     })
 }
@@ -409,7 +421,7 @@ unsafe extern "C" fn end_step(instance: Instance, loss: f64, metrics: Bytes, err
 unsafe extern "C" fn state(instance: Instance, out: Sink, error: Sink) -> i32 {
     guarded(error, || {
         // SAFETY: the host's instance.
-        out.put(&unsafe { made(instance) }?.loss()?.state());
+        out.put(&unsafe { made(instance) }?.loss()?.state()?);
         Ok(OK)
     })
 }
@@ -503,19 +515,22 @@ unsafe fn write<'a>(data: *mut f32, length: usize) -> &'a mut [f32] {
 
 impl From<Needs> for NeedsV1 {
     fn from(needs: Needs) -> NeedsV1 {
-        NeedsV1 {
-            entropy: needs.entropy.into(),
-            lse: needs.lse.into(),
-            mean_logp: needs.mean_logp.into(),
+        let mut table = NeedsV1 {
             reference_logp: needs.reference_logp.into(),
             prompt_logp: needs.prompt_logp.into(),
-            value: needs.value.into(),
             before_step: match needs.before_step {
                 BeforeStep::Nothing => 0,
                 BeforeStep::KlCompletions => 1,
                 BeforeStep::Everything => 2,
             },
+            ..NeedsV1::default()
+        };
+        for (statistic, asked) in needs.statistics.iter() {
+            if let Some(place) = table.statistic(statistic) {
+                *place = (*asked).into();
+            }
         }
+        table
     }
 }
 

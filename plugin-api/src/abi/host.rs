@@ -7,7 +7,7 @@ use super::calls::{self, Caller};
 use super::table::*;
 use crate::PluginError;
 use crate::alignment::{Alignment, AlignmentNeeds, DataKind};
-use crate::loss::{Batch, BeforeStep, Gradients, Loss, Needs, TokenRule, Totals};
+use crate::loss::{Batch, BeforeStep, Gradients, Loss, Needs, PerStatistic, Statistic, TokenRule, Totals};
 use crate::optimizer::{HostOptimizer, Optimizer, TensorShape};
 use crate::parameters::Values;
 use crate::program::{Program, Scalars, State};
@@ -64,7 +64,13 @@ impl Plugin {
     }
 
     fn failed(&self, function: &str, words: &str) -> PluginError {
-        PluginError::Failed(format!("plugin {}, {}in {function}: {words}", self.caller.label, calls::step_words()))
+        PluginError::Call {
+            plugin: self.caller.plugin.clone(),
+            version: self.caller.version.clone(),
+            step: calls::step(),
+            function: function.to_string(),
+            message: words.to_string(),
+        }
     }
 
     /// A call that gives bytes.
@@ -146,16 +152,15 @@ fn with_batch<R>(batch: &Batch, f: impl FnOnce(&BatchV1) -> R) -> R {
             pair: sequence.pair.map_or(-1, i64::from),
             role: sequence.role as u32,
             label: sequence.label.map_or(-1, i32::from),
-            reward: sequence.reward.unwrap_or(0.0),
+            reward: sequence.reward.unwrap_or(0.0) as f32,
             has_reward: sequence.reward.is_some().into(),
         })
         .collect();
     let totals = TotalsV1::from(batch.totals);
     let optional = |slice: Option<&[f32]>| slice.map_or(std::ptr::null(), <[f32]>::as_ptr);
-    f(&BatchV1 {
+    let mut table = BatchV1 {
         tokens: batch.len(),
         sequence_count: sequences.len(),
-        logp: batch.logp.as_ptr(),
         weight: batch.weight.as_ptr(),
         // A bool is a byte of 0 or 1.
         completion: batch.completion.as_ptr().cast(),
@@ -164,12 +169,17 @@ fn with_batch<R>(batch: &Batch, f: impl FnOnce(&BatchV1) -> R) -> R {
         totals: &totals,
         context: batch.context.as_ptr(),
         context_length: batch.context.len(),
-        entropy: optional(batch.entropy),
-        lse: optional(batch.lse),
-        mean_logp: optional(batch.mean_logp),
         reference_logp: optional(batch.reference_logp),
-        values: optional(batch.values),
-    })
+        logp: std::ptr::null(),
+        entropy: std::ptr::null(),
+        lse: std::ptr::null(),
+        mean_logp: std::ptr::null(),
+        values: std::ptr::null(),
+    };
+    for (statistic, slice) in batch.statistics.iter() {
+        *table.statistic(statistic) = optional(*slice);
+    }
+    f(&table)
 }
 
 struct HostLoss {
@@ -184,17 +194,15 @@ impl HostLoss {
         // SAFETY: the instance is alive, the place is the host's.
         made.plugin.call("needs", |error| unsafe { function(made.instance, &mut needs, error) })?;
         let needs = Needs {
-            entropy: needs.entropy != 0,
-            lse: needs.lse != 0,
-            mean_logp: needs.mean_logp != 0,
+            statistics: PerStatistic::from_fn(|statistic| needs.statistic(statistic).is_some_and(|asked| *asked != 0)),
             reference_logp: needs.reference_logp != 0,
             prompt_logp: needs.prompt_logp != 0,
-            value: needs.value != 0,
             before_step: match needs.before_step {
                 0 => BeforeStep::Nothing,
                 1 => BeforeStep::KlCompletions,
                 _ => BeforeStep::Everything,
             },
+            columns: Vec::new(),
         };
         Ok(HostLoss { made, needs })
     }
@@ -202,12 +210,15 @@ impl HostLoss {
 
 impl Loss for HostLoss {
     fn needs(&self) -> Needs {
-        self.needs
+        self.needs.clone()
     }
 
-    fn prepare(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
+    fn before_step(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
         let Some(function) = self.made.plugin.table.prepare else { return Ok(Vec::new()) };
-        step.check(&Needs { value: false, ..self.needs })?;
+        // No value is computed before the step.
+        let mut needs = self.needs.clone();
+        needs.statistics[Statistic::Value] = false;
+        step.check(&needs)?;
         let bytes = with_batch(step, |step| {
             // SAFETY: the instance is alive; batch and sinks outlive the call.
             self.made.plugin.bytes("prepare", |out, error| unsafe { function(self.made.instance, step, out, error) })
@@ -218,37 +229,31 @@ impl Loss for HostLoss {
     fn evaluate(&self, batch: &Batch, out: &mut Gradients) -> Result<(), PluginError> {
         let plugin = &self.made.plugin;
         let function = plugin.table.evaluate.ok_or_else(|| plugin.missing("evaluate"))?;
-        batch.check(&self.needs)?;
-        out.reset(&self.needs, batch);
+        out.reset(&self.needs, batch)?;
         let mut metrics = std::mem::take(&mut out.metrics);
-        let place = |slice: Option<&mut Vec<f32>>| match slice {
-            Some(slice) => FloatsMut { data: slice.as_mut_ptr(), length: slice.len(), written: 0 },
-            None => FloatsMut { data: std::ptr::null_mut(), length: 0, written: 0 },
-        };
         let mut raw = GradientsV1 {
             loss: f64::NAN,
-            dlogp: place(Some(&mut out.dlogp)),
-            dentropy: place(out.dentropy.as_mut()),
-            dlse: place(out.dlse.as_mut()),
-            dmean_logp: place(out.dmean_logp.as_mut()),
-            dvalue: place(out.dvalue.as_mut()),
+            dlogp: FloatsMut::NONE,
+            dentropy: FloatsMut::NONE,
+            dlse: FloatsMut::NONE,
+            dmean_logp: FloatsMut::NONE,
+            dvalue: FloatsMut::NONE,
             metrics: MetricSink { context: std::ptr::from_mut(&mut metrics).cast(), add: add_metric },
         };
+        for (statistic, derivative) in out.derivatives.iter_mut().filter(|(statistic, _)| self.needs.asks(*statistic)) {
+            *raw.derivative(statistic) =
+                FloatsMut { data: derivative.as_mut_ptr(), length: derivative.len(), written: 0 };
+        }
         with_batch(batch, |batch| {
             // SAFETY: the instance is alive; batch, gradients and sinks outlive
             // the call and are touched by nobody else meanwhile.
             plugin.call("evaluate", |error| unsafe { function(self.made.instance, batch, &mut raw, error) })
         })?;
-        let slices = [
-            ("dlogp", raw.dlogp, true),
-            ("dentropy", raw.dentropy, self.needs.entropy),
-            ("dlse", raw.dlse, self.needs.lse),
-            ("dmean_logp", raw.dmean_logp, self.needs.mean_logp),
-            ("dvalue", raw.dvalue, self.needs.value),
-        ];
-        for (name, slice, wanted) in slices {
-            if wanted && slice.written != slice.length {
-                let words = format!("{name}: expected {} values, got {}", slice.length, slice.written);
+        for statistic in Statistic::ALL.into_iter().filter(|statistic| self.needs.asks(*statistic)) {
+            let slice = raw.derivative(statistic);
+            if slice.written != slice.length {
+                let name = statistic.name();
+                let words = format!("d{name}: expected {} values, got {}", slice.length, slice.written);
                 return Err(plugin.failed("evaluate", &words));
             }
         }
@@ -266,31 +271,28 @@ impl Loss for HostLoss {
             .made
             .plugin
             .call("separable", |error| unsafe { function(self.made.instance, &totals, &mut rule, error) });
-        let finite = [rule.logp, rule.mean_logp, rule.entropy, rule.lse].iter().all(|x| x.is_finite());
-        given.ok().flatten().filter(|()| finite).map(|()| TokenRule {
-            logp: rule.logp,
-            mean_logp: rule.mean_logp,
-            entropy: rule.entropy,
-            lse: rule.lse,
-        })
+        let coefficients = PerStatistic::from_fn(|statistic| rule.coefficient(statistic).map_or(0.0, |c| *c));
+        let finite = coefficients.iter().all(|(_, coefficient)| coefficient.is_finite());
+        given.ok().flatten().filter(|()| finite).map(|()| TokenRule { coefficients })
     }
 
-    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) {
-        let Some(function) = self.made.plugin.table.end_step else { return };
-        let metrics = serde_json::to_string(metrics).unwrap_or_else(|_| "[]".into());
-        // SAFETY: as above. The trait has no way to fail here; a broken plugin
-        // fails its next `evaluate`.
-        let _ = self
-            .made
-            .plugin
-            .call("end_step", |error| unsafe { function(self.made.instance, loss, Bytes::from_text(&metrics), error) });
+    fn end_step(&mut self, loss: f64, metrics: &[(String, f64)]) -> Result<(), PluginError> {
+        let plugin = &self.made.plugin;
+        let Some(function) = plugin.table.end_step else { return Ok(()) };
+        let metrics = serde_json::to_string(metrics).map_err(|error| plugin.failed("end_step", &error.to_string()))?;
+        // SAFETY: the instance is alive; bytes and sink outlive the call.
+        plugin.call("end_step", |error| unsafe {
+            function(self.made.instance, loss, Bytes::from_text(&metrics), error)
+        })?;
+        Ok(())
     }
 
-    fn state(&self) -> Vec<u8> {
-        let Some(function) = self.made.plugin.table.state else { return Vec::new() };
+    fn state(&self) -> Result<Vec<u8>, PluginError> {
+        let Some(function) = self.made.plugin.table.state else { return Ok(Vec::new()) };
         // SAFETY: as above.
-        let bytes = self.made.plugin.bytes("state", |out, error| unsafe { function(self.made.instance, out, error) });
-        bytes.ok().flatten().unwrap_or_default()
+        let bytes =
+            self.made.plugin.bytes("state", |out, error| unsafe { function(self.made.instance, out, error) })?;
+        Ok(bytes.unwrap_or_default())
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), PluginError> {

@@ -41,11 +41,7 @@ pub fn load(path: &Path, sha256: &str) -> Result<Vec<Entry>, PluginError> {
         return Err(refused(format!("is no finetuned plugin: '{SYMBOL}' hands out no header")));
     }
     if version != ABI_VERSION {
-        return Err(refused(format!(
-            "was built for plugin ABI {version}, this daemon speaks ABI {ABI_VERSION}; rebuild it with \
-             finetuned-plugin-api {}",
-            env!("CARGO_PKG_VERSION")
-        )));
+        return Err(PluginError::Incompatible { path: path.to_path_buf(), found: version, speaks: ABI_VERSION });
     }
     check_layout(library, path)?;
     // SAFETY: magic and version say that this is a header of version 1, which
@@ -59,10 +55,10 @@ pub fn load(path: &Path, sha256: &str) -> Result<Vec<Entry>, PluginError> {
     let mut entries = Vec::new();
     for table in tables {
         let file = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let unnamed = Plugin { table, caller: Arc::new(Caller { label: file }) };
+        let unnamed = Plugin { table, caller: Arc::new(Caller { plugin: file, version: String::new() }) };
         let descriptor = unnamed.describe()?;
         check_descriptor(&descriptor).map_err(|why| refused(format!("describes itself wrongly: {why}")))?;
-        let caller = Caller { label: format!("{} {}", descriptor.name, descriptor.version) };
+        let caller = Caller { plugin: descriptor.name.clone(), version: descriptor.version.clone() };
         let factory = Arc::new(Plugin { table, caller: Arc::new(caller) });
         let origin = Origin::Library { path: path.to_path_buf(), sha256: sha256.into() };
         entries.push(Entry { descriptor, origin, factory });

@@ -7,6 +7,8 @@ use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
 use abi_stable::sabi_types::VersionStrings;
 
+use crate::statistic::Statistic;
+
 /// `FTPL`, the first field of every header.
 pub const MAGIC: u32 = 0x4654_504c;
 /// The version of this table.
@@ -49,6 +51,11 @@ pub struct FloatsMut {
     pub length: usize,
     /// The plugin sets it to how many it has; the host refuses all but `length`.
     pub written: usize,
+}
+
+impl FloatsMut {
+    /// Numbers that are not wanted.
+    pub const NONE: FloatsMut = FloatsMut { data: std::ptr::null_mut(), length: 0, written: 0 };
 }
 
 /// Takes bytes that the plugin gives; may be called once or in parts.
@@ -129,6 +136,19 @@ pub struct BatchV1 {
     pub values: *const f32,
 }
 
+impl BatchV1 {
+    /// The place of a statistic in this table.
+    pub(super) fn statistic(&mut self, statistic: Statistic) -> &mut *const f32 {
+        match statistic {
+            Statistic::Logp => &mut self.logp,
+            Statistic::MeanLogp => &mut self.mean_logp,
+            Statistic::Entropy => &mut self.entropy,
+            Statistic::Lse => &mut self.lse,
+            Statistic::Value => &mut self.values,
+        }
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, StableAbi)]
 pub struct GradientsV1 {
@@ -139,6 +159,19 @@ pub struct GradientsV1 {
     pub dmean_logp: FloatsMut,
     pub dvalue: FloatsMut,
     pub metrics: MetricSink,
+}
+
+impl GradientsV1 {
+    /// The place of a statistic's derivative in this table.
+    pub(super) fn derivative(&mut self, statistic: Statistic) -> &mut FloatsMut {
+        match statistic {
+            Statistic::Logp => &mut self.dlogp,
+            Statistic::MeanLogp => &mut self.dmean_logp,
+            Statistic::Entropy => &mut self.dentropy,
+            Statistic::Lse => &mut self.dlse,
+            Statistic::Value => &mut self.dvalue,
+        }
+    }
 }
 
 /// Booleans are 0 or 1.
@@ -153,6 +186,19 @@ pub struct NeedsV1 {
     pub value: u32,
     /// 0 nothing, 1 KL completions, 2 everything.
     pub before_step: u32,
+}
+
+impl NeedsV1 {
+    /// The place of a statistic in this table; none for `logp`, which every batch has.
+    pub(super) fn statistic(&mut self, statistic: Statistic) -> Option<&mut u32> {
+        match statistic {
+            Statistic::Logp => None,
+            Statistic::MeanLogp => Some(&mut self.mean_logp),
+            Statistic::Entropy => Some(&mut self.entropy),
+            Statistic::Lse => Some(&mut self.lse),
+            Statistic::Value => Some(&mut self.value),
+        }
+    }
 }
 
 #[repr(C)]
@@ -172,6 +218,20 @@ pub struct TokenRuleV1 {
     pub mean_logp: f64,
     pub entropy: f64,
     pub lse: f64,
+}
+
+impl TokenRuleV1 {
+    /// The place of a statistic's coefficient in this table; none for `value`, which is not a
+    /// token's.
+    pub(super) fn coefficient(&mut self, statistic: Statistic) -> Option<&mut f64> {
+        match statistic {
+            Statistic::Logp => Some(&mut self.logp),
+            Statistic::MeanLogp => Some(&mut self.mean_logp),
+            Statistic::Entropy => Some(&mut self.entropy),
+            Statistic::Lse => Some(&mut self.lse),
+            Statistic::Value => None,
+        }
+    }
 }
 
 #[repr(C)]

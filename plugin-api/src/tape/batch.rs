@@ -2,29 +2,33 @@
 
 use std::cell::{OnceCell, RefCell};
 
-use super::{Op, Statistic, Tape, V};
+use super::{Op, Tape, V};
 use crate::PluginError;
-use crate::loss::{Batch, Role, Sequence, Totals};
+use crate::loss::{Batch, Per, PerStatistic, Role, Sequence, Statistic, Totals};
 
 /// A batch whose statistics are values on a tape.
 pub struct TapeBatch<'t> {
     tape: &'t Tape,
     batch: Batch<'t>,
+    /// The names of [`Needs::columns`](crate::loss::Needs::columns).
+    columns: &'t [String],
     /// Σ-ready: weight · logp of completion tokens, and of all tokens.
     completion_logp: OnceCell<V<'t>>,
     weighted_logp: OnceCell<V<'t>>,
-    pub(super) leaves: RefCell<Vec<(Statistic, V<'t>)>>,
+    /// The statistics that the formula read, each once.
+    leaves: RefCell<PerStatistic<Option<V<'t>>>>,
     pub(super) metrics: RefCell<Vec<(String, f64)>>,
 }
 
 impl<'t> TapeBatch<'t> {
-    pub(super) fn new(tape: &'t Tape, batch: Batch<'t>) -> TapeBatch<'t> {
+    pub(super) fn new(tape: &'t Tape, batch: Batch<'t>, columns: &'t [String]) -> TapeBatch<'t> {
         TapeBatch {
             tape,
             batch,
+            columns,
             completion_logp: OnceCell::new(),
             weighted_logp: OnceCell::new(),
-            leaves: RefCell::new(Vec::new()),
+            leaves: RefCell::default(),
             metrics: RefCell::new(Vec::new()),
         }
     }
@@ -39,7 +43,7 @@ impl<'t> TapeBatch<'t> {
         self.batch.totals
     }
 
-    /// What [`Formula::prepare`] returned for this step.
+    /// What [`Formula::before_step`] returned for this step.
     pub fn context(&self) -> &'t [f64] {
         self.batch.context
     }
@@ -50,50 +54,88 @@ impl<'t> TapeBatch<'t> {
 
     /// A constant for each token; masked tokens' are taken as zero.
     pub fn constants(&self, values: impl IntoIterator<Item = f64>) -> V<'t> {
-        let masked = values.into_iter().zip(self.batch.weight).map(|(x, w)| if *w == 0.0 { 0.0 } else { x });
-        self.tape.push(Op::Constant, masked.collect())
+        let values = self.masked(values);
+        self.tape.push(Op::Constant, values)
     }
 
-    fn leaf(&self, statistic: Statistic, name: &str, values: Option<&[f32]>) -> Result<V<'t>, PluginError> {
-        if let Some((_, known)) = self.leaves.borrow().iter().find(|(known, _)| *known == statistic) {
-            return Ok(*known);
+    fn masked(&self, values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+        values.into_iter().zip(self.batch.weight).map(|(x, weight)| if *weight == 0.0 { 0.0 } else { x }).collect()
+    }
+
+    /// A constant for each token that is the same over a sequence: `of(sequence)`. Tokens
+    /// outside of every sequence get 0.
+    ///
+    /// # Errors
+    /// What `of` returns.
+    pub fn per_sequence(&self, of: impl Fn(Seq<'_, 't>) -> Result<f64, PluginError>) -> Result<V<'t>, PluginError> {
+        let mut values = vec![0.0; self.batch.len()];
+        for sequence in self.sequences() {
+            let value = of(sequence)?;
+            values[sequence.sequence().tokens.clone()].fill(value);
         }
-        let values =
-            values.ok_or_else(|| PluginError::Batch(format!("the loss uses {name} but does not ask for it")))?;
-        let value = if statistic == Statistic::Value {
-            values.iter().map(|x| f64::from(*x)).collect()
-        } else {
-            let masked = values.iter().zip(self.batch.weight);
-            masked.map(|(x, weight)| if *weight == 0.0 { 0.0 } else { f64::from(*x) }).collect()
+        Ok(self.constants(values))
+    }
+
+    /// A statistic of each token, or of each sequence for [`Statistic::Value`]: what the loss is
+    /// differentiated by. A masked token's is 0.
+    ///
+    /// # Errors
+    /// A statistic that the loss does not ask for.
+    pub fn statistic(&self, statistic: Statistic) -> Result<V<'t>, PluginError> {
+        if let Some(known) = self.leaves.borrow()[statistic] {
+            return Ok(known);
+        }
+        let values = self.batch.statistic(statistic)?.iter().map(|x| f64::from(*x));
+        let values = match statistic.per() {
+            Per::Sequence => values.collect(),
+            Per::Token => self.masked(values),
         };
-        let leaf = self.tape.push(Op::Leaf, value);
-        self.leaves.borrow_mut().push((statistic, leaf));
+        let leaf = self.tape.push(Op::Leaf, values);
+        self.leaves.borrow_mut()[statistic] = Some(leaf);
         Ok(leaf)
+    }
+
+    /// The statistics that the formula read.
+    pub(super) fn leaves(&self) -> PerStatistic<Option<V<'t>>> {
+        *self.leaves.borrow()
     }
 
     /// Each token's log-probability.
     pub fn logp(&self) -> V<'t> {
-        // `logp` is always in a batch, so this leaf cannot fail.
-        self.leaf(Statistic::Logp, "logp", Some(self.batch.logp)).unwrap_or_else(|_| self.constant(f64::NAN))
+        // Every batch has `logp`, so this cannot fail.
+        self.statistic(Statistic::Logp).unwrap_or_else(|_| self.constant(f64::NAN))
     }
 
+    /// The entropy of each token's distribution.
+    ///
     /// # Errors
-    /// When the loss did not ask for it; so with the other statistics.
+    /// As [`TapeBatch::statistic`].
     pub fn entropy(&self) -> Result<V<'t>, PluginError> {
-        self.leaf(Statistic::Entropy, "entropy", self.batch.entropy)
+        self.statistic(Statistic::Entropy)
     }
 
+    /// The log-sum-exp of the logits of each token.
+    ///
+    /// # Errors
+    /// As [`TapeBatch::statistic`].
     pub fn lse(&self) -> Result<V<'t>, PluginError> {
-        self.leaf(Statistic::Lse, "lse", self.batch.lse)
+        self.statistic(Statistic::Lse)
     }
 
+    /// The mean over the vocabulary of log p, of each token.
+    ///
+    /// # Errors
+    /// As [`TapeBatch::statistic`].
     pub fn mean_logp(&self) -> Result<V<'t>, PluginError> {
-        self.leaf(Statistic::MeanLogp, "mean_logp", self.batch.mean_logp)
+        self.statistic(Statistic::MeanLogp)
     }
 
     /// The value head's output for each sequence.
+    ///
+    /// # Errors
+    /// As [`TapeBatch::statistic`].
     pub fn values(&self) -> Result<V<'t>, PluginError> {
-        self.leaf(Statistic::Value, "value", self.batch.values)
+        self.statistic(Statistic::Value)
     }
 
     /// Each token's weight, a constant.
@@ -171,8 +213,20 @@ impl<'b, 't> Seq<'b, 't> {
         self.sequence().label
     }
 
+    /// The row's reward, if the dataset has one.
     pub fn reward(&self) -> Option<f64> {
-        self.sequence().reward.map(f64::from)
+        self.sequence().reward
+    }
+
+    /// The row's number in a column of the dataset.
+    ///
+    /// # Errors
+    /// A column that the loss does not ask for in [`Needs::columns`](crate::loss::Needs::columns).
+    pub fn column(&self, name: &str) -> Result<f64, PluginError> {
+        let at = self.batch.columns.iter().position(|known| known == name);
+        at.and_then(|at| self.sequence().columns.get(at).copied()).ok_or_else(|| {
+            PluginError::Batch(format!("the loss reads the column '{name}' but does not ask for it in its needs"))
+        })
     }
 
     /// The summed weight of its completion tokens: their number, as a rule.

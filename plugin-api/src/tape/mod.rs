@@ -36,16 +36,6 @@ pub use formula::Formula;
 use std::cell::RefCell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// The statistics that have a derivative.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Statistic {
-    Logp,
-    Entropy,
-    Lse,
-    MeanLogp,
-    Value,
-}
-
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Leaf,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use finetuned_plugin_api::PluginError;
-use finetuned_plugin_api::loss::{Batch, Gradients, Loss, Needs};
+use finetuned_plugin_api::loss::{Batch, Gradients, Loss, Needs, Statistic};
 use finetuned_plugin_api::parameters::{Parameters, Values};
 use finetuned_plugin_api::registry::{BuiltIn, Descriptor, Kind, Make};
 
@@ -27,7 +27,8 @@ impl Loss for Hostile {
     }
 
     fn evaluate(&self, batch: &Batch, out: &mut Gradients) -> Result<(), PluginError> {
-        out.reset(&self.needs(), batch);
+        out.reset(&self.needs(), batch)?;
+        let dlogp = &mut out.derivatives[Statistic::Logp];
         match self.0 {
             Way::Panic => panic!("at the disco"),
             Way::Segfault => {
@@ -38,8 +39,8 @@ impl Loss for Hostile {
             Way::Hang => loop {
                 std::thread::sleep(Duration::from_millis(10));
             },
-            Way::Nan => out.dlogp.fill(f32::NAN),
-            Way::WrongLength => out.dlogp.push(1.0),
+            Way::Nan => dlogp.fill(f32::NAN),
+            Way::WrongLength => dlogp.push(1.0),
             Way::MemoryEater => {
                 let mut eaten = Vec::new();
                 loop {

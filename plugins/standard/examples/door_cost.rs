@@ -8,23 +8,23 @@
 
 use std::time::Instant;
 
-use finetuned_plugin_api::loss::{Gradients, Loss, OwnedBatch, Role, Sequence, Totals};
+use finetuned_plugin_api::loss::{Gradients, Loss, OwnedBatch, Sequence, Totals};
 use finetuned_plugin_api::registry::Registry;
 
 fn batch(tokens: usize) -> OwnedBatch {
-    let sequences: Vec<Sequence> = (0..tokens / 64)
-        .map(|i| Sequence { tokens: 64 * i..64 * (i + 1), role: Role::Plain, pair: None, label: None, reward: None })
-        .collect();
+    let sequences: Vec<Sequence> =
+        (0..tokens / 64).map(|i| Sequence { tokens: 64 * i..64 * (i + 1), ..Sequence::default() }).collect();
     let (weight, completion) = (vec![1.0; tokens], vec![true; tokens]);
-    OwnedBatch {
-        logp: (0..tokens).map(|i| -1.0 - (i as f32).sin()).collect(),
+    let mut batch = OwnedBatch {
         token: vec![1; tokens],
         totals: Totals::of(&sequences, &weight, &completion),
         weight,
         completion,
         sequences,
         ..OwnedBatch::default()
-    }
+    };
+    *batch.logp_mut() = (0..tokens).map(|i| -1.0 - (i as f32).sin()).collect();
+    batch
 }
 
 fn microseconds(loss: &dyn Loss, batch: &OwnedBatch) -> Result<f64, Box<dyn std::error::Error>> {

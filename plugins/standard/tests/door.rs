@@ -56,7 +56,7 @@ fn every_built_in_plugin_is_the_same_through_the_door() {
 #[test]
 fn every_built_in_plugin_passes_the_conformance_kit() {
     for entry in finetuned_standard::registry().unwrap().entries() {
-        for (check, _) in conformance::checks(entry.descriptor.kind) {
+        for conformance::Check { name: check, .. } in conformance::checks(entry.descriptor.kind) {
             let name = &entry.descriptor.name;
             conformance::run(entry, check).unwrap_or_else(|why| panic!("{name}, {check}: {why}"));
         }

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Row, batch, evaluate, objective, step};
-use finetuned_plugin_api::loss::{Gradients, Needs, OwnedBatch, Role};
+use finetuned_plugin_api::loss::{Gradients, Needs, OwnedBatch, Role, Statistic};
 
 fn near(got: f64, expected: f64) {
     assert!((got - expected).abs() < 6e-5, "{got}, expected {expected}");
@@ -34,12 +34,12 @@ fn cross_entropy() {
     };
     let plain = with("{}", |_| {});
     near(plain.loss, 2.0);
-    assert_eq!(plain.dlogp, [-0.5, -0.5]);
-    let smooth = with(r#"{"label_smoothing": 0.1}"#, |b| b.mean_logp = Some(vec![-6.0, -6.0]));
+    assert_eq!(plain.derivatives[Statistic::Logp], [-0.5, -0.5]);
+    let smooth = with(r#"{"label_smoothing": 0.1}"#, |b| b.statistics[Statistic::MeanLogp] = Some(vec![-6.0, -6.0]));
     near(smooth.loss, 2.4);
-    let z = with(r#"{"z_loss": 0.01}"#, |b| b.lse = Some(vec![2.0, 2.0]));
+    let z = with(r#"{"z_loss": 0.01}"#, |b| b.statistics[Statistic::Lse] = Some(vec![2.0, 2.0]));
     near(z.loss, 2.04);
-    assert_eq!(z.dlse.unwrap(), [0.02, 0.02]);
+    assert_eq!(z.derivatives[Statistic::Lse], [0.02, 0.02]);
 }
 
 #[test]
@@ -48,14 +48,14 @@ fn focal_and_entropy_bonus() {
     let rows = [Row::new(Role::Plain, 0, &[0.5f32.ln()], &[0.0])];
     let out = evaluate(objective_.loss(), &batch(&rows, &Needs::default()).view());
     near(out.loss, 0.1733);
-    near(f64::from(out.dlogp[0]), -0.5966);
+    near(f64::from(out.derivatives[Statistic::Logp][0]), -0.5966);
     let bonus = objective("entropy-bonus", r#"{"coefficient": 0.1}"#);
     let rows = [Row::new(Role::Plain, 0, &[-1.0, -3.0], &[0.0, 0.0])];
     let mut batch = batch(&rows, &bonus.loss().needs());
-    batch.entropy = Some(vec![2.0, 2.0]);
+    batch.statistics[Statistic::Entropy] = Some(vec![2.0, 2.0]);
     let out = evaluate(bonus.loss(), &batch.view());
     near(out.loss, 1.8);
-    assert_eq!((out.dlogp[0], out.dentropy.unwrap()[0]), (-0.5, -0.05));
+    assert_eq!((out.derivatives[Statistic::Logp][0], out.derivatives[Statistic::Entropy][0]), (-0.5, -0.05));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn dpo_starts_where_theory_says() {
     }
     let later = on_pair("dpo", "{}", &[-1.0, -2.0], &[-3.0], [&[-2.0, -3.0], &[-2.0]]);
     near(later.loss, 0.5544);
-    near(f64::from(later.dlogp[0]), -0.0426);
+    near(f64::from(later.derivatives[Statistic::Logp][0]), -0.0426);
 }
 
 #[test]
@@ -93,10 +93,10 @@ fn kto() {
     let (out, seen) = step(objective.loss(), &[batch(&rows, &needs)], Some(&batch(&kl, &needs)));
     assert_eq!(seen[0].context, [1.0]);
     near(out.loss, 0.4502);
-    near(f64::from(out.dlogp[0]), -0.0124);
+    near(f64::from(out.derivatives[Statistic::Logp][0]), -0.0124);
     // Mismatched answers that became less likely: the estimate is 0, not below.
     let low = [Row::new(Role::KlCompletion, 0, &[-9.0], &[-2.0])];
-    assert_eq!(objective.loss().prepare(&batch(&low, &needs).view()).unwrap(), [0.0]);
+    assert_eq!(objective.loss().before_step(&batch(&low, &needs).view()).unwrap(), [0.0]);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn reward_model_and_unlikelihood() {
     near(value(0.0, 0.0).loss, std::f64::consts::LN_2);
     let later = value(1.5, 0.5);
     near(later.loss, 0.3133);
-    let dvalue = later.dvalue.unwrap();
+    let dvalue = &later.derivatives[Statistic::Value];
     near(f64::from(dvalue[0]), -0.2689);
     near(f64::from(dvalue[1]), 0.2689);
     assert!(model.alignment_needs().unwrap().value_head);
@@ -134,8 +134,8 @@ fn reward_model_and_unlikelihood() {
     ];
     let out = evaluate(method.loss(), &batch(&rows, &Needs::default()).view());
     near(out.loss, std::f64::consts::LN_2);
-    near(f64::from(out.dlogp[0]), -0.5);
-    near(f64::from(out.dlogp[1]), 0.5);
+    near(f64::from(out.derivatives[Statistic::Logp][0]), -0.5);
+    near(f64::from(out.derivatives[Statistic::Logp][1]), 0.5);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Data, OBJECTIVES, batch, evaluate, objective, rows, step};
-use finetuned_plugin_api::loss::{OwnedBatch, TokenRule};
+use finetuned_plugin_api::loss::{OwnedBatch, Per, Statistic, TokenRule};
 use finetuned_plugin_api::registry::Kind;
 
 #[test]
@@ -24,19 +24,13 @@ fn derivatives_equal_finite_differences() {
         let mut start = batch(&rows(*data), &needs);
         start.context = vec![0.4];
         let out = evaluate(loss, &start.view());
-        type Pick = fn(&mut OwnedBatch) -> Option<&mut Vec<f32>>;
-        let picks: [(Pick, Option<&Vec<f32>>); 5] = [
-            (|b| Some(&mut b.logp), Some(&out.dlogp)),
-            (|b| b.entropy.as_mut(), out.dentropy.as_ref()),
-            (|b| b.lse.as_mut(), out.dlse.as_ref()),
-            (|b| b.mean_logp.as_mut(), out.dmean_logp.as_ref()),
-            (|b| b.values.as_mut(), out.dvalue.as_ref()),
-        ];
-        for (which, (pick, derivative)) in picks.into_iter().enumerate() {
-            for (i, derivative) in derivative.into_iter().flatten().enumerate() {
+        for statistic in Statistic::ALL.into_iter().filter(|statistic| needs.asks(*statistic)) {
+            let derivative = &out.derivatives[statistic];
+            assert_eq!(derivative.len(), start.view().count(statistic.per()), "{name}");
+            for (i, derivative) in derivative.iter().enumerate() {
                 let at = |h: f32| {
                     let mut moved = start.clone();
-                    let x = &mut pick(&mut moved).unwrap()[i];
+                    let x = &mut moved.statistics[statistic].as_mut().unwrap()[i];
                     *x += h;
                     let x = f64::from(*x);
                     (x, evaluate(loss, &moved.view()).loss)
@@ -46,7 +40,7 @@ fn derivatives_equal_finite_differences() {
                 let error = (f64::from(*derivative) - expected).abs();
                 assert!(
                     error < 1e-5 + 1e-4 * expected.abs(),
-                    "{name} {parameters}, statistic {which}, {i}: {derivative} against {expected}"
+                    "{name} {parameters}, {statistic:?} {i}: {derivative} against {expected}"
                 );
             }
         }
@@ -69,11 +63,12 @@ fn one_by_eight_equals_eight_by_one() {
         let (whole, _) = step(loss, &cut(&rows, 16, &needs), Some(&kl));
         let (parts, _) = step(loss, &cut(&rows, 2, &needs), Some(&kl));
         assert!((whole.loss - parts.loss).abs() < 1e-12, "{name}: {} against {}", whole.loss, parts.loss);
-        assert_eq!(whole.dlogp.len(), parts.dlogp.len());
-        for (a, b) in whole.dlogp.iter().zip(&parts.dlogp) {
+        let dlogp = [&whole, &parts].map(|out| &out.derivatives[Statistic::Logp]);
+        assert_eq!(dlogp[0].len(), dlogp[1].len());
+        for (a, b) in dlogp[0].iter().zip(dlogp[1]) {
             assert!((a - b).abs() <= 1e-9 + 1e-6 * a.abs(), "{name}: {a} against {b}");
         }
-        assert_eq!(whole.dvalue, parts.dvalue);
+        assert_eq!(whole.derivatives[Statistic::Value], parts.derivatives[Statistic::Value]);
         for ((name, a), (same, b)) in whole.metrics.iter().zip(&parts.metrics) {
             assert_eq!(name, same);
             assert!((a - b).abs() < 1e-9, "{name}: {a} against {b}");
@@ -88,20 +83,23 @@ fn masked_tokens_have_no_say() {
         let loss = objective.loss();
         let mut clean = batch(&rows(*data), &loss.needs());
         clean.context = vec![0.4];
-        let masked: Vec<usize> = (0..clean.logp.len()).filter(|i| i % 5 == 1).collect();
+        let masked: Vec<usize> = (0..clean.weight.len()).filter(|i| i % 5 == 1).collect();
         masked.iter().for_each(|i| clean.weight[*i] = 0.0);
         clean.totals = finetuned_plugin_api::loss::Totals::of(&clean.sequences, &clean.weight, &clean.completion);
         let expected = evaluate(loss, &clean.view());
         let mut broken = clean.clone();
         for i in &masked {
-            broken.logp[*i] = f32::NEG_INFINITY;
-            for statistic in [&mut broken.entropy, &mut broken.lse, &mut broken.mean_logp, &mut broken.reference_logp] {
-                statistic.iter_mut().for_each(|statistic| statistic[*i] = f32::NAN);
+            for (statistic, values) in
+                broken.statistics.iter_mut().filter(|(statistic, _)| statistic.per() == Per::Token)
+            {
+                let nothing = if statistic == Statistic::Logp { f32::NEG_INFINITY } else { f32::NAN };
+                values.iter_mut().for_each(|values| values[*i] = nothing);
             }
+            broken.reference_logp.iter_mut().for_each(|values| values[*i] = f32::NAN);
         }
         let out = evaluate(loss, &broken.view());
         assert_eq!(out, expected, "{name}");
-        assert!(masked.iter().all(|i| out.dlogp[*i] == 0.0), "{name}");
+        assert!(masked.iter().all(|i| out.derivatives[Statistic::Logp][*i] == 0.0), "{name}");
     }
 }
 
@@ -119,19 +117,18 @@ fn a_fused_head_and_evaluate_agree_to_the_bit() {
         fused += 1;
         let out = evaluate(loss, &batch.view());
         let mut by_rule = 0.0;
-        let mut agree = |coefficient: f64, statistic: Option<&Vec<f32>>, derivative: Option<&Vec<f32>>| {
-            let Some(statistic) = statistic else { return assert_eq!(coefficient, 0.0) };
+        for (statistic, coefficient) in rule.coefficients.iter() {
+            let Some(values) = &batch.statistics[statistic] else {
+                assert_eq!(*coefficient, 0.0);
+                continue;
+            };
             for (i, weight) in batch.weight.iter().enumerate() {
-                by_rule += coefficient * f64::from(*weight) * f64::from(statistic[i]);
-                let expected = TokenRule::derivative(coefficient, *weight);
+                by_rule += coefficient * f64::from(*weight) * f64::from(values[i]);
+                let expected = TokenRule::derivative(*coefficient, *weight);
                 // As numbers: −0 and 0 of a masked token are one.
-                assert_eq!(derivative.unwrap()[i], expected, "{name} {i}");
+                assert_eq!(out.derivatives[statistic][i], expected, "{name} {i}");
             }
-        };
-        agree(rule.logp, Some(&batch.logp), Some(&out.dlogp));
-        agree(rule.mean_logp, batch.mean_logp.as_ref(), out.dmean_logp.as_ref());
-        agree(rule.entropy, batch.entropy.as_ref(), out.dentropy.as_ref());
-        agree(rule.lse, batch.lse.as_ref(), out.dlse.as_ref());
+        }
         assert!((by_rule - out.loss).abs() < 1e-12, "{name}");
     }
     // Cross-entropy without z-loss, and the entropy bonus.

@@ -35,7 +35,7 @@ fn a_new_plugin_of_each_kind_builds_and_conforms() {
         let library = format!("{}my_{kind}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
         let entries = abi::load(&target.join("debug").join(library), "").unwrap();
         assert_eq!((entries[0].descriptor.name.as_str(), entries[0].descriptor.kind), (name.as_str(), kind));
-        for (check, _) in conformance::checks(kind) {
+        for conformance::Check { name: check, .. } in conformance::checks(kind) {
             conformance::run(&entries[0], check).unwrap_or_else(|why| panic!("{kind}, {check}: {why}"));
         }
     }

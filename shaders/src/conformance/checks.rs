@@ -7,6 +7,7 @@ pub(super) fn all() -> Vec<Check> {
         Check { operation: "memory", run: rows::memory },
         Check { operation: "random_weight", run: rows::random_weight },
         Check { operation: "add_scaled", run: rows::add_scaled },
+        Check { operation: "divide", run: rows::divide },
         Check { operation: "columns", run: rows::columns },
         Check { operation: "sum_squares", run: rows::sum_squares },
         Check { operation: "gather_rows", run: rows::gather },

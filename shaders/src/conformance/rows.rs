@@ -64,6 +64,18 @@ pub(super) fn add_scaled(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
+pub(super) fn divide(ops: &dyn Ops) -> Result<Pairs> {
+    let mut pairs = Vec::new();
+    for n in [1, 255, 70_001] {
+        let a = random(1, n);
+        // Divisors as norms are: positive, from a thousandth to a thousand.
+        let b: Vec<f32> = random(2, n).iter().map(|x| 10f32.powf(3.0 * x)).collect();
+        let got = ops.divide(&ops.upload(&[n], &a)?, &ops.upload(&[n], &b)?)?;
+        pairs.push((ops.read(&got)?, elementwise::reference::divide(&a, &b)));
+    }
+    Ok(pairs)
+}
+
 pub(super) fn columns(ops: &dyn Ops) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, c) in [(1, 7), (130, 33), (5000, 48)] {

@@ -142,6 +142,11 @@ impl Ops for Counting {
         self.f32("add", a.shape())
     }
 
+    fn divide(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        b.expect_shape("divide", a.shape())?;
+        self.f32("divide", a.shape())
+    }
+
     fn scale(&self, _: &mut Tensor, _: f32) -> Result<()> {
         Ok(())
     }

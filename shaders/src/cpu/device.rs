@@ -96,6 +96,10 @@ impl Ops for Cpu {
         elementwise::cpu::add(self, a, b)
     }
 
+    fn divide(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        elementwise::cpu::divide(self, a, b)
+    }
+
     fn scale(&self, y: &mut Tensor, alpha: f32) -> Result<()> {
         elementwise::cpu::scale(self, y, alpha)
     }

@@ -176,17 +176,25 @@ pub(crate) enum Output {
 /// of this crate and panics.
 pub(crate) fn gemm(alpha: f32, a: Matrix, b: Matrix, output: Output, c: &mut MatrixMut) {
     assert!(a.rows == c.rows && b.columns == c.columns && a.columns == b.rows);
+    // The routine wants its output's columns contiguous, and a row-major product is the
+    // transpose of the product of the transposes: cᵀ = bᵀ aᵀ. A single column is both.
+    let (a, b, rows, columns, column_stride, row_stride) = if c.row_stride > 1 {
+        (b.t(), a.t(), c.columns, c.rows, c.row_stride, 1)
+    } else {
+        (a, b, c.rows, c.columns, 1, c.row_stride)
+    };
     // SAFETY: the views were checked against their slices when they were made,
     // the shapes agree, and `c` is an exclusive borrow, so it overlaps neither
     // operand.
     unsafe {
-        gemm::gemm(
-            c.rows,
-            c.columns,
+        // The crate for f32 itself: the face `gemm` also compiles those for other types.
+        gemm_f32::gemm::f32::get_gemm_fn()(
+            rows,
+            columns,
             a.columns,
             c.start,
-            1,
-            c.row_stride as isize,
+            column_stride as isize,
+            row_stride as isize,
             output == Output::Add,
             a.start,
             a.column_stride as isize,
@@ -199,7 +207,7 @@ pub(crate) fn gemm(alpha: f32, a: Matrix, b: Matrix, output: Output, c: &mut Mat
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            gemm_common::Parallelism::None,
         );
     }
 }

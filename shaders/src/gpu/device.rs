@@ -119,6 +119,10 @@ impl Ops for Gpu {
         elementwise::kernel::add(self, a, b)
     }
 
+    fn divide(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        elementwise::kernel::divide(self, a, b)
+    }
+
     fn scale(&self, y: &mut Tensor, alpha: f32) -> Result<()> {
         elementwise::kernel::scale(self, y, alpha)
     }

@@ -307,6 +307,9 @@ pub trait Ops: Send + Sync {
     fn add_scaled(&self, y: &mut Tensor, x: &Tensor, alpha: f32) -> Result<()>;
     /// a + b in new storage.
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor>;
+    /// a / b in new storage: DoRA's gain m / ‖W + s B A‖, and in its backward pass
+    /// the magnitude's gradient.
+    fn divide(&self, a: &Tensor, b: &Tensor) -> Result<Tensor>;
     fn scale(&self, y: &mut Tensor, alpha: f32) -> Result<()>;
     fn fill_zero(&self, y: &mut Tensor) -> Result<()>;
     /// Multiplies each row of an f32 matrix `[M, C]` by its factor. Through the

@@ -1,6 +1,7 @@
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::example::Role;
 use crate::testing::{golden, source, talk, tokenizer, with_template};
 
 const TEMPLATES: &[(&str, &str)] = &[
@@ -21,11 +22,14 @@ fn chat(messages: &[Message]) -> Content {
     Content::Chat { messages: messages.to_vec(), extras: Extras::default() }
 }
 
+fn row(tokenizer: &ChatTokenizer, content: Content) -> EncodedRow {
+    encode(tokenizer, content, TrainOn::Assistant).unwrap().unwrap()
+}
+
+/// The only document of a row.
 fn document(tokenizer: &ChatTokenizer, content: Content) -> Document {
-    match encode(tokenizer, content, TrainOn::Assistant).unwrap() {
-        EncodedRow::Supervised(document) => document,
-        other => panic!("{other:?}"),
-    }
+    let [document] = row(tokenizer, content).documents.try_into().unwrap();
+    document
 }
 
 /// The text of each run of targets.
@@ -58,8 +62,8 @@ fn each_answer_is_trained_with_its_end_of_turn_and_nothing_else() {
     for (name, end) in TEMPLATES {
         for kind in ["bytes", "pieces"] {
             let tokenizer = tokenizer(kind, Some(name));
-            let document = document(&tokenizer, chat(&messages));
-            let runs: Vec<String> = trained(&tokenizer, &document)
+            let row = row(&tokenizer, chat(&messages));
+            let runs: Vec<String> = trained(&tokenizer, &row.documents[0])
                 .iter()
                 .map(|run| {
                     // Pieces put a blank behind a special token.
@@ -72,7 +76,7 @@ fn each_answer_is_trained_with_its_end_of_turn_and_nothing_else() {
                 .map(|answer| format!("{answer}{end}"))
                 .collect();
             assert_eq!(runs, expected, "{name}, {kind}");
-            assert_eq!((document.turns, document.ended), (3, 3), "{name}, {kind}");
+            assert_eq!((row.turns, row.ended), (3, 3), "{name}, {kind}");
             assert!(tokenizer.stop_tokens().contains(&tokenizer.token_id(end).unwrap()), "{name}");
         }
     }
@@ -90,10 +94,7 @@ fn the_tokens_before_an_answer_are_those_generation_starts_from() {
                 for question in questions {
                     let messages =
                         talk(&[("user", "a"), ("assistant", "b"), ("user", question), ("assistant", answer)]);
-                    let Ok(EncodedRow::Supervised(document)) = encode(&tokenizer, chat(&messages), TrainOn::Assistant)
-                    else {
-                        panic!("{name}, {kind}, {answer:?}");
-                    };
+                    let document = document(&tokenizer, chat(&messages));
                     let prompt = tokenizer.encode_chat_prompt(&messages[..3]).unwrap();
                     let context = format!("{name}, {kind}, {question:?}, {answer:?}");
                     assert_eq!(&document.tokens[..prompt.len()], &prompt, "{context}");
@@ -147,12 +148,12 @@ fn turns_are_found_where_no_prefix_is_a_rendering() {
         ("user", "Sure?"),
         ("assistant", "Yes."),
     ]);
-    let document = document(&tokenizer, chat(&messages));
+    let row = row(&tokenizer, chat(&messages));
     assert_eq!(
-        trained(&tokenizer, &document),
+        trained(&tokenizer, &row.documents[0]),
         ["One moment.<|im_end|>", "3.2 m.<|im_end|>", "<think>\n\n</think>\n\nYes.<|im_end|>"]
     );
-    assert_eq!((document.turns, document.ended), (3, 3));
+    assert_eq!((row.turns, row.ended), (3, 3));
 }
 
 /// Mistral's template moves the system text to the last question.
@@ -193,10 +194,10 @@ fn answers_that_repeat_the_template_do_not_mislead() {
     let tokenizer = tokenizer("bytes", Some("smollm2"));
     for answer in ["im_end", "assistant", "<|im_end|>", "user\n<|im_start|>assistant\n", "|>", "end|>"] {
         let messages = talk(&[("user", answer), ("assistant", answer), ("user", answer), ("assistant", answer)]);
-        let document = document(&tokenizer, chat(&messages));
+        let row = row(&tokenizer, chat(&messages));
         let expected = format!("{answer}<|im_end|>");
-        assert_eq!(trained(&tokenizer, &document), [expected.clone(), expected], "{answer}");
-        assert_eq!(document.has_special, answer.contains("<|"), "{answer}");
+        assert_eq!(trained(&tokenizer, &row.documents[0]), [expected.clone(), expected], "{answer}");
+        assert_eq!(row.has_special, answer.contains("<|"), "{answer}");
     }
 }
 
@@ -204,11 +205,23 @@ fn answers_that_repeat_the_template_do_not_mislead() {
 fn untrained_messages_are_context_only() {
     let tokenizer = tokenizer("bytes", Some("smollm2"));
     let mut messages = talk(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
-    messages[1].trained = false;
+    messages[1].weight = 0.0;
     assert_eq!(trained(&tokenizer, &document(&tokenizer, chat(&messages))), ["d<|im_end|>"]);
-    messages[3].trained = false;
-    let row = encode(&tokenizer, chat(&messages), TrainOn::Assistant).unwrap();
-    assert_eq!(row, EncodedRow::Untrained);
+    messages[3].weight = 0.0;
+    assert_eq!(encode(&tokenizer, chat(&messages), TrainOn::Assistant), Ok(None));
+}
+
+#[test]
+fn a_messages_weight_is_that_of_its_tokens() {
+    let tokenizer = tokenizer("bytes", Some("smollm2"));
+    let mut messages = talk(&[("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "d")]);
+    assert_eq!(document(&tokenizer, chat(&messages)).weights, None);
+    messages[1].weight = 0.5;
+    let document = document(&tokenizer, chat(&messages));
+    let weights: Vec<f32> =
+        (0..document.len()).filter(|&index| document.is_trained(index)).map(|index| document.weight(index)).collect();
+    // "bb", "d", and their end-of-turn tokens.
+    assert_eq!(weights, [0.5, 0.5, 0.5, 1.0, 1.0]);
 }
 
 #[test]
@@ -223,7 +236,7 @@ fn messages_behind_the_last_answer_are_left_out() {
 fn all_tokens_can_be_trained() {
     let tokenizer = tokenizer("bytes", Some("smollm2"));
     let row = encode(&tokenizer, chat(&talk(&[("user", "a"), ("assistant", "b")])), TrainOn::All);
-    let Ok(EncodedRow::Supervised(document)) = row else { panic!("{row:?}") };
+    let document = &row.unwrap().unwrap().documents[0];
     assert!(!document.trained[0]);
     assert!(document.trained[1..].iter().all(|&trained| trained));
 }
@@ -337,8 +350,8 @@ fn generation_tags_are_used_where_nothing_else_finds_the_turn() {
 #[test]
 fn a_turn_without_an_end_is_counted() {
     let tokenizer = with_template("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}");
-    let document = document(&tokenizer, chat(&talk(&[("user", "a"), ("assistant", "b")])));
-    assert_eq!((document.turns, document.ended), (1, 0));
+    let row = row(&tokenizer, chat(&talk(&[("user", "a"), ("assistant", "b")])));
+    assert_eq!((row.turns, row.ended), (1, 0));
 }
 
 #[test]
@@ -373,13 +386,13 @@ fn a_pair_shares_its_prompt_and_ends_both_completions() {
                 rejected: talk(&[("assistant", "No.")]),
                 extras: Extras::default(),
             };
-            let row = encode(&tokenizer, content, TrainOn::Assistant).unwrap();
-            let EncodedRow::Pair { prompt, chosen, rejected, ended } = row else { panic!() };
-            assert!(ended, "{name}");
+            let row = row(&tokenizer, content);
+            let [chosen, rejected] = &row.documents[..] else { panic!("{row:?}") };
+            assert_eq!((row.turns, row.ended), (2, 2), "{name}");
             let expected = tokenizer.encode_chat_prompt(&[Message::user("Is it?")]).unwrap();
-            assert_eq!(prompt, expected, "{kind}, {name}");
-            for (ids, text) in [(&chosen, "Yes."), (&rejected, "No.")] {
-                let got = tokenizer.decode(ids, false).unwrap();
+            for (document, text) in [(chosen, "Yes."), (rejected, "No.")] {
+                assert_eq!(document.prompt(), expected, "{kind}, {name}");
+                let got = tokenizer.decode(document.answer(), false).unwrap();
                 assert!(got.ends_with(&format!("{text}{end}")), "{kind}, {name}: {got:?}");
             }
         }
@@ -395,21 +408,25 @@ fn pairs_and_labels_without_a_template_follow_their_prompt() {
         rejected: talk(&[("assistant", " is")]),
         extras: Extras::default(),
     };
-    let row = encode(&tokenizer, content, TrainOn::Assistant).unwrap();
-    let EncodedRow::Pair { prompt, chosen, rejected, ended } = row else { panic!() };
-    assert!(ended);
-    assert_eq!(prompt, tokenizer.encode_text_prompt("The tide").unwrap());
-    assert_eq!(tokenizer.decode(&[prompt.clone(), chosen].concat(), true).unwrap(), "The tide is in");
-    assert_eq!(tokenizer.decode(&[prompt, rejected].concat(), true).unwrap(), "The tide is");
+    let pair = row(&tokenizer, content);
+    let [chosen, rejected] = &pair.documents[..] else { panic!("{pair:?}") };
+    assert_eq!((pair.turns, pair.ended), (2, 2));
+    assert_eq!((chosen.role, rejected.role), (Role::Chosen, Role::Rejected));
+    assert_eq!(chosen.prompt(), tokenizer.encode_text_prompt("The tide").unwrap());
+    assert_eq!(rejected.prompt(), chosen.prompt());
+    assert_eq!(tokenizer.decode(&chosen.tokens, true).unwrap(), "The tide is in");
+    assert_eq!(tokenizer.decode(&rejected.tokens, true).unwrap(), "The tide is");
     let content = Content::Labelled {
         prompt: Prompt::Text("The tide".into()),
         completion: talk(&[("assistant", " is in")]),
         label: true,
         extras: Extras::default(),
     };
-    let row = encode(&tokenizer, content, TrainOn::Assistant).unwrap();
-    let EncodedRow::Labelled { completion, label: true, ended: true, .. } = row else { panic!() };
-    assert_eq!(completion.last().copied(), tokenizer.eos());
+    let labelled = row(&tokenizer, content);
+    assert_eq!((labelled.turns, labelled.ended), (1, 1));
+    let [document] = &labelled.documents[..] else { panic!("{labelled:?}") };
+    assert_eq!(document.label, Some(true));
+    assert_eq!(document.tokens.last().copied(), tokenizer.eos());
 }
 
 /// `qwen3_training` is Qwen3's template with the answers marked by TRL: the

@@ -1,8 +1,9 @@
 //! Conversations: `messages`, ShareGPT, and the formats with one question.
 
+use finetuned_plugin_api::suggest::nearest;
 use serde_json::{Map, Value};
 
-use super::{Content, did_you_mean, extras, flag, list, string, string_of};
+use super::{Content, extras, flag, list, string, string_of, weight};
 use crate::message::Message;
 use crate::rows::kind_of;
 
@@ -17,7 +18,7 @@ fn role(name: &str) -> Result<&'static str, String> {
         "tool" | "function" | "observation" | "ipython" | "function_response" | "tool_response" => "tool",
         "function_call" | "tool_call" => "assistant",
         other => {
-            let hint = match did_you_mean(other, ROLES) {
+            let hint = match nearest(other, ROLES.iter().copied()) {
                 Some(known) => format!("did you mean `{known}`?"),
                 None => format!("expected {}", ROLES.join(", ")),
             };
@@ -56,22 +57,26 @@ fn message(value: &Value) -> Result<Message, String> {
     let role_key = if map.contains_key("role") { "role" } else { "from" };
     let text_key = ["content", "value", "text"].into_iter().find(|key| map.contains_key(*key));
     if !map.contains_key(role_key) {
-        let slip = map.keys().find_map(|key| did_you_mean(key, &["role"]).map(|_| key));
+        let slip = map.keys().find_map(|key| nearest(key, ["role"]).map(|_| key));
         let hint = slip.map(|key| format!("; did you mean it by `{key}`?")).unwrap_or_default();
         return Err(format!("no `role`{hint}"));
     }
     let calls = map.get("tool_calls").is_some_and(|calls| !calls.is_null());
     if text_key.is_none() && !calls {
-        let slip = map.keys().find_map(|key| did_you_mean(key, &["content"]).map(|_| key));
+        let slip = map.keys().find_map(|key| nearest(key, ["content"]).map(|_| key));
         let hint = slip.map(|key| format!("; did you mean it by `{key}`?")).unwrap_or_default();
         return Err(format!("no `content`{hint}"));
     }
     let role = role(string(map, role_key)?)?;
     let mut message = Message::new(role, text(text_key.and_then(|key| map.get(key)), text_key.unwrap_or("content"))?);
-    for key in ["train", "weight"] {
-        if let Some(value) = map.get(key).filter(|value| !value.is_null()) {
-            message.trained &= flag(value, key)?;
-        }
+    let given = |key: &str| map.get(key).filter(|value| !value.is_null());
+    if let Some(value) = given("weight") {
+        message.weight = weight(value, "weight")?;
+    }
+    if let Some(value) = given("train")
+        && !flag(value, "train")?
+    {
+        message.weight = 0.0;
     }
     for (key, value) in map {
         let known = [role_key, "train", "weight"].contains(&key.as_str()) || Some(key.as_str()) == text_key;
@@ -192,7 +197,7 @@ pub(super) fn completion_row(row: &Map<String, Value>) -> Result<Content, String
             // Of a conversation cut in two, only the second part is learned.
             let mut all = messages(prompt, "prompt")?;
             for message in &mut all {
-                message.trained = false;
+                message.weight = 0.0;
             }
             all.extend(with_answer(messages(completion, key)?, key)?);
             Ok(Content::Chat { messages: all, extras: extras(row)? })
@@ -200,7 +205,7 @@ pub(super) fn completion_row(row: &Map<String, Value>) -> Result<Content, String
         (Some(Value::Array(prompt)), Some(Value::String(completion))) => {
             let mut all = messages(prompt, "prompt")?;
             for message in &mut all {
-                message.trained = false;
+                message.weight = 0.0;
             }
             if completion.trim().is_empty() {
                 return Err(format!("`{key}` is empty"));

@@ -4,8 +4,10 @@ mod chat;
 mod preference;
 mod tokens;
 
+use finetuned_plugin_api::suggest::nearest;
 use serde_json::{Map, Value};
 
+use crate::example::DataKind;
 use crate::message::Message;
 use crate::rows::kind_of;
 use crate::template::Extras;
@@ -42,14 +44,6 @@ pub enum Format {
     PairTokens,
     /// `prompt_ids`, `completion_ids`, `label`, perhaps `KL_completion_ids`.
     LabelledTokens,
-}
-
-/// The kinds of examples, of which a dataset holds one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Supervised,
-    Pairs,
-    Labelled,
 }
 
 /// A format's keys: each group needs one of its names. In order of
@@ -123,11 +117,11 @@ impl Format {
         }
     }
 
-    pub(crate) fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> DataKind {
         match self {
-            Self::Pairs | Self::ImplicitPairs | Self::PairTokens => Kind::Pairs,
-            Self::Labelled | Self::LabelledTokens => Kind::Labelled,
-            _ => Kind::Supervised,
+            Self::Pairs | Self::ImplicitPairs | Self::PairTokens => DataKind::Pairs,
+            Self::Labelled | Self::LabelledTokens => DataKind::Labelled,
+            _ => DataKind::Supervised,
         }
     }
 
@@ -186,7 +180,7 @@ pub(crate) fn unknown(row: &Map<String, Value>, missing: String) -> String {
     let hint = row
         .keys()
         .filter(|key| !KNOWN_KEYS.contains(&key.as_str()))
-        .find_map(|key| did_you_mean(key, KNOWN_KEYS).map(|known| (key, known)))
+        .find_map(|key| nearest(key, KNOWN_KEYS.iter().copied()).map(|known| (key, known)))
         .map(|(key, known)| format!("; did you mean `{known}` instead of `{key}`?"));
     let alone = ["prompt", "question", "instruction"]
         .into_iter()
@@ -202,17 +196,6 @@ pub(crate) fn unknown(row: &Map<String, Value>, missing: String) -> String {
     }
 }
 
-/// The known name that `given` is a slip of, if any.
-pub(crate) fn did_you_mean<'a>(given: &str, known: &[&'a str]) -> Option<&'a str> {
-    let given = given.to_lowercase();
-    known
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(&given, &name.to_lowercase()), *name))
-        .filter(|(distance, name)| *distance <= 1.max(name.len() / 4))
-        .min()
-        .map(|(_, name)| name)
-}
-
 /// What a row says, whatever its format.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Content {
@@ -223,8 +206,8 @@ pub(crate) enum Content {
     Completion { prompt: String, completion: String },
     /// A document to learn whole.
     Text(String),
-    /// Token ids, and which are targets.
-    Tokens { ids: Vec<u32>, trained: Vec<bool> },
+    /// Token ids, which of them are trained, and with what weights.
+    Tokens { ids: Vec<u32>, trained: Vec<bool>, weights: Option<Vec<f32>> },
     /// Two completions, the better one first.
     Pair { prompt: Prompt, chosen: Vec<Message>, rejected: Vec<Message>, extras: Extras },
     /// Two completions as token ids.
@@ -286,6 +269,17 @@ fn flag(value: &Value, name: &str) -> Result<bool, String> {
         Value::Number(number) if number.as_f64() == Some(1.0) => Ok(true),
         other => Err(format!("`{name}` is {other}: expected true or false")),
     }
+}
+
+/// A weight in the loss: a number of 0 or more, or `true` or `false`.
+fn weight(value: &Value, name: &str) -> Result<f32, String> {
+    let number = match value {
+        Value::Bool(flag) => Some(f32::from(*flag)),
+        other => other.as_f64().map(|number| number as f32),
+    };
+    number
+        .filter(|number| number.is_finite() && *number >= 0.0)
+        .ok_or_else(|| format!("`{name}` is {value}: expected a number of 0 or more"))
 }
 
 /// Tools and documents that a row brings for the template. Some datasets keep

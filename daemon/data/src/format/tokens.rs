@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Content, flag, list};
+use super::{Content, flag, list, weight};
 
 fn ids(row: &Map<String, Value>, key: &str) -> Result<Vec<u32>, String> {
     list(row, key)?
@@ -22,9 +22,10 @@ fn some_ids(row: &Map<String, Value>, key: &str) -> Result<Vec<u32>, String> {
     if ids.is_empty() { Err(format!("`{key}` is empty")) } else { Ok(ids) }
 }
 
-/// `input_ids` with `labels` as Hugging Face has them: `labels[i]` is the
-/// target at position `i` itself, -100 where there is none. The first token
-/// is predicted from nothing and never a target.
+/// `input_ids` with `labels` as Hugging Face has them: `labels[i]` is token `i`
+/// itself if it is trained, else -100. The first token is predicted from nothing
+/// and never trained. `weights[i]` is the weight of token `i` in the loss; 0
+/// leaves the token out.
 pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
     let mut ids = some_ids(row, "input_ids")?;
     let mut trained = vec![true; ids.len()];
@@ -45,6 +46,14 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
             };
         }
     }
+    let mut weights = None;
+    if row.get("weights").is_some_and(|weights| !weights.is_null()) {
+        let given = list(row, "weights")?;
+        same_length("weights", given.len(), ids.len())?;
+        let given: Vec<f32> = given.iter().map(|value| weight(value, "weights")).collect::<Result<_, _>>()?;
+        trained.iter_mut().zip(&given).for_each(|(trained, weight)| *trained &= *weight > 0.0);
+        weights = given.iter().any(|weight| ![0.0, 1.0].contains(weight)).then_some(given);
+    }
     if row.get("attention_mask").is_some_and(|mask| !mask.is_null()) {
         let mask = list(row, "attention_mask")?;
         same_length("attention_mask", mask.len(), ids.len())?;
@@ -52,6 +61,7 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
         // Padding, on either side, is not part of the row.
         let keep = |index: &usize| kept[*index];
         trained = (0..ids.len()).filter(keep).map(|index| trained[index]).collect();
+        weights = weights.map(|weights| (0..ids.len()).filter(keep).map(|index| weights[index]).collect());
         ids = (0..ids.len()).filter(keep).map(|index| ids[index]).collect();
     }
     if ids.len() < 2 {
@@ -59,9 +69,14 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
     }
     trained[0] = false;
     if !trained.contains(&true) {
-        return Err("every label is -100: there is nothing to learn".into());
+        let cause = match (row.contains_key("weights"), row.contains_key("labels")) {
+            (false, _) => "every label is -100",
+            (true, false) => "no token has a weight above 0",
+            (true, true) => "no token has a label and a weight above 0",
+        };
+        return Err(format!("{cause}: there is nothing to learn"));
     }
-    Ok(Content::Tokens { ids, trained })
+    Ok(Content::Tokens { ids, trained, weights })
 }
 
 pub(super) fn pair_row(row: &Map<String, Value>) -> Result<Content, String> {

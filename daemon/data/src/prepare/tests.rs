@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::example::{DataKind, Document};
 use crate::options::{TooLong, TrainOn};
 use crate::testing::tokenizer;
 
@@ -51,18 +52,12 @@ fn reasons(prepared: &Prepared) -> Vec<(usize, String)> {
 fn answers(prepared: &Prepared) -> Vec<String> {
     let tokenizer = chatml();
     let text = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
-    match &prepared.train {
-        Examples::Supervised(rows) => rows
-            .iter()
-            .map(|row| {
-                let ids: Vec<u32> =
-                    row.tokens.iter().zip(&row.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect();
-                text(&ids)
-            })
-            .collect(),
-        Examples::Pairs(rows) => rows.iter().map(|row| text(&row.chosen) + &text(&row.rejected)).collect(),
-        Examples::Labelled(rows) => rows.iter().map(|row| format!("{}{}", text(&row.completion), row.label)).collect(),
-    }
+    let answer = |document: &Document| {
+        let trained = (0..document.len()).filter(|&index| document.is_trained(index));
+        let ids: Vec<u32> = trained.map(|index| document.tokens[index]).collect();
+        text(&ids) + &document.label.map(|label| label.to_string()).unwrap_or_default()
+    };
+    prepared.train.list.iter().map(|example| example.documents.iter().map(answer).collect()).collect()
 }
 
 fn chat(user: &str, assistant: &str) -> Json {
@@ -113,10 +108,8 @@ fn every_format_is_recognised_and_says_the_same() {
         assert_eq!(answers(&prepared), [expected], "{row}");
         assert_eq!(prepared.report.without_end_of_turn, 0, "{row}");
         let prompt = chatml().encode_chat_prompt(&[crate::Message::user("a")]).unwrap();
-        match &prepared.train {
-            Examples::Supervised(rows) => assert_eq!(rows[0].tokens[..prompt.len()], prompt, "{row}"),
-            Examples::Pairs(rows) => assert_eq!(rows[0].prompt, prompt, "{row}"),
-            Examples::Labelled(rows) => assert_eq!(rows[0].prompt, prompt, "{row}"),
+        for document in &prepared.train.list[0].documents {
+            assert_eq!(document.prompt(), prompt, "{row}");
         }
     }
     let text = good(lines(&[json!({"text": "ab"})]));
@@ -126,31 +119,40 @@ fn every_format_is_recognised_and_says_the_same() {
 #[test]
 fn token_rows_are_taken_as_they_are() {
     let row = json!({"input_ids": [5, 6, 7, 2, 2], "labels": [5, -100, 7, 2, -100], "attention_mask": [1, 1, 1, 1, 0]});
-    let Examples::Supervised(rows) = good(lines(&[row])).train else { panic!() };
-    assert_eq!(rows[0].tokens, [5, 6, 7, 2]);
+    let document = &good(lines(&[row])).train.list[0].documents[0];
+    assert_eq!(document.tokens, [5, 6, 7, 2]);
     // The first label has nothing it could be predicted from.
-    assert_eq!(rows[0].trained, [false, false, true, true]);
+    assert_eq!(document.trained, [false, false, true, true]);
     let pairs = good(lines(&[json!({"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]})]));
-    assert_eq!(
-        pairs.train,
-        Examples::Pairs(vec![crate::PairExample {
-            prompt: vec![1, 2],
-            chosen: vec![3],
-            rejected: vec![4, 5],
-            line: 1
-        }])
-    );
+    assert_eq!(pairs.train.kind, DataKind::Pairs);
+    assert_eq!(pairs.train.list, [Example::pair(&[1, 2], &[3], &[4, 5], 1)]);
     let labelled =
         good(lines(&[json!({"prompt_ids": [1, 2], "completion_ids": [3], "label": false, "KL_completion_ids": [9]})]));
+    assert_eq!(labelled.train.kind, DataKind::Labelled);
+    assert_eq!(labelled.train.list, [Example::labelled(&[1, 2], &[3], false, Some(&[9]), 1)]);
+}
+
+#[test]
+fn token_rows_may_weigh_their_tokens() {
+    let rows = [
+        json!({"input_ids": [5, 6, 7, 8], "weights": [1, 0.5, 0, 2], "attention_mask": [1, 1, 1, 1]}),
+        json!({"input_ids": [5, 6, 7, 8], "weights": [1, 1, 0, 1]}),
+        json!({"input_ids": [5, 6], "weights": [1]}),
+        json!({"input_ids": [5, 6], "weights": [1, -1]}),
+        json!({"input_ids": [5, 6], "weights": [1, 0]}),
+    ];
+    let prepared = good(lines(&rows));
+    let documents: Vec<&Document> = prepared.train.list.iter().map(|example| &example.documents[0]).collect();
+    assert_eq!(documents[0].trained, [false, true, false, true]);
+    assert_eq!(documents[0].weights, Some(vec![1.0, 0.5, 0.0, 2.0]));
+    assert_eq!((documents[1].trained.as_slice(), &documents[1].weights), (&[false, true, false, true][..], &None));
     assert_eq!(
-        labelled.train,
-        Examples::Labelled(vec![crate::LabelledExample {
-            prompt: vec![1, 2],
-            completion: vec![3],
-            label: false,
-            kl_completion: Some(vec![9]),
-            line: 1,
-        }])
+        reasons(&prepared),
+        [
+            (3, "`weights` has 1 entries, `input_ids` has 2".to_owned()),
+            (4, "`weights` is -1: expected a number of 0 or more".into()),
+            (5, "no token has a weight above 0: there is nothing to learn".into()),
+        ]
     );
 }
 
@@ -197,7 +199,7 @@ fn bad_rows_are_named_by_line_and_reason_and_the_others_go_on() {
             json!({"text": "abc"}),
             json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "b"}]}),
             json!({"messages": [{"role": "user", "contents": "a"}]}),
-            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}),
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": -0.5}]}),
         ])
         .bytes(),
     );
@@ -219,7 +221,7 @@ fn bad_rows_are_named_by_line_and_reason_and_the_others_go_on() {
         (10, "the row is text, the file is chat messages: `messages` is missing"),
         (11, "`messages`: message 1: `content` has a part of type `image_url`: only text can be trained on"),
         (12, "`messages`: message 1: no `content`; did you mean it by `contents`?"),
-        (13, "`messages`: message 2: `weight` is 0.5: expected true or false"),
+        (13, "`messages`: message 2: `weight` is -0.5: expected a number of 0 or more"),
         (14, "expected a JSON object, got a list"),
         (16, "the line is cut off: the file looks incomplete"),
     ];
@@ -328,9 +330,9 @@ fn long_rows_are_dropped_cut_or_refused_as_told() {
     assert_eq!((report.used, report.truncated, report.dropped_cut_away), (2, 1, 1));
     assert_eq!(report.without_end_of_turn, 1);
     assert!(report.warnings.iter().any(|warning| warning.contains("end-of-turn")), "{:?}", report.warnings);
-    let Examples::Supervised(rows) = &cut.train else { panic!() };
-    assert_eq!(rows[1].tokens.len(), 200);
-    assert!(rows[1].trained.contains(&true));
+    let cut = &cut.train.list[1].documents[0];
+    assert_eq!((cut.tokens.len(), cut.trained.len()), (200, 200));
+    assert!(cut.trained.contains(&true));
 
     let refused = run(&content, &short(TooLong::Refuse)).unwrap_err();
     assert!(matches!(refused, DataError::TooLong { line: 2, limit: 200, .. }), "{refused}");
@@ -347,10 +349,25 @@ fn pairs_are_cut_alike() {
     ];
     let options = DataOptions { sequence_length: 5, too_long: TooLong::Truncate, ..DataOptions::default() };
     let prepared = run(lines(&rows), &options).unwrap();
-    let Examples::Pairs(pairs) = &prepared.train else { panic!() };
-    assert_eq!(pairs.len(), 1);
-    assert_eq!((pairs[0].chosen.as_slice(), pairs[0].rejected.as_slice()), (&[4, 5][..], &[4, 8][..]));
+    assert_eq!(prepared.train.list, [Example::pair(&[1, 2, 3], &[4, 5], &[4, 8], 1)]);
     assert_eq!((prepared.report.truncated, prepared.report.dropped_cut_away), (1, 2));
+}
+
+/// A document that only estimates a divergence is run as others are: it may
+/// not be longer than the sequence length either.
+#[test]
+fn a_mismatched_completion_counts_in_a_rows_length() {
+    let rows = [
+        json!({"prompt_ids": [1, 2], "completion_ids": [3], "label": true, "KL_completion_ids": [4, 5]}),
+        json!({"prompt_ids": [1, 2], "completion_ids": [3], "label": true, "KL_completion_ids": [4, 5, 6, 7]}),
+    ];
+    let run = |too_long| run(lines(&rows), &DataOptions { sequence_length: 4, too_long, ..DataOptions::default() });
+    let dropped = run(TooLong::Drop).unwrap();
+    assert_eq!((dropped.report.dropped_too_long, dropped.report.longest), (1, 6));
+    let cut = run(TooLong::Truncate).unwrap();
+    assert_eq!(cut.train.list[1], Example::labelled(&[1, 2], &[3], true, Some(&[4, 5]), 2));
+    assert!(matches!(run(TooLong::Refuse), Err(DataError::TooLong { line: 2, tokens: 6, limit: 4, .. })));
+    assert_eq!(cut.train.longest_document(), 4);
 }
 
 /// peers.md 3, and asks 12 and 13: nothing to train on is an error that names
@@ -416,13 +433,11 @@ fn validation_rows_are_set_aside_by_seed_and_never_trained() {
     let rows: Vec<Json> = (0..40).map(|row| chat("a", &(row % 30).to_string())).collect();
     let options = DataOptions { validation_fraction: 0.25, seed: 5, ..DataOptions::default() };
     let prepared = run(lines(&rows), &options).unwrap();
-    let (Examples::Supervised(train), Examples::Supervised(held)) = (&prepared.train, &prepared.validation) else {
-        panic!()
-    };
-    assert_eq!(train.len() + held.len(), 40);
-    assert!((9..=10).contains(&held.len()));
-    assert!(held.iter().all(|row| train.iter().all(|other| other.tokens != row.tokens)));
-    assert_eq!(prepared.report.validation_rows, held.len());
+    let (train, validation) = (&prepared.train.list, &prepared.validation.list);
+    assert_eq!(train.len() + validation.len(), 40);
+    assert!((9..=10).contains(&validation.len()));
+    assert!(validation.iter().all(|row| train.iter().all(|other| other.documents != row.documents)));
+    assert_eq!(prepared.report.validation_rows, validation.len());
     assert_eq!(prepared, run(lines(&rows), &options).unwrap());
     let other = run(lines(&rows), &DataOptions { seed: 6, ..options }).unwrap();
     assert_ne!(other.validation, prepared.validation);
@@ -449,8 +464,7 @@ fn the_first_good_rows_are_taken() {
     let options = DataOptions { max_rows: Some(1500), ..DataOptions::default() };
     let prepared = run(lines(&rows), &options).unwrap();
     assert_eq!((prepared.report.rows, prepared.report.used), (1501, 1500));
-    let Examples::Supervised(train) = &prepared.train else { panic!() };
-    assert!(train.iter().map(|row| row.line).eq(2..=1501));
+    assert!(prepared.train.list.iter().map(|row| row.line).eq(2..=1501));
 }
 
 /// peers.md 12: the receipt shows what is trained, so a mask that misses it
@@ -470,8 +484,9 @@ fn samples_show_three_rows_with_their_targets_marked() {
         chatml().render(&[crate::Message::user("é 4?"), crate::Message::assistant("漢 4.")], false).unwrap()
     );
     let counted: usize = report.trained_tokens;
-    let Examples::Supervised(train) = good(lines(&rows)).train else { panic!() };
-    assert_eq!(counted, train.iter().flat_map(|row| &row.trained).filter(|t| **t).count());
+    let train = good(lines(&rows)).train.list;
+    let masks = train.iter().flat_map(|row| &row.documents).flat_map(|document| &document.trained);
+    assert_eq!(counted, masks.filter(|trained| **trained).count());
     let parsed: DatasetReport = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
     assert_eq!(parsed, report);
 }
@@ -531,11 +546,8 @@ fn sharegpt_instruction_and_calls_in_the_shapes_they_come_in() {
     let tokenizer = tokenizer("bytes", Some("qwen2_5"));
     let render = |row: Json| {
         let path = folder.write("rows.jsonl", lines(&[row]));
-        let Examples::Supervised(rows) = prepare(&path, None, &tokenizer, &DataOptions::default()).unwrap().train
-        else {
-            panic!()
-        };
-        tokenizer.decode(&rows[0].tokens, false).unwrap()
+        let examples = prepare(&path, None, &tokenizer, &DataOptions::default()).unwrap().train;
+        tokenizer.decode(&examples.list[0].documents[0].tokens, false).unwrap()
     };
     let conversation = render(json!({
         "system": "S",
@@ -615,8 +627,7 @@ mod whatever_the_file {
                     prop_assert_eq!(report.used, prepared.train.len() + prepared.validation.len());
                     prop_assert!(!prepared.train.is_empty());
                     for side in [&prepared.train, &prepared.validation] {
-                        let Examples::Supervised(rows) = side else { panic!() };
-                        for row in rows {
+                        for row in side.list.iter().flat_map(|example| &example.documents) {
                             prop_assert!(row.tokens.len() <= sequence_length);
                             prop_assert_eq!(row.tokens.len(), row.trained.len());
                             prop_assert!(!row.trained[0] && row.trained.contains(&true));

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use finetuned_data::{Example, Examples, Row};
+use finetuned_data::{DataKind, Example, Examples, Row};
 use finetuned_formats::{ModelConfig, TensorSource};
 use finetuned_shaders::Device;
 use finetuned_shaders::profile::{Profiled, Timing};
@@ -28,7 +28,7 @@ use crate::plugins;
 use crate::random_weights::RandomWeights;
 use crate::recipe::{Method, Recipe};
 use crate::train::step::{StepBytes, StepOptions, Trainer};
-use crate::train::units::{MicroBatch, documents};
+use crate::train::micro_batch::{MicroBatch, documents};
 use crate::vocabulary::PluginLibrary;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,14 +126,13 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         seed: 1,
     };
     let random = Key::new(7, 0, 0);
-    let example = |i: usize| Example {
-        tokens: (0..options.tokens)
-            .map(|t| random.word((i * options.tokens + t) as u64) % config.vocab_size as u32)
-            .collect(),
-        trained: (0..options.tokens).map(|t| t > 0).collect(),
-        line: i + 1,
+    let token = |place: usize| random.word(place as u64) % config.vocab_size as u32;
+    let example = |i: usize| {
+        let tokens = (0..options.tokens).map(|t| token(i * options.tokens + t)).collect();
+        Example::plain(tokens, (0..options.tokens).map(|t| t > 0).collect(), i + 1)
     };
-    let examples = Examples::Supervised((0..options.sequences).map(example).collect());
+    let list = (0..options.sequences).map(example).collect();
+    let examples = Examples { kind: DataKind::Supervised, sequence_length: options.tokens, list };
     let rows: Vec<Row> = (0..options.sequences).map(|i| Row { examples: vec![i] }).collect();
 
     let counter = Counter {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use finetuned_formats::{FormatError, ModelConfig, PeftAdapter, RandomTensor, TensorInfo, TensorSource};
-use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, TokenRule};
+use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, PerStatistic, Statistic, TokenRule};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::Objective;
 use finetuned_shaders::counting::Counting;
@@ -20,7 +20,7 @@ use crate::train::load::load_for_training;
 use crate::train::optimize::{OptimizerBytes, Rules};
 use crate::train::reference::Reference;
 use crate::train::step::{Differentiation, keep};
-use crate::train::units::MicroBatch;
+use crate::train::micro_batch::MicroBatch;
 use crate::vocabulary::{PlanPart, part};
 
 /// A checkpoint's names and shapes. Its values are never read: every tensor is made up
@@ -192,12 +192,12 @@ impl Count {
         let (needs, sequences) = (differentiation.needs, micro.sequences.len());
         let value = self.heads.value;
         let mut loss = |statistics: &TokenStatistics, _: Option<&[f32]>, out: &mut LossGradients| {
-            let zeros = || vec![0.0; statistics.logp.len()];
-            out.dlogp = zeros();
-            out.dlse = needs.lse.then(zeros);
-            out.dentropy = needs.entropy.then(zeros);
-            out.dmean_logp = needs.mean_logp.then(zeros);
-            out.dvalue = value.then(|| vec![0.0; sequences]);
+            out.derivatives = PerStatistic::from_fn(|statistic| match statistic {
+                Statistic::Value if value => vec![0.0; sequences],
+                Statistic::Logp => vec![0.0; statistics.logp.len()],
+                other if needs.asks(other) => vec![0.0; statistics.logp.len()],
+                _ => Vec::new(),
+            });
             Ok(())
         };
         let (head, dh) = differentiation.heads(micro, &forward, &mut loss, &mut LossGradients::default())?;

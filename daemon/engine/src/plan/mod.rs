@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use finetuned_data::{Examples, Prepared};
+use finetuned_data::{DataKind, Prepared};
 use finetuned_formats::{ModelFiles, read_peft};
 use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::Device;
@@ -26,8 +26,8 @@ use crate::dataset;
 use crate::devices::{self, memory, rate::matrix_rate};
 use crate::error::EngineError;
 use crate::plugins;
+use crate::train::order::Order;
 use crate::train::step::StepBytes;
-use crate::train::units::Order;
 use crate::vocabulary::{Plan, TrainRequest, part};
 
 /// What a process of this program holds beside the model: code, tokenizer,
@@ -128,7 +128,7 @@ pub(crate) fn of_run(
         None => {
             let lengths = prepared.train.lengths();
             let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
-            let rows_packed = recipe.train.packing && matches!(prepared.train, Examples::Supervised(_));
+            let rows_packed = recipe.train.packing && prepared.train.kind == DataKind::Supervised;
             let unit = if rows_packed { recipe.train.sequence_length } else { mean.max(1) };
             (COMFORTABLE_TOKENS / unit).clamp(1, batch).min(largest.max(1))
         }

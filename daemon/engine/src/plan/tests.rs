@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use finetuned_data::{Example, Examples, Row};
+use finetuned_data::{DataKind, Example, Examples, Row};
 #[cfg(feature = "gpu")]
 use finetuned_formats::ModelFiles;
 use finetuned_formats::{ModelConfig, TensorSource};
@@ -19,7 +19,7 @@ use crate::plugins;
 use crate::random_weights::RandomWeights;
 use crate::recipe::{Method, Recipe};
 use crate::train::step::{StepBytes, StepOptions, Trainer};
-use crate::train::units::{MicroBatch, documents};
+use crate::train::micro_batch::{MicroBatch, documents};
 
 /// A llama of three layers.
 fn config() -> ModelConfig {
@@ -40,13 +40,13 @@ fn recipe(method: Method, dropout: f64, gradient_checkpointing: bool) -> Recipe 
 }
 
 fn data(sequences: usize) -> (Examples, Vec<Row>) {
-    let example = |i: usize| Example {
-        tokens: (0..TOKENS).map(|t| (i * 31 + t * 7) as u32 % 300).collect(),
-        trained: (0..TOKENS).map(|t| t > 0).collect(),
-        line: i + 1,
+    let example = |i: usize| {
+        let tokens = (0..TOKENS).map(|t| (i * 31 + t * 7) as u32 % 300).collect();
+        Example::plain(tokens, (0..TOKENS).map(|t| t > 0).collect(), i + 1)
     };
     let rows = (0..sequences).map(|i| Row { examples: vec![i] }).collect();
-    (Examples::Supervised((0..sequences).map(example).collect()), rows)
+    let list = (0..sequences).map(example).collect();
+    (Examples { kind: DataKind::Supervised, sequence_length: TOKENS, list }, rows)
 }
 
 /// The peak of a step over one micro-batch of these sequences, counted.

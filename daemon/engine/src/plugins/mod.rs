@@ -6,7 +6,7 @@ use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::{Kind, Registry};
 
 use crate::error::EngineError;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, WEIGHT_DECAY};
 use crate::vocabulary::PluginLibrary;
 
 /// The built-in losses, optimizers and alignment methods, and those of these
@@ -27,8 +27,8 @@ pub fn registry(libraries: &[PluginLibrary]) -> Result<Registry, EngineError> {
     Ok(registry)
 }
 
-/// The recipe's optimizer. Weight decay is off unless the recipe says
-/// otherwise, whatever the optimizer's own default.
+/// The recipe's optimizer, with the recipe's weight decay if the recipe gives none
+/// and the optimizer has one.
 ///
 /// # Errors
 /// An unknown name or parameter, with the nearest known one.
@@ -37,7 +37,7 @@ pub fn optimizer(recipe: &Recipe, registry: &Registry) -> Result<Box<dyn Optimiz
     let entry = registry.find(Kind::Optimizer, &recipe.optimizer.name)?;
     let decays = entry.descriptor.parameters.0.iter().any(|p| p.name == "weight_decay");
     if decays && !parameters.contains_key("weight_decay") {
-        parameters.insert("weight_decay".into(), 0.0.into());
+        parameters.insert("weight_decay".into(), WEIGHT_DECAY.into());
     }
     Ok(registry.optimizer(&recipe.optimizer.name, &parameters)?)
 }

@@ -19,24 +19,21 @@ use crate::error::EngineError;
 use crate::model::decoder::Decoder;
 use crate::plugins::used::UsedPlugin;
 use crate::train::step::Trainer;
+use crate::vocabulary::Tally;
 
 /// The numbers of a run that are not weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done.
     pub step: usize,
-    pub tokens: u64,
-    pub trained_tokens: u64,
-    /// Wall time of the steps so far.
-    pub seconds: f64,
-    pub first_loss: Option<f64>,
-    pub last_loss: Option<f64>,
-    pub validation_before: Option<f64>,
+    /// What they add up to.
+    #[serde(flatten)]
+    pub tally: Tally,
     pub last_validation: Option<f64>,
     /// Step and loss of the best validation so far.
     pub best: Option<(usize, f64)>,
-    /// The objective's own numbers at those three validations (preference
-    /// accuracy, margin, …).
+    /// What those three validations measured beside the loss, by name (token
+    /// accuracy, preference accuracy, …).
     #[serde(default)]
     pub metrics_before: Vec<(String, f64)>,
     #[serde(default)]
@@ -45,7 +42,6 @@ pub struct Progress {
     pub best_metrics: Vec<(String, f64)>,
     /// Validations since the best.
     pub without_gain: usize,
-    pub stopped_early: bool,
     /// The loss plugin's state.
     #[serde(default)]
     pub loss_state: Vec<u8>,

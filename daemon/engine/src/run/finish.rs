@@ -11,7 +11,7 @@ use crate::dataset;
 use crate::error::EngineError;
 use crate::recipe::Method;
 use crate::train::schedule::learning_rate;
-use crate::vocabulary::{Event, Observer, Outcome, Summary, TrainRequest};
+use crate::vocabulary::{Event, Observer, Outcome, Summary, TrainRequest, VALIDATION_AFTER, VALIDATION_BEFORE};
 
 impl Run {
     /// Writes the output and the summary.
@@ -62,15 +62,9 @@ impl Run {
         };
         let summary = Summary {
             steps: progress.step,
-            tokens: progress.tokens,
-            trained_tokens: progress.trained_tokens,
-            seconds: progress.seconds,
-            first_loss: progress.first_loss,
-            last_loss: progress.last_loss,
-            validation_before: progress.validation_before,
+            tally: progress.tally.clone(),
             validation_after,
             kept_step,
-            stopped_early: progress.stopped_early,
             peak_bytes,
             output: request.out.display().to_string(),
             reload_difference,
@@ -84,10 +78,10 @@ impl Run {
     }
 }
 
-/// The summary's `held_out_before` and `held_out_after`: further numbers of the
-/// objective over the validation rows, if it has any.
+/// The numbers of the validations before and after training, if there are any; see
+/// [`Summary::change`].
 fn validation_numbers(before: &[(String, f64)], after: &[(String, f64)]) -> serde_json::Map<String, serde_json::Value> {
-    [("held_out_before", before), ("held_out_after", after)]
+    [(VALIDATION_BEFORE, before), (VALIDATION_AFTER, after)]
         .into_iter()
         .filter(|(_, metrics)| !metrics.is_empty())
         .map(|(key, metrics)| (key.to_string(), serde_json::Value::Object(numbers(metrics).collect())))

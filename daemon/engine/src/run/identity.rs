@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
 use crate::plugins::used::UsedPlugin;
+use crate::recipe::KEYS;
 use crate::vocabulary::{Summary, TrainRequest};
 
 const FILE: &str = "run.json";
@@ -62,13 +63,15 @@ impl Identity {
     }
 }
 
-/// Keys that trade memory for time and change no bit of a run: one that ran out
-/// of memory may go on with them set.
-const CHANGE_NOTHING: [&str; 2] = ["train.gradient_checkpointing", "train.offload_activations"];
+/// Whether a run may go on with another value of this key: one that ran out of
+/// memory may go on with what trades memory for time.
+fn changes_nothing(path: &str) -> bool {
+    KEYS.iter().any(|key| key.path == path && !key.changes_result)
+}
 
 fn differences(path: &str, old: &serde_json::Value, new: &serde_json::Value, found: &mut Vec<String>) {
     match (old, new) {
-        _ if CHANGE_NOTHING.contains(&path) => {}
+        _ if changes_nothing(path) => {}
         (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
             let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             for key in keys {

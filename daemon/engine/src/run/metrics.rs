@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::EngineError;
+use crate::metrics::{LOSS, validation_name};
 use crate::vocabulary::StepMetrics;
 
 pub struct MetricsFile {
@@ -44,11 +45,11 @@ impl MetricsFile {
         Ok(MetricsFile { file, path })
     }
 
-    /// Writes the line of step 0: the validation loss before any update, and further
-    /// numbers of the objective.
+    /// Writes the line of step 0: the validation loss and the other numbers of the
+    /// validation, before any update.
     pub fn start(&mut self, validation_loss: f64, metrics: &[(String, f64)]) -> Result<(), EngineError> {
         let mut line = serde_json::Map::from_iter([("step".to_string(), 0.into())]);
-        line.insert("validation_loss".into(), validation_loss.into());
+        line.insert(LOSS.validation_name(), validation_loss.into());
         line.extend(of_validation(metrics));
         self.line(&serde_json::Value::Object(line).to_string())
     }
@@ -59,15 +60,15 @@ impl MetricsFile {
     }
 
     fn line(&mut self, text: &str) -> Result<(), EngineError> {
-        // One write a line, so that a reader never sees half of one.
+        // One write per line, so that a reader never sees half of one.
         self.file.write_all(format!("{text}\n").as_bytes()).map_err(EngineError::io(&self.path))
     }
 }
 
-/// The objective's numbers over the validation rows, as metrics.jsonl names them:
+/// The numbers of a validation, as metrics.jsonl names them:
 /// `validation_rewards/accuracies`, ….
 pub fn of_validation(metrics: &[(String, f64)]) -> impl Iterator<Item = (String, serde_json::Value)> + '_ {
-    metrics.iter().map(|(name, value)| (format!("validation_{name}"), (*value).into()))
+    metrics.iter().map(|(name, value)| (validation_name(name), (*value).into()))
 }
 
 /// The steps that a folder's metrics.jsonl holds, for reports.

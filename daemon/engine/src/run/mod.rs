@@ -19,8 +19,8 @@ use self::metrics::MetricsFile;
 use self::session::Begin;
 use crate::base::BaseModel;
 use crate::error::EngineError;
+use crate::train::order::Order;
 use crate::train::step::Trainer;
-use crate::train::units::Order;
 use crate::vocabulary::{Event, Observer, Outcome, TrainRequest};
 use crate::{dataset, plugins};
 

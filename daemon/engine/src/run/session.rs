@@ -13,9 +13,9 @@ use crate::error::EngineError;
 use crate::plugins::used::UsedPlugin;
 use crate::train::heads::Heads;
 use crate::train::load::load_for_training;
+use crate::train::order::Order;
 use crate::train::schedule::warmup_steps;
 use crate::train::step::{StepOptions, Trainer};
-use crate::train::units::Order;
 use crate::vocabulary::{Event, Observer, Plan, TrainRequest};
 use crate::{dataset, devices, plan, plugins};
 

@@ -29,13 +29,13 @@ impl Run {
         {
             phase(observer, "measuring the validation loss before training");
             let result = self.trainer.evaluate(validation.examples, &validation.rows, 0)?;
-            self.progress.validation_before = Some(result.loss);
+            self.progress.tally.validation_before = Some(result.loss);
             self.progress.last_validation = Some(result.loss);
             self.metrics.start(result.loss, &result.metrics)?;
             self.progress.metrics_before = result.metrics;
             observer.event(&Event::Validation { step: 0, loss: result.loss, tokens: result.trained_tokens });
         }
-        while self.progress.step < self.total_steps && !self.progress.stopped_early {
+        while self.progress.step < self.total_steps && !self.progress.tally.stopped_early {
             let step = self.progress.step + 1;
             // A plugin's failure is told with its step.
             calls::set_step(step as u64);
@@ -86,10 +86,10 @@ impl Run {
             if control == Control::Cancel {
                 return Ok(Outcome::Cancelled { step });
             }
-            let finished = last || self.progress.stopped_early;
+            let finished = last || self.progress.tally.stopped_early;
             let every = recipe.checkpoint.every_steps;
             if control == Control::Stop || (!finished && every > 0 && step.is_multiple_of(every)) {
-                self.progress.loss_state = self.trainer.loss_state();
+                self.progress.loss_state = self.trainer.loss_state()?;
                 checkpoint::save(
                     &request.out,
                     &self.trainer,
@@ -109,10 +109,11 @@ impl Run {
     fn count(&mut self, step: usize, result: &StepResult, seconds: f64) {
         let progress = &mut self.progress;
         progress.step = step;
-        progress.tokens += result.tokens as u64;
-        progress.trained_tokens += result.trained_tokens as u64;
-        progress.seconds += seconds;
-        progress.first_loss.get_or_insert(result.loss);
-        progress.last_loss = Some(result.loss);
+        let tally = &mut progress.tally;
+        tally.tokens += result.tokens as u64;
+        tally.trained_tokens += result.trained_tokens as u64;
+        tally.seconds += seconds;
+        tally.first_loss.get_or_insert(result.loss);
+        tally.last_loss = Some(result.loss);
     }
 }

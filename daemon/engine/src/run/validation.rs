@@ -50,7 +50,7 @@ impl Run {
             self.progress.without_gain += 1;
             let patience = request.recipe.train.early_stop_patience;
             if patience > 0 && self.progress.without_gain >= patience {
-                self.progress.stopped_early = true;
+                self.progress.tally.stopped_early = true;
                 let message = format!("stopped at step {step}: no better validation loss for {patience} validations");
                 observer.event(&Event::Note { message });
             }

@@ -1,11 +1,11 @@
 //! Which heads an objective reads, and which rows of a micro-batch each head reads:
 //! the LM head those that predict a listed token, the value head each document's last.
 
-use finetuned_plugin_api::loss::BeforeStep;
+use finetuned_plugin_api::loss::{BeforeStep, Statistic};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_shaders::{Device, Tensor, TensorError};
 
-use super::units::MicroBatch;
+use super::micro_batch::MicroBatch;
 use crate::error::EngineError;
 
 /// Which heads an objective reads.
@@ -23,14 +23,15 @@ impl Heads {
 
     /// A loss that asks for values, and neither for a token statistic nor for a
     /// pass before the step, reads the value head alone
-    /// ([`Needs::value`](finetuned_plugin_api::loss::Needs::value)).
+    /// ([`Statistic::Value`]).
     pub fn of(objective: &Objective) -> Heads {
         let needs = objective.loss().needs();
-        let statistics = needs.entropy || needs.lse || needs.mean_logp || needs.reference_logp || needs.prompt_logp;
+        let value = needs.asks(Statistic::Value);
+        let statistics = !needs.only_logp() || needs.reference_logp || needs.prompt_logp;
         let before = needs.before_step != BeforeStep::Nothing;
         Heads {
-            language: !needs.value || statistics || before,
-            value: needs.value || objective.alignment_needs().is_some_and(|a| a.value_head),
+            language: !value || statistics || before,
+            value: value || objective.alignment_needs().is_some_and(|a| a.value_head),
         }
     }
 

@@ -2,8 +2,9 @@
 
 pub mod heads;
 pub mod load;
+pub mod micro_batch;
 pub mod optimize;
+pub mod order;
 pub mod reference;
 pub mod schedule;
 pub mod step;
-pub mod units;

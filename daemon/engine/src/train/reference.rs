@@ -8,10 +8,10 @@
 
 use std::collections::HashMap;
 
-use finetuned_plugin_api::loss::{Needs, Role};
+use finetuned_plugin_api::loss::Needs;
 use finetuned_shaders::{Device, StatisticSet, TensorError, Weight};
 
-use super::units::{Document, MicroBatch};
+use super::micro_batch::{MicroBatch, Placed};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
 use crate::model::parameters::ParameterId;
@@ -54,12 +54,12 @@ impl Reference {
         &mut self,
         ops: &Device,
         model: &mut Decoder,
-        documents: &[Document],
+        documents: &[Placed],
         needs: &Needs,
     ) -> Result<Vec<f32>, TensorError> {
         let mut all = Vec::new();
-        for document in documents {
-            let micro = MicroBatch::new(std::slice::from_ref(document), needs);
+        for placed in documents {
+            let micro = MicroBatch::new(std::slice::from_ref(placed), needs);
             let key = (micro.batch.tokens.clone(), micro.rows.clone());
             if let Some(known) = self.known.get(&key) {
                 all.extend_from_slice(known);
@@ -67,7 +67,7 @@ impl Reference {
             }
             let logp = self.compute(ops, model, &micro)?;
             all.extend_from_slice(&logp);
-            if document.role != Role::KlCompletion {
+            if placed.is_trained() {
                 self.known.insert(key, logp);
             }
         }

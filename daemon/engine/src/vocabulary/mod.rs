@@ -5,7 +5,7 @@ mod event;
 mod plan;
 mod request;
 
-pub use event::{Event, StepMetrics, Summary};
+pub use event::{Event, StepMetrics, Summary, Tally, VALIDATION_AFTER, VALIDATION_BEFORE};
 pub(crate) use plan::part;
 pub use plan::{Plan, PlanPart};
 pub use request::{Control, Observer, Outcome, PluginLibrary, TrainRequest};

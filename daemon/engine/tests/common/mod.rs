@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use finetuned_data::{Example, Examples};
+use finetuned_data::{DataKind, Example, Examples};
 use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::decoder::Decoder;
 use finetuned_formats::{ModelFiles, open_safetensors};
@@ -104,17 +104,11 @@ pub fn ids(path: &str, name: &str) -> Vec<Vec<i64>> {
 }
 
 pub fn examples(ids: &[Vec<i64>], labels: &[Vec<i64>]) -> Examples {
-    Examples::Supervised(
-        ids.iter()
-            .zip(labels)
-            .enumerate()
-            .map(|(i, (ids, labels))| Example {
-                tokens: ids.iter().map(|t| *t as u32).collect(),
-                trained: labels.iter().enumerate().map(|(at, l)| at > 0 && *l != -100).collect(),
-                line: i + 1,
-            })
-            .collect(),
-    )
+    let rows = ids.iter().zip(labels).enumerate().map(|(i, (ids, labels))| {
+        let tokens = ids.iter().map(|t| *t as u32).collect();
+        Example::plain(tokens, labels.iter().enumerate().map(|(at, l)| at > 0 && *l != -100).collect(), i + 1)
+    });
+    Examples { kind: DataKind::Supervised, sequence_length: 64, list: rows.collect() }
 }
 
 pub fn files(architecture: &str) -> ModelFiles {

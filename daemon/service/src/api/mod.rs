@@ -1,6 +1,6 @@
 //! The control interface: JSON over HTTP on a Unix socket, so that
-//! `curl --unix-socket` is a client too. What there is to ask stands here once, for
-//! the server, the client, and `API.md`, which a test writes from it.
+//! `curl --unix-socket` is a client too. Each endpoint is declared here once, for the
+//! server, the client, and `API.md`, which a test compares.
 
 mod document;
 mod messages;
@@ -69,9 +69,17 @@ impl<Query, Body, Answer> Endpoint<Query, Body, Answer> {
     }
 }
 
+/// How much of the daemon's status is asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusQuery {
+    /// At most so many jobs.
+    pub limit: Option<usize>,
+}
+
 /// Which events are asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct EventsQuery {
     /// Those after the event with this id.
     pub after: i64,
@@ -92,7 +100,7 @@ pub const HEALTH: Endpoint<(), (), Health> = Endpoint::new(Facts {
     answer: "`{\"status\": \"ok\" or \"stopping\", \"pid\"}`",
 });
 /// What the daemon does.
-pub const STATUS: Endpoint<JobQuery, (), Status> = Endpoint::new(Facts {
+pub const STATUS: Endpoint<StatusQuery, (), Status> = Endpoint::new(Facts {
     method: Method::Get,
     path: "/status",
     query: "`limit`",

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::config::Origin;
+use crate::config::{self, Config};
 use crate::filesystem::display;
 
 use super::{Global, print, print_json};
@@ -19,36 +19,44 @@ pub enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print a documented configuration: every key, switched off, with its default
+    Template,
+    /// Print the keys as a JSON Schema: types, ranges, defaults, help
+    Schema,
 }
 
 pub fn run(command: &ConfigCommand, global: &Global) -> anyhow::Result<()> {
-    let config = global.load()?;
     match command {
-        ConfigCommand::Check => {
-            for warning in &config.warnings {
-                eprintln!("finetune: {warning}");
-            }
-            print(&format!("{}: no mistakes", config.file.as_deref().map_or("the defaults".into(), display)))
-        }
-        ConfigCommand::Show { json: true, .. } => {
-            let keys: serde_json::Map<String, serde_json::Value> = config
-                .shown
-                .iter()
-                .map(|(key, value, origin)| {
-                    (key.clone(), serde_json::json!({ "value": value, "origin": origin.to_string() }))
-                })
-                .collect();
-            print_json(&keys)
-        }
-        ConfigCommand::Show { origin, .. } => {
-            for (key, value, from) in &config.shown {
-                match (*origin, from) {
-                    (false, _) => print(&format!("{key} = {value}"))?,
-                    (true, Origin::Default) => print(&format!("{key} = {value}  # default"))?,
-                    (true, from) => print(&format!("{key} = {value}  # {from}"))?,
-                }
-            }
-            Ok(())
+        ConfigCommand::Check => check(&global.load()?),
+        ConfigCommand::Show { origin, json } => show(&global.load()?, *origin, *json),
+        ConfigCommand::Template => print(config::template().trim_end()),
+        ConfigCommand::Schema => print_json(&config::schema()),
+    }
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        eprintln!("finetune: {warning}");
+    }
+    print(&format!("{}: no mistakes", config.file.as_deref().map_or("the defaults".into(), display)))
+}
+
+fn show(config: &Config, with_origin: bool, json: bool) -> anyhow::Result<()> {
+    if json {
+        let keys: serde_json::Map<String, serde_json::Value> = config
+            .shown
+            .iter()
+            .map(|(key, value, origin)| {
+                (key.clone(), serde_json::json!({ "value": value, "origin": origin.to_string() }))
+            })
+            .collect();
+        return print_json(&keys);
+    }
+    for (key, value, origin) in &config.shown {
+        match with_origin {
+            false => print(&format!("{key} = {value}"))?,
+            true => print(&format!("{key} = {value}  # {origin}"))?,
         }
     }
+    Ok(())
 }

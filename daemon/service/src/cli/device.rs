@@ -60,7 +60,7 @@ fn list(args: &ListArgs, global: &Global) -> anyhow::Result<()> {
     }
 }
 
-/// Whether the device is trusted, in words, compiler by compiler.
+/// Whether the device is trusted, for people, one compiler per line.
 fn tested(line: &DeviceLine, file: &std::path::Path) -> String {
     let candidates = match devices::candidates(&line.spec) {
         Ok(candidates) => candidates,
@@ -120,8 +120,8 @@ fn test(args: &TestArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mut all = Vec::new();
     let alone = candidates.len() == 1;
     for Candidate { spec, identity } in candidates {
-        // What may crash its process is tested in one of its own, unless it was
-        // named.
+        // A driver may crash its process, so each is tested in a child, unless the user
+        // named one.
         let tested = if alone {
             let mut show = Table::new(args.json);
             let results = devices::test(&spec, &mut |result| show.row(result))?;
@@ -138,7 +138,7 @@ fn test(args: &TestArgs, global: &Global) -> anyhow::Result<ExitCode> {
     finish(args, all)
 }
 
-/// The last words: the device is good if one of its compilers is.
+/// Prints the result: the device is good if one of its compilers is.
 fn finish(args: &TestArgs, all: Vec<Tested>) -> anyhow::Result<ExitCode> {
     if args.json {
         print_json(&all)?;

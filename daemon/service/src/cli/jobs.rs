@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use finetuned_engine::metrics::{LOSS, METRICS};
 
-use crate::api::{self, Endpoint, EventsQuery, JobView, Retry, Status, Submission, SummaryView};
+use crate::api::{self, Endpoint, EventsQuery, JobView, Retry, Status, StatusQuery, Submission, SummaryView};
 use crate::error;
 use crate::filesystem::display;
 use crate::http::client::Client;
@@ -101,7 +102,7 @@ pub fn status(args: &StatusArgs, global: &Global) -> anyhow::Result<()> {
         let view = client.ask_of(&api::JOB, id, &(), &())?;
         return if args.json { print_json(&view) } else { print(&one_job(&view)) };
     }
-    let mut status = client.ask(&api::STATUS, &JobQuery { limit: args.limit, ..JobQuery::default() }, &())?;
+    let mut status = client.ask(&api::STATUS, &StatusQuery { limit: args.limit }, &())?;
     if args.all || args.state.is_some() {
         status.jobs = listed(&client, args.state, args.limit)?;
         status.counts.retain(|state, _| args.state.is_none_or(|wanted| wanted == *state));
@@ -282,23 +283,20 @@ pub fn event_line(row: &EventRow) -> String {
         "note" => format!("note: {}", text("message")),
         "step" => {
             let mut line = format!("step {}", number("step").unwrap_or_default());
-            for (key, name, digits) in [
-                ("loss", "loss", 4),
-                ("validation_loss", "held-out", 4),
-                ("grad_norm", "norm", 3),
-                ("tokens_per_second", "tok/s", 0),
-            ] {
-                if let Some(value) = number(key) {
-                    line += &format!("  {name} {value:.digits$}");
+            for metric in METRICS {
+                let Some(label) = metric.line else { continue };
+                if let Some(value) = number(metric.name) {
+                    line += &format!("  {label} {}", metric.format.write(value));
                 }
-            }
-            if let Some(rate) = number("learning_rate") {
-                line += &format!("  lr {rate:.2e}");
+                if let Some(value) = number(&metric.validation_name()) {
+                    line += &format!("  validation {label} {}", metric.format.write(value));
+                }
             }
             line
         }
         "validation" => {
-            format!("step {}  held-out {:.4}", number("step").unwrap_or_default(), number("loss").unwrap_or(f64::NAN))
+            let loss = LOSS.format.write(number("loss").unwrap_or(f64::NAN));
+            format!("step {}  validation loss {loss}", number("step").unwrap_or_default())
         }
         "checkpoint" => format!("checkpoint at step {}", number("step").unwrap_or_default()),
         "started" => format!(

@@ -291,7 +291,7 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| error::report("finetune", error))
 }
 
-/// Help and version are no errors; the rest is wrong usage.
+/// Help and version are not errors; the rest is wrong usage.
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS }

@@ -122,7 +122,7 @@ struct Known {
 struct Row {
     #[serde(flatten)]
     descriptor: Descriptor,
-    /// The file; none where it is built in.
+    /// The file; none if it is built in.
     file: Option<PathBuf>,
     sha256: Option<String>,
     /// Why it cannot be used.
@@ -242,7 +242,7 @@ fn description(descriptor: &Descriptor) -> String {
     text += &format!("\n[{table}]\nname = \"{}\"", descriptor.name);
     for parameter in &descriptor.parameters.0 {
         text += &format!("\n\n# {}; {}", parameter.help.trim_end_matches('.'), parameter.expected());
-        // Switched off where it has no value of its own.
+        // Switched off unless it has a value.
         text += &match parameter.default.is_null() {
             true => format!("\n#{} = {}", parameter.name, example(parameter)),
             false => format!("\n{} = {}", parameter.name, parameter.default),
@@ -283,7 +283,7 @@ struct Tested {
     kind: Kind,
     check: &'static str,
     what: &'static str,
-    /// Why it fails; none where it passes.
+    /// Why it fails; none if it passes.
     failed: Option<String>,
     seconds: f64,
 }
@@ -296,7 +296,7 @@ fn test(config: &Config, what: &str, json: bool) -> anyhow::Result<ExitCode> {
         if !json {
             print(&format!("{} {} ({})", plugin.name, plugin.version, plugin.kind))?;
         }
-        for (check, meaning) in conformance::checks(plugin.kind) {
+        for conformance::Check { name: check, help: meaning, .. } in conformance::checks(plugin.kind) {
             let begin = std::time::Instant::now();
             let file = library.as_ref().map(|(path, sha256)| (path.as_path(), sha256.as_str()));
             let failed = describer.check(file, plugin, check, CHECK_TIMEOUT)?.err();

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use finetuned_engine::keys::Kind;
 use finetuned_engine::recipe;
 
-use super::keys::{self, Kind};
+use super::keys;
 use super::lines::TomlFile;
+use super::settings::nearest;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,9 +102,9 @@ impl Layers {
     /// every mistake.
     pub fn collect(sources: &Sources) -> Layers {
         let mut layers = Layers::default();
-        for key in keys::KEYS {
-            let value = parse_text(key.kind, key.default);
-            layers.values.insert(key.path, (value, Origin::Default));
+        for key in keys::KEYS.iter() {
+            let value = parse_text(key.kind, key.default_words());
+            layers.values.insert(&key.path, (value, Origin::Default));
         }
         layers.file = sources.file();
         if let Some(path) = &layers.file.clone() {
@@ -136,7 +138,7 @@ impl Layers {
                 continue;
             }
             if let Some(key) = keys::find(&path) {
-                self.values.insert(key.path, (value.clone(), origin));
+                self.values.insert(&key.path, (value.clone(), origin));
                 continue;
             }
             let is_section = keys::KEYS.iter().any(|key| key.path.starts_with(&format!("{path}.")));
@@ -166,21 +168,22 @@ impl Layers {
                 continue;
             }
             let origin = Origin::Variable(name.clone());
-            if let Some(key) = keys::KEYS.iter().find(|key| keys::variable(key.path) == *name) {
-                self.set(key.path, value, origin);
+            if let Some(key) = keys::KEYS.iter().find(|key| keys::variable(&key.path) == *name) {
+                self.set(&key.path, value, origin);
                 continue;
             }
-            let recipe_key = recipe::KEYS.iter().find(|key| keys::variable(&format!("recipe.{}", key.path)) == *name);
+            let recipe_key =
+                keys::RECIPE_KEYS.iter().find(|key| keys::variable(&format!("recipe.{}", key.path)) == *name);
             if let Some(key) = recipe_key {
                 self.set(&format!("recipe.{}", key.path), value, origin);
                 continue;
             }
             let known: Vec<String> = keys::KEYS
                 .iter()
-                .map(|key| keys::variable(key.path))
-                .chain(recipe::KEYS.iter().map(|key| keys::variable(&format!("recipe.{}", key.path))))
+                .map(|key| keys::variable(&key.path))
+                .chain(keys::RECIPE_KEYS.iter().map(|key| keys::variable(&format!("recipe.{}", key.path))))
                 .collect();
-            let hint = keys::nearest(name, known.iter().map(String::as_str))
+            let hint = nearest(name, known.iter().map(String::as_str))
                 .map(|near| format!("; did you mean {near}?"))
                 .unwrap_or_default();
             // A variable may belong to another tool or a later version, so it
@@ -201,7 +204,7 @@ impl Layers {
         }
         match keys::find(path) {
             Some(key) => {
-                self.values.insert(key.path, (parse_text(key.kind, text), origin));
+                self.values.insert(&key.path, (parse_text(key.kind, text), origin));
             }
             None => self.problems.push(format!("{origin}: {}", unknown(path))),
         }
@@ -209,9 +212,9 @@ impl Layers {
 }
 
 fn unknown(path: &str) -> String {
-    let recipe_names: Vec<String> = recipe::KEYS.iter().map(|key| format!("recipe.{}", key.path)).collect();
-    let known = keys::KEYS.iter().map(|key| key.path).chain(recipe_names.iter().map(String::as_str));
-    let hint = keys::nearest(path, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    let recipe_names: Vec<String> = keys::RECIPE_KEYS.iter().map(|key| format!("recipe.{}", key.path)).collect();
+    let known = keys::KEYS.iter().map(|key| key.path.as_str()).chain(recipe_names.iter().map(String::as_str));
+    let hint = nearest(path, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
     format!("unknown key `{path}`{hint}")
 }
 

@@ -3,59 +3,27 @@
 pub mod keys;
 mod layers;
 mod lines;
+mod schema;
+mod settings;
+mod template;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use finetuned_engine::recipe::{self, Recipe, RecipeError};
+use finetuned_engine::keys::lookup;
+use finetuned_engine::recipe::{Recipe, RecipeError};
 
+pub use keys::{InboxConfig, PluginsConfig, WorkersConfig};
 pub use layers::{Origin, Sources};
 pub use lines::TomlFile;
+pub use schema::schema;
+pub use settings::{After, DeviceName, LogLevel, absolute, nearest};
+pub use template::template;
 
-use keys::Kind;
+use keys::{ControlConfig, LogConfig, ModelsConfig, StateConfig};
 use layers::Layers;
+use settings::{Places, Setting, Wrong};
 
-/// What happens to a dataset whose job has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum After {
-    Leave,
-    Move,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct InboxConfig {
-    pub paths: Vec<PathBuf>,
-    pub scan_every: Duration,
-    pub settle: Duration,
-    pub settle_network: Duration,
-    pub incomplete_after: Duration,
-    pub after: After,
-    pub snapshot_limit: u64,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct WorkersConfig {
-    pub parallel: usize,
-    pub device: String,
-    /// `None`: all cores.
-    pub threads: Option<usize>,
-    /// `None`: no limit.
-    pub memory: Option<u64>,
-    pub heartbeat_timeout: Duration,
-    pub stall_timeout: Duration,
-    pub stop_timeout: Duration,
-}
-
-/// Limits of plugin libraries.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PluginsConfig {
-    pub call_timeout: Duration,
-    /// `None`: no limit.
-    pub call_memory: Option<u64>,
-    pub load_timeout: Duration,
-}
-
-/// The whole configuration; every field is one key of [`keys::KEYS`].
+/// The whole configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The file that was read, if any.
@@ -66,7 +34,7 @@ pub struct Config {
     pub socket: PathBuf,
     pub workers: WorkersConfig,
     pub plugins: PluginsConfig,
-    pub log_level: String,
+    pub log_level: LogLevel,
     /// The lowest layer of every job's recipe.
     pub recipe: toml::Table,
     pub warnings: Vec<String>,
@@ -87,9 +55,13 @@ impl Config {
     /// and line or its variable or flag.
     pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         let mut layers = Layers::collect(sources);
-        let mut problems = std::mem::take(&mut layers.problems);
-        let config = Typed { layers: &layers, sources, problems: &mut problems }.config();
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+        let problems = std::mem::take(&mut layers.problems);
+        let places = Places { home: sources.home.clone(), base: sources.current_dir.clone() };
+        let mut reader = Reader { layers: &layers, places, problems };
+        match reader.config() {
+            Some(config) if reader.problems.is_empty() => Ok(config),
+            _ => Err(ConfigError(reader.problems)),
+        }
     }
 
     pub fn database(&self) -> PathBuf {
@@ -131,57 +103,60 @@ pub fn lies_in(inner: &Path, outer: &Path) -> bool {
     inner.starts_with(outer)
 }
 
-struct Typed<'a> {
+/// Gives the merged layers types, and tells every mistake with its origin.
+struct Reader<'a> {
     layers: &'a Layers,
-    sources: &'a Sources,
-    problems: &'a mut Vec<String>,
+    places: Places,
+    problems: Vec<String>,
 }
 
-impl Typed<'_> {
-    fn config(&mut self) -> Config {
-        let base = match &self.layers.file {
-            Some(file) => absolute(file.parent().unwrap_or(Path::new("")), &self.sources.current_dir),
-            None => self.sources.current_dir.clone(),
-        };
-        let state_dir = self.path("state_dir", &base);
+impl Reader<'_> {
+    fn config(&mut self) -> Option<Config> {
+        if let Some(file) = &self.layers.file {
+            self.places.base = absolute(file.parent().unwrap_or(Path::new("")), &self.places.base);
+        }
+        let state = StateConfig::read(self);
+        if let Some(state) = &state {
+            self.places.base.clone_from(&state.state_dir);
+        }
+        let inbox = InboxConfig::read(self);
+        let models = ModelsConfig::read(self);
+        let control = ControlConfig::read(self);
+        let workers = WorkersConfig::read(self);
+        let plugins = PluginsConfig::read(self);
+        let log = LogConfig::read(self);
+        let recipe = self.recipe();
+        let workers = workers?;
         let config = Config {
             file: self.layers.file.clone(),
-            inbox: InboxConfig {
-                paths: self.paths("inbox.paths", &state_dir),
-                scan_every: self.duration("inbox.scan_every", Duration::from_millis(100)),
-                settle: self.duration("inbox.settle", Duration::ZERO),
-                settle_network: self.duration("inbox.settle_network", Duration::ZERO),
-                incomplete_after: self.duration("inbox.incomplete_after", Duration::ZERO),
-                after: if self.text("inbox.after") == "move" { After::Move } else { After::Leave },
-                snapshot_limit: match self.bytes("inbox.snapshot_limit") {
-                    0 => u64::MAX,
-                    limit => limit,
-                },
-            },
-            models_dir: self.path("models.dir", &state_dir),
-            socket: self.path("control.socket", &state_dir),
-            workers: WorkersConfig {
-                parallel: self.count("workers.parallel").max(1),
-                device: self.device("workers.device"),
-                threads: Some(self.count("workers.threads")).filter(|&n| n > 0),
-                memory: Some(self.bytes("workers.memory")).filter(|&n| n > 0),
-                heartbeat_timeout: self.duration("workers.heartbeat_timeout", Duration::from_secs(1)),
-                stall_timeout: self.duration("workers.stall_timeout", Duration::from_secs(1)),
-                stop_timeout: self.duration("workers.stop_timeout", Duration::from_millis(100)),
-            },
-            plugins: PluginsConfig {
-                call_timeout: self.duration("plugins.call_timeout", Duration::from_millis(100)),
-                call_memory: Some(self.bytes("plugins.call_memory")).filter(|&n| n > 0),
-                load_timeout: self.duration("plugins.load_timeout", Duration::from_millis(100)),
-            },
-            log_level: self.text("log.level"),
-            recipe: self.recipe(),
+            state_dir: state?.state_dir,
+            inbox: inbox?,
+            models_dir: models?.dir,
+            socket: control?.socket,
+            workers: WorkersConfig { parallel: workers.parallel.max(1), ..workers },
+            plugins: plugins?,
+            log_level: log?.level,
+            recipe,
             warnings: self.layers.warnings.clone(),
             shown: self.shown(),
-            state_dir,
         };
         self.refuse_output_in_inbox(&config);
-        config
+        Some(config)
+    }
+
+    /// One key's value; `None` if it is wrong, which is told.
+    fn take<T: Setting>(&mut self, section: &str, name: &str) -> Option<T> {
+        let path = if section.is_empty() { name.to_string() } else { format!("{section}.{name}") };
+        let key = keys::find(&path)?;
+        let (value, origin) = self.layers.values.get(path.as_str())?;
+        match T::read(value, key.range, &self.places) {
+            Ok(value) => return Some(value),
+            Err(Wrong::Expected(words)) => {
+                self.problems.push(format!("{origin}: `{path}` must be {words}, not {value}"));
+            }
+            Err(Wrong::Reason(words)) => self.problems.push(format!("{origin}: `{path}`: {words}")),
+        }
+        None
     }
 
     /// The outputs of a run would be taken for datasets.
@@ -230,137 +205,22 @@ impl Typed<'_> {
         let mut shown: Vec<_> = keys::KEYS
             .iter()
             .map(|key| {
-                let (value, origin) = &self.layers.values[key.path];
-                (key.path.to_string(), value.to_string(), origin.clone())
+                let (value, origin) = &self.layers.values[key.path.as_str()];
+                (key.path.clone(), value.to_string(), origin.clone())
             })
             .collect();
-        for key in recipe::KEYS {
+        for key in keys::RECIPE_KEYS.iter() {
             let path = format!("recipe.{}", key.path);
-            match lookup(&self.layers.recipe, key.path) {
+            match lookup(&self.layers.recipe, &key.path) {
                 Some(value) => {
-                    let origin = self.layers.recipe_origins.get(key.path).cloned().unwrap_or(Origin::Default);
+                    let origin = self.layers.recipe_origins.get(&key.path).cloned().unwrap_or(Origin::Default);
                     shown.push((path, value.to_string(), origin));
                 }
-                None => shown.push((path, key.default.to_string(), Origin::Default)),
+                None => shown.push((path, key.default_words().to_string(), Origin::Default)),
             }
         }
         shown
     }
-
-    fn wrong(&mut self, key: &str, expected: &str) {
-        let (value, origin) = &self.layers.values[key];
-        self.problems.push(format!("{origin}: `{key}` must be {expected}, not {value}"));
-    }
-
-    fn device(&mut self, key: &str) -> String {
-        let words = self.text(key);
-        if let Err(error) = finetuned_engine::devices::check_words(&words) {
-            let origin = &self.layers.values[key].1;
-            self.problems.push(format!("{origin}: `{key}`: {error}"));
-        }
-        words
-    }
-
-    fn text(&mut self, key: &str) -> String {
-        let value = &self.layers.values[key].0;
-        let Some(text) = value.as_str() else {
-            self.wrong(key, "a text");
-            return String::new();
-        };
-        if let Some(Kind::Word(words)) = keys::find(key).map(|key| key.kind)
-            && !words.contains(&text)
-        {
-            let hint = keys::nearest(text, words.iter().copied()).map(|near| format!(" (did you mean \"{near}\"?)"));
-            self.wrong(key, &format!("one of {}{}", words.join(", "), hint.unwrap_or_default()));
-        }
-        text.to_string()
-    }
-
-    fn path(&mut self, key: &str, base: &Path) -> PathBuf {
-        let text = self.text(key);
-        self.expand(&text, base)
-    }
-
-    fn expand(&self, text: &str, base: &Path) -> PathBuf {
-        let path = match (text.strip_prefix("~/"), &self.sources.home) {
-            (Some(rest), Some(home)) => home.join(rest),
-            _ => PathBuf::from(text),
-        };
-        absolute(&path, base)
-    }
-
-    fn paths(&mut self, key: &str, base: &Path) -> Vec<PathBuf> {
-        let texts: Option<Vec<String>> = match &self.layers.values[key].0 {
-            toml::Value::String(one) => Some(vec![one.clone()]),
-            toml::Value::Array(many) => many.iter().map(|v| v.as_str().map(str::to_string)).collect(),
-            _ => None,
-        };
-        match texts {
-            Some(texts) => texts.iter().map(|text| self.expand(text, base)).collect(),
-            None => {
-                self.wrong(key, "a list of paths");
-                Vec::new()
-            }
-        }
-    }
-
-    fn duration(&mut self, key: &str, least: Duration) -> Duration {
-        let parsed = self.layers.values[key].0.as_str().and_then(|text| humantime::parse_duration(text).ok());
-        match parsed {
-            Some(duration) if duration >= least => duration,
-            Some(_) => {
-                self.wrong(key, &format!("at least {}", humantime::format_duration(least)));
-                least
-            }
-            None => {
-                self.wrong(key, "a duration such as \"30s\", \"250ms\" or \"10m\"");
-                least
-            }
-        }
-    }
-
-    fn bytes(&mut self, key: &str) -> u64 {
-        let parsed = match &self.layers.values[key].0 {
-            toml::Value::Integer(n) => u64::try_from(*n).ok(),
-            toml::Value::String(text) => text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()),
-            _ => None,
-        };
-        parsed.unwrap_or_else(|| {
-            self.wrong(key, "a size such as \"8GiB\" or a number of bytes");
-            0
-        })
-    }
-
-    fn count(&mut self, key: &str) -> usize {
-        let parsed = self.layers.values[key].0.as_integer().and_then(|n| usize::try_from(n).ok());
-        parsed.unwrap_or_else(|| {
-            self.wrong(key, "a whole number, not negative");
-            0
-        })
-    }
-}
-
-fn lookup<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
-    match path.split_once('.') {
-        None => table.get(path),
-        Some((head, rest)) => lookup(table.get(head)?.as_table()?, rest),
-    }
-}
-
-/// `path` under `base`, without `.` and `..` steps, so that two names of one
-/// folder compare equal.
-pub fn absolute(path: &Path, base: &Path) -> PathBuf {
-    let mut clean = PathBuf::new();
-    for part in base.join(path).components() {
-        match part {
-            std::path::Component::CurDir => {}
-            std::path::Component::ParentDir => {
-                clean.pop();
-            }
-            part => clean.push(part),
-        }
-    }
-    clean
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 fn sources(dir: &Path) -> Sources {
@@ -103,49 +105,94 @@ fn switched_on(line: &str) -> &str {
     }
 }
 
-/// config/finetuned.toml is the documentation: it lists every key, with the
+const DOCUMENTED: &str = include_str!("../../../../config/finetuned.toml");
+
+/// config/finetuned.toml is the documentation: every key with its help and the
 /// default in force.
 #[test]
-fn the_documented_file_lists_every_key() {
-    let text = include_str!("../../../../config/finetuned.toml");
-    let mut section = String::new();
-    let mut listed = std::collections::BTreeMap::new();
-    for line in text.lines() {
-        let line = switched_on(line);
-        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
-            section = format!("{name}.");
-        } else if let Some((key, value)) = line.split_once(" = ")
-            && !line.starts_with('#')
-        {
-            listed.insert(format!("{section}{}", key.trim()), value.trim().to_string());
+fn the_documented_file_is_the_one_that_the_keys_make() {
+    let made = template();
+    let differs = made.lines().zip(DOCUMENTED.lines()).find(|(made, documented)| made != documented);
+    assert_eq!(differs, None, "run: finetune config template > config/finetuned.toml");
+    assert_eq!(made, DOCUMENTED, "run: finetune config template > config/finetuned.toml");
+}
+
+#[test]
+fn every_key_is_documented_and_its_default_is_in_range() {
+    for key in keys::KEYS.iter().chain(keys::RECIPE_KEYS.iter()) {
+        assert!(key.help.iter().any(|line| !line.is_empty()), "`{}` has no help", key.path);
+        assert!(key.help.iter().all(|line| line.len() <= 88), "a line of the help of `{}` is too long", key.path);
+        let shown = key.default.as_deref().or(key.example).unwrap_or_else(|| panic!("`{}` has no example", key.path));
+        let value = &format!("v = {shown}").parse::<toml::Table>().unwrap()["v"];
+        assert_eq!(key.refuses(value), None, "`{}`", key.path);
+    }
+    // The default optimizer's own parameters are among them.
+    assert!(keys::RECIPE_KEYS.iter().any(|key| key.path == "optimizer.beta1"));
+}
+
+/// A key that nothing reads would be a promise that is not kept.
+#[test]
+fn every_key_is_read_outside_its_declaration() {
+    fn collect(folder: &Path, text: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true if !path.ends_with("config") => collect(&path, text),
+                false if path.extension().is_some_and(|ending| ending == "rs") => {
+                    *text += &std::fs::read_to_string(&path).unwrap();
+                }
+                _ => {}
+            }
         }
     }
-    let mut expected = std::collections::BTreeMap::new();
-    for key in keys::KEYS {
-        expected.insert(key.path.to_string(), key.default.to_string());
+    let mut text = String::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    let words: std::collections::BTreeSet<&str> = text
+        .split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.'))
+        .flat_map(|part| part.split('.').skip(1))
+        .collect();
+    for key in keys::KEYS.iter() {
+        // These three are fields of `Config` itself.
+        let field = match key.path.as_str() {
+            "models.dir" => "models_dir",
+            "control.socket" => "socket",
+            "log.level" => "log_level",
+            _ => key.name(),
+        };
+        assert!(words.contains(field), "nothing reads `{}`", key.path);
     }
-    for key in recipe::KEYS {
-        expected.insert(format!("recipe.{}", key.path), key.default.to_string());
+}
+
+#[test]
+fn the_schema_has_every_key_with_type_range_and_help() {
+    let schema = schema();
+    let property = |path: &str| path.split('.').fold(&schema, |at, part| &at["properties"][part]);
+    let named = keys::KEYS.iter().map(|key| (key.path.clone(), key));
+    for (path, key) in named.chain(keys::RECIPE_KEYS.iter().map(|key| (format!("recipe.{}", key.path), key))) {
+        let property = property(&path);
+        let types = ["type", "enum", "anyOf"].into_iter().filter(|name| !property[name].is_null()).count();
+        assert_eq!(types, 1, "`{path}`: {property}");
+        assert_eq!(property["description"], key.help.join(" "));
+        assert_eq!(property["default"].is_null(), key.default.is_none(), "`{path}`: {property}");
     }
-    for (key, default) in &expected {
-        let value = listed.get(key).unwrap_or_else(|| panic!("config/finetuned.toml does not list `{key}`"));
-        // A default in words ("unset", "2e-4 (full: 2e-5)") cannot be written as a value.
-        let in_words = default.contains("unset") || default.contains('(');
-        assert!(in_words || value == default, "config/finetuned.toml: `{key}` is {value}, its default is {default}");
-    }
-    for key in listed.keys() {
-        assert!(expected.contains_key(key), "config/finetuned.toml lists `{key}`, which is no key");
-    }
+    let epochs = property("recipe.train.epochs");
+    assert_eq!(
+        (&epochs["type"], &epochs["exclusiveMinimum"], &epochs["default"]),
+        (&"number".into(), &0.0.into(), &3.0.into())
+    );
+    assert_eq!(property("recipe.method")["enum"], serde_json::json!(["full", "lora", "qlora"]));
+    assert_eq!(property("recipe.train.gradient_checkpointing")["x-changes-result"], false);
+    assert_eq!(property("inbox")["additionalProperties"], false);
+    assert_eq!(property("inbox.scan_every")["x-at-least-seconds"], 0.1);
 }
 
 /// As shipped, the file changes nothing, and with every line switched on it
 /// is still valid.
 #[test]
 fn the_documented_file_is_valid() {
-    let text = include_str!("../../../../config/finetuned.toml");
-    let (_dir, sources) = with_file(text);
+    let (_dir, sources) = with_file(DOCUMENTED);
     Config::load(&sources).unwrap();
-    let on: String = text.lines().map(|line| format!("{}\n", switched_on(line))).collect();
+    let on: String = DOCUMENTED.lines().map(|line| format!("{}\n", switched_on(line))).collect();
     let (_dir, sources) = with_file(&on);
     Config::load(&sources).unwrap();
 }

@@ -53,7 +53,7 @@ impl Control {
             }
         }
         self.configuration.present.send_replace(config.clone());
-        self.configuration.level.set(&config.log_level);
+        self.configuration.level.set(config.log_level.into());
         self.parts.inbox.reconfigure(Claims::of(&config));
         self.tell(Command::Configure(config.clone())).await;
         Ok(config)

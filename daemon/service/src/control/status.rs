@@ -1,7 +1,7 @@
 //! What the daemon does, for people and for the service manager.
 
 use super::{Control, Phase};
-use crate::api::{DaemonStatus, Health, Status, SummaryView};
+use crate::api::{DaemonStatus, Health, Status, StatusQuery, SummaryView};
 use crate::error::Result;
 use crate::store::{Counts, JobQuery, JobSummary, State};
 
@@ -21,9 +21,9 @@ impl Control {
 
     /// # Errors
     /// The database cannot be read.
-    pub async fn status(&self, page: JobQuery) -> Result<Status> {
+    pub async fn status(&self, query: StatusQuery) -> Result<Status> {
         let config = self.config();
-        let limit = page.limit.unwrap_or(SHOWN).min(MOST);
+        let limit = query.limit.unwrap_or(SHOWN).min(MOST);
         let (counts, jobs) = self.parts.store.read(move |store| Ok((store.counts()?, store.overview(limit)?))).await?;
         Ok(Status {
             daemon: DaemonStatus {

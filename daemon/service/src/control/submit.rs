@@ -62,5 +62,5 @@ fn take(path: &Path, config: &Config) -> Result<snapshot::Snapshot> {
     if !file.metadata()?.is_file() {
         return Err(Error::bad_input(format!("{} is not a regular file", path.display())));
     }
-    snapshot::take(&mut file, path, &config.datasets_dir(), config.inbox.snapshot_limit)
+    snapshot::take(&mut file, path, &config.datasets_dir(), config.inbox.snapshot_limit.unwrap_or(u64::MAX))
 }

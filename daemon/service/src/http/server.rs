@@ -16,8 +16,8 @@ use axum::{Json, Router};
 use tokio::net::UnixListener;
 
 use crate::api::{
-    self, Endpoint, ErrorBody, ErrorWords, EventsQuery, Health, JobView, Method, Reloaded, Retry, Status, Submission,
-    Submitted, SummaryView,
+    self, Endpoint, ErrorBody, ErrorWords, EventsQuery, Health, JobView, Method, Reloaded, Retry, Status, StatusQuery,
+    Submission, Submitted, SummaryView,
 };
 use crate::control::{Control, Phase};
 use crate::error::{self, Context, Error};
@@ -148,8 +148,8 @@ async fn health(State(control): Shared) -> Json<Health> {
     Json(control.health())
 }
 
-async fn status(State(control): Shared, page: Asked<JobQuery>) -> Answer<Status> {
-    Ok(Json(control.status(page?.0).await?))
+async fn status(State(control): Shared, query: Asked<StatusQuery>) -> Answer<Status> {
+    Ok(Json(control.status(query?.0).await?))
 }
 
 async fn jobs(State(control): Shared, page: Asked<JobQuery>) -> Answer<Vec<SummaryView>> {

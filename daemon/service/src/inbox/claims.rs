@@ -61,7 +61,7 @@ impl Claims {
 
     fn snapshot(&self, inbox: &Path, path: &Path) -> Result<snapshot::Snapshot> {
         let mut file = open_beneath(inbox, path).with_context(|| path.display())?;
-        snapshot::take(&mut file, &inbox.join(path), &self.datasets, self.inbox.snapshot_limit)
+        snapshot::take(&mut file, &inbox.join(path), &self.datasets, self.inbox.snapshot_limit.unwrap_or(u64::MAX))
     }
 
     /// `retry` looks at the recipe again: the sidecar may be new. Returns the job

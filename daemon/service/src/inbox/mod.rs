@@ -303,7 +303,7 @@ fn current_looks(inbox: &Path, path: &Path) -> Result<Option<Looks>> {
     Ok(candidate.map(|candidate| candidate.looks))
 }
 
-/// `a.jsonl`, or `a.jsonl.2` where that is taken.
+/// `a.jsonl`, or `a.jsonl.2` if that is taken.
 fn free_name(path: &Path) -> PathBuf {
     let mut free = path.to_path_buf();
     let mut number = 2;

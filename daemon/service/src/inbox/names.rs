@@ -20,8 +20,8 @@ pub fn is_ignored(name: &str) -> bool {
         || known.iter().any(|k| k.eq_ignore_ascii_case(name))
 }
 
-/// The ending of a dataset's name, and how the endings rank where two datasets
-/// share a stem.
+/// The ending of a dataset's name, and its rank among the endings, which decides if two
+/// datasets share a stem.
 pub fn dataset_ending(name: &str) -> Option<(usize, &'static str)> {
     let lower = name.to_lowercase();
     ENDINGS.iter().copied().enumerate().find(|(_, ending)| lower.len() > ending.len() && lower.ends_with(ending))

@@ -8,7 +8,7 @@ use finetuned_data::DatasetReport;
 
 use crate::error::{Context, Error, Result};
 use crate::filesystem::{display, replace_file};
-use crate::preferences::Preferences;
+use crate::results;
 use crate::store::{FileRow, Job, State, timestamp};
 
 /// The text of a receipt. `is_copy`: another file of the same content and recipe
@@ -116,22 +116,20 @@ fn of_success(text: &mut String, job: &Job) {
         let _ = writeln!(text, "report    {}", report.display());
     }
     let Some(summary) = &job.summary else { return };
-    if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
+    if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         let fall = 100.0 * (before - after) / before;
         let _ = writeln!(text, "held-out  loss {before:.4} before, {after:.4} after ({fall:.0}% lower)");
     }
-    if let Some(preferences) = Preferences::of(summary) {
-        text.push_str(&preferences.lines(10));
-    }
-    if let (Some(first), Some(last)) = (summary.first_loss, summary.last_loss) {
+    text.push_str(&results::lines(summary, 10));
+    if let (Some(first), Some(last)) = (summary.tally.first_loss, summary.tally.last_loss) {
         let _ = writeln!(text, "training  loss {first:.4} first step, {last:.4} last step");
     }
     let _ = writeln!(
         text,
         "took      {} steps, {} trained tokens, {}",
         summary.steps,
-        summary.trained_tokens,
-        crate::words::seconds(summary.seconds)
+        summary.tally.trained_tokens,
+        crate::words::seconds(summary.tally.seconds)
     );
     if summary.kept_step != summary.steps {
         let _ = writeln!(text, "kept      the weights of step {} (best validation)", summary.kept_step);
@@ -140,7 +138,7 @@ fn of_success(text: &mut String, job: &Job) {
 }
 
 /// What was found in the dataset, with three rows as the model sees them; the
-/// trained tokens stand between « and ».
+/// trained tokens are between « and ».
 pub fn of_dataset(text: &mut String, report: &DatasetReport) {
     let _ = writeln!(text, "\ndataset\n  format          {}", report.format);
     let _ = writeln!(

@@ -1,5 +1,5 @@
-//! Writes the receipts of jobs, from a thread of its own: an inbox may be a slow disk
-//! or a network, and nobody else waits for it.
+//! A thread that writes the receipts of jobs: an inbox may be on a slow disk or a
+//! network, and nobody else must wait for it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::mpsc;

@@ -102,7 +102,7 @@ pub fn key(
 ) -> String {
     let recipe = serde_json::to_value(recipe).unwrap_or_default();
     let mut parts = vec![serde_json::json!(validation_sha256), serde_json::json!(adapter), sorted(&recipe)];
-    // Only where there are any, so that the keys of jobs without stay theirs.
+    // Added only if there are any: the keys of jobs without plugins must not change.
     parts.extend(plugins.iter().map(|plugin| plugin.library.sha256.clone().into()));
     let text = serde_json::Value::Array(parts).to_string();
     format!("{data_sha256}:{}", filesystem::sha256_of_bytes(text.as_bytes()))
@@ -141,7 +141,7 @@ fn add_layer(merged: &mut toml::Table, layer: &toml::Table, file: &TomlFile, pre
     Ok(())
 }
 
-/// Remembers where the keys of a plugin's table stand; later layers win.
+/// Remembers which file and line set each key of a plugin's table; later layers win.
 fn note_places(places: &mut BTreeMap<String, String>, layer: &toml::Table, file: &TomlFile, prefix: &str) {
     for section in ["loss", "optimizer"] {
         let mut note = |key: &str, inside: &str| {
@@ -207,7 +207,7 @@ fn folder_files(
         .filter(|name| validation.as_deref().and_then(Path::file_name) != Some(std::ffi::OsStr::new(name)))
         .collect();
     found.sort();
-    // validation.jsonl beside train.jsonl needs no words.
+    // validation.jsonl beside train.jsonl needs no setting.
     let (validation_files, train): (Vec<String>, Vec<String>) = found
         .into_iter()
         .partition(|name| validation.is_none() && matches!(names::stem(name), "validation" | "valid" | "val" | "dev"));

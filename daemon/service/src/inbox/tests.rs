@@ -32,7 +32,7 @@ impl House {
                 settle_network: Duration::from_secs(5),
                 incomplete_after: Duration::from_secs(600),
                 after: After::Leave,
-                snapshot_limit: 1 << 30,
+                snapshot_limit: Some(1 << 30),
             },
             recipe: toml::Table::new(),
             datasets: dir.path().join("datasets"),

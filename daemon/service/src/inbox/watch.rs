@@ -1,7 +1,6 @@
-//! Wakes the scan when something happens in an inbox. Events only wake: what
-//! there is to do, the scan finds out, because events get lost (recursive
-//! watches miss folders made in a hurry, a folder that is made anew is silent
-//! for ever).
+//! Wakes the scan when something happens in an inbox. Events only wake; the scan finds
+//! out what there is to do, because events get lost: a recursive watch misses folders
+//! that are made in a hurry, and a folder that is made anew is silent for ever.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

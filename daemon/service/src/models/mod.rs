@@ -10,7 +10,7 @@ use std::time::Duration;
 use finetuned_engine::Recipe;
 use serde::{Deserialize, Serialize};
 
-use crate::config::keys::nearest;
+use crate::config::nearest;
 use crate::error::{Context, Error, Result};
 use crate::filesystem::Lock;
 use crate::words;
@@ -94,7 +94,7 @@ pub fn list(models: &Path) -> Vec<Listed> {
 /// goes on.
 ///
 /// # Errors
-/// One line: there is no such model, or it cannot be fetched and what to do.
+/// There is no such model, or it cannot be fetched; in one line, with what to do.
 pub fn find_or_pull(base: &str, models: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     if let Some(path) = find(base, models) {
         return Ok(path);

@@ -70,7 +70,7 @@ pub fn main(args: &ChildArgs) -> ExitCode {
         }
     };
     match serde_json::to_string(&answer) {
-        // A line of its own, whatever the plugin has printed.
+        // On a new line: the plugin may have printed half a line.
         Ok(text) => println!("\n{ANSWER}{text}"),
         Err(error) => {
             eprintln!("{error}");
@@ -92,11 +92,11 @@ fn check_plugin(library: Option<(&Path, &str)>, kind: &str, name: &str, check: &
         Some((path, sha256)) => abi::load(path, sha256).map_err(|error| error.to_string())?,
         None => Registry::new(finetuned_standard::BUILT_IN).map_err(|error| error.to_string())?.entries().to_vec(),
     };
-    // A name may stand for a loss and for an optimizer.
+    // A loss and an optimizer may have the same name.
     let fits = |entry: &&Entry| entry.descriptor.name == name && entry.descriptor.kind.name() == kind;
     let entry = entries.iter().find(fits).ok_or_else(|| format!("there is no {kind} named '{name}'"))?;
     Ok(match conformance::run(entry, check) {
         Ok(()) => Answer::Passed,
-        Err(why) => Answer::Failed { why },
+        Err(error) => Answer::Failed { why: error.to_string() },
     })
 }

@@ -30,8 +30,8 @@ pub const CALL_FILE: &str = "plugin-call";
 /// Longest time of one check of the conformance kit.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A plugin that a job was promised: the very build, whatever becomes of the
-/// file that it came from.
+/// The build of a plugin that a job is tied to, whatever happens to the file that it
+/// came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
     /// Loss, optimizer or alignment method.
@@ -84,7 +84,7 @@ pub struct Offer {
 pub struct Library {
     /// As it was found.
     pub path: PathBuf,
-    /// The copy that is loaded, where it could be made.
+    /// The copy that is loaded, if it could be made.
     pub copy: Option<PluginLibrary>,
     /// Its plugins.
     pub offers: Vec<Offer>,
@@ -156,8 +156,7 @@ impl Finder {
     }
 
     /// The builds of the plugins that a recipe names, its parameters checked.
-    /// Nothing is pinned for what is built in, and no file is looked at where
-    /// all is.
+    /// Built-in plugins are not pinned, and if all are built in, no file is looked at.
     ///
     /// # Errors
     /// An unknown name or parameter with the nearest known one, a value out of

@@ -30,7 +30,7 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// A `figure`, or nothing where there are no points.
+    /// A `figure`, or nothing if there are no points.
     pub fn svg(&self) -> String {
         let finite = |series: &Series| -> Vec<(f64, f64)> {
             series.points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect()

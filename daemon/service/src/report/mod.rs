@@ -7,13 +7,13 @@ use std::fmt::Write;
 use std::path::Path;
 
 use finetuned_data::DatasetReport;
+use finetuned_engine::metrics::{LOSS, METRICS};
 use finetuned_engine::recipe::Recipe;
 use finetuned_engine::{Plan, StepMetrics, Summary};
 
 use crate::error::Result;
 use crate::filesystem::replace_file;
-use crate::preferences::Preferences;
-use crate::words;
+use crate::{results, words};
 
 use chart::{Chart, Series};
 
@@ -98,35 +98,25 @@ fn headline(html: &mut String, page: &Page) {
         page.recipe.method.name(),
         escape(&page.base),
         summary.steps,
-        words::seconds(summary.seconds)
+        words::seconds(summary.tally.seconds)
     );
     html.push_str("<div class=\"tiles\">\n");
-    if let (Some(before), Some(after)) = (summary.validation_before, summary.validation_after) {
+    if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         tile(
             html,
             &format!("{before:.3} → {after:.3}"),
             &format!("held-out loss ({:.0}% lower)", 100.0 * (before - after) / before),
         );
     }
-    if let Some(preferences) = Preferences::of(summary) {
-        if let Some(accuracy) = preferences.accuracy {
-            let after = format!("{:.0}%", 100.0 * accuracy.after);
-            let value = match preferences.began_even() {
-                true => after,
-                false => format!("{:.0}% → {after}", 100.0 * accuracy.before),
-            };
-            tile(html, &value, &format!("accuracy: {}", preferences.accuracy_help()));
-        }
-        let margin = preferences.margin;
-        let before = if preferences.began_even() { 0.0 } else { margin.before };
-        tile(html, &format!("{before:.3} → {:.3}", margin.after), &format!("margin: {}", preferences.margin_help()));
+    for result in results::learnt(summary) {
+        tile(html, &result.short, &format!("{}: {}", result.label, result.help));
     }
-    if let Some(last) = summary.last_loss {
+    if let Some(last) = summary.tally.last_loss {
         tile(html, &format!("{last:.3}"), "training loss at the last step");
     }
-    tile(html, &words::count(summary.trained_tokens), "trained tokens");
-    if summary.seconds > 0.0 {
-        tile(html, &format!("{:.0}", summary.tokens as f64 / summary.seconds), "tokens a second");
+    tile(html, &words::count(summary.tally.trained_tokens), "trained tokens");
+    if summary.tally.seconds > 0.0 {
+        tile(html, &format!("{:.0}", summary.tally.tokens as f64 / summary.tally.seconds), "tokens a second");
     }
     tile(html, &words::bytes(summary.peak_bytes), "memory at the peak");
     html.push_str("</div>\n");
@@ -137,53 +127,31 @@ fn tile(html: &mut String, value: &str, name: &str) {
 }
 
 fn curves(html: &mut String, metrics: &[StepMetrics], summary: &Summary) {
-    // Step 0 holds only the validation before any update.
-    let trained: Vec<&StepMetrics> = metrics.iter().filter(|m| m.step > 0).collect();
-    let line = |value: fn(&StepMetrics) -> f64| -> Vec<(f64, f64)> {
-        trained.iter().map(|m| (m.step as f64, value(m))).collect()
+    let steps: Vec<(f64, serde_json::Map<String, serde_json::Value>)> =
+        metrics.iter().map(|metrics| (metrics.step as f64, metrics.numbers())).collect();
+    let points = |name: &str| -> Vec<(f64, f64)> {
+        steps.iter().filter_map(|(step, numbers)| Some((*step, numbers.get(name)?.as_f64()?))).collect()
     };
-    let mut validation: Vec<(f64, f64)> =
-        metrics.iter().filter_map(|m| Some((m.step as f64, m.validation_loss?))).collect();
-    if let Some(before) = summary.validation_before
-        && validation.first().is_none_or(|first| first.0 > 0.0)
-    {
-        validation.insert(0, (0.0, before));
-    }
-    let loss = Chart {
-        title: "Loss",
-        series: vec![
-            Series { name: "training", class: "a", points: line(|m| m.loss), marked: false },
-            Series { name: "held-out", class: "b", points: validation, marked: true },
-        ],
-        digits: 2,
-    };
-    let single = |title, points, digits| Chart {
-        title,
-        series: vec![Series { name: title, class: "a", points, marked: false }],
-        digits,
-    };
-    let mut charts = vec![loss];
-    for (key, title, digits) in [("rewards/accuracies", "Preference accuracy", 2), ("rewards/margins", "Margin", 3)] {
-        let points = |key: &str| -> Vec<(f64, f64)> {
-            metrics.iter().filter_map(|m| Some((m.step as f64, m.extra.get(key)?.as_f64()?))).collect()
-        };
-        let (training, held_out) = (points(key), points(&format!("validation_{key}")));
-        if !training.is_empty() {
-            let series = vec![
-                Series { name: "training", class: "a", points: training, marked: false },
-                Series { name: "held-out", class: "b", points: held_out, marked: true },
-            ];
-            charts.push(Chart { title, series, digits });
-        }
-    }
-    charts.extend([
-        single("Learning rate", line(|m| m.learning_rate), 6),
-        single("Gradient norm before clipping", line(|m| m.grad_norm), 2),
-        single("Tokens a second", line(|m| m.tokens_per_second), 0),
-    ]);
     html.push_str("<section class=\"charts\">\n");
-    for chart in charts {
-        html.push_str(&chart.svg());
+    for metric in METRICS {
+        let Some(shown) = metric.chart else { continue };
+        // Step 0 holds only the validation before any update.
+        let training: Vec<_> = points(metric.name).into_iter().filter(|(step, _)| *step > 0.0).collect();
+        let mut validation = points(&metric.validation_name());
+        let before = match **metric == LOSS {
+            true => summary.tally.validation_before,
+            false => summary.change(metric).map(|change| change.before),
+        };
+        if let Some(before) = before
+            && validation.first().is_none_or(|first| first.0 > 0.0)
+        {
+            validation.insert(0, (0.0, before));
+        }
+        let series = vec![
+            Series { name: "training", class: "a", points: training, marked: false },
+            Series { name: "validation", class: "b", points: validation, marked: true },
+        ];
+        html.push_str(&Chart { title: shown.title, series, digits: shown.digits }.svg());
     }
     html.push_str("</section>\n");
 }
@@ -291,6 +259,7 @@ const STYLE: &str = include_str!("style.css");
 mod tests {
     use super::*;
     use finetuned_data::{BadRow, RenderedSample};
+    use finetuned_engine::Tally;
 
     fn page() -> Page {
         let metrics = (0..=20)
@@ -313,15 +282,17 @@ mod tests {
             recipe: Recipe::default(),
             summary: Summary {
                 steps: 20,
-                tokens: 200,
-                trained_tokens: 100,
-                seconds: 2.0,
-                first_loss: Some(1.5),
-                last_loss: Some(0.1),
-                validation_before: Some(3.0),
+                tally: Tally {
+                    tokens: 200,
+                    trained_tokens: 100,
+                    seconds: 2.0,
+                    first_loss: Some(1.5),
+                    last_loss: Some(0.1),
+                    validation_before: Some(3.0),
+                    stopped_early: false,
+                },
                 validation_after: Some(2.0),
                 kept_step: 20,
-                stopped_early: false,
                 peak_bytes: 1 << 30,
                 output: "/out".into(),
                 reload_difference: 0.0,

@@ -1,6 +1,6 @@
-//! The way of the daemon's tasks and threads to the database: a thread of its own
-//! makes one call after another. A call is short, because it sees the database
-//! alone; files are copied and children are asked between calls, never in one.
+//! How the daemon's tasks and threads reach the database: one thread owns it, and makes
+//! one call after another. A call is short, because it sees the database alone. Files
+//! are copied and children are asked between calls, never in one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;

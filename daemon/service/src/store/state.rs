@@ -1,13 +1,16 @@
 //! The states of a job and the transitions that are legal. Pure.
 
-use std::fmt;
 use std::str::FromStr;
 
 use finetuned_engine::ErrorKind;
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumIter, IntoEnumIterator, IntoStaticStr};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Display, EnumIter, IntoStaticStr,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 /// Where a job is in its life.
 pub enum State {
     /// Waits for a worker.
@@ -27,28 +30,9 @@ pub enum State {
 }
 
 impl State {
-    /// Every state.
-    pub const ALL: [State; 7] = [
-        State::Queued,
-        State::Preparing,
-        State::Running,
-        State::Paused,
-        State::Succeeded,
-        State::Failed,
-        State::Cancelled,
-    ];
-
     /// As JSON and the database spell it.
     pub fn name(self) -> &'static str {
-        match self {
-            State::Queued => "queued",
-            State::Preparing => "preparing",
-            State::Running => "running",
-            State::Paused => "paused",
-            State::Succeeded => "succeeded",
-            State::Failed => "failed",
-            State::Cancelled => "cancelled",
-        }
+        self.into()
     }
 
     /// A worker process belongs to the job.
@@ -101,20 +85,14 @@ impl Change {
     }
 }
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
 impl FromStr for State {
     type Err = String;
 
     fn from_str(text: &str) -> Result<State, String> {
-        State::ALL
-            .into_iter()
-            .find(|state| state.name() == text)
-            .ok_or_else(|| format!("`{text}` is not a state; there are {}", State::ALL.map(State::name).join(", ")))
+        State::iter().find(|state| state.name() == text).ok_or_else(|| {
+            let known: Vec<&str> = State::iter().map(State::name).collect();
+            format!("`{text}` is not a state; there are {}", known.join(", "))
+        })
     }
 }
 
@@ -124,7 +102,7 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for state in State::ALL {
+        for state in State::iter() {
             assert_eq!(state.name().parse::<State>(), Ok(state));
         }
         assert!("done".parse::<State>().is_err());
@@ -132,7 +110,7 @@ mod tests {
 
     #[test]
     fn success_is_final_and_no_state_becomes_itself() {
-        for state in State::ALL {
+        for state in State::iter() {
             assert!(!State::Succeeded.may_become(state));
             assert!(!state.may_become(state), "{state}");
         }
@@ -140,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_has_ended_only_restarts_through_the_queue() {
-        for from in State::ALL.into_iter().filter(|s| s.is_ended() || *s == State::Paused) {
+        for from in State::iter().filter(|s| s.is_ended() || *s == State::Paused) {
             for to in [State::Preparing, State::Running, State::Succeeded] {
                 assert!(!from.may_become(to), "{from} to {to}");
             }

@@ -43,6 +43,7 @@ pub struct JobSummary {
 
 /// Which jobs a list shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct JobQuery {
     /// At most so many.
     pub limit: Option<usize>,

@@ -72,7 +72,7 @@ async fn start(setup: &Setup, job: &Job) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // Ctrl-C in the daemon's terminal is the daemon's to handle.
+        // Ctrl-C in the daemon's terminal must reach the daemon alone.
         .process_group(0)
         .kill_on_drop(true)
         .envs(crate::devices::runtime_dir(&setup.config.state_dir));
@@ -105,7 +105,7 @@ fn request(config: &Config, job: &Job) -> RunRequest {
             adapter: job.adapter.clone(),
             out: job.out.clone(),
             recipe: job.recipe.clone(),
-            device: config.workers.device.clone(),
+            device: config.workers.device.0.clone(),
             fresh: job.fresh,
             threads: config.workers.threads,
             plugins: plugins::libraries_of(&job.plugins),
@@ -183,7 +183,7 @@ impl Signs {
             return None;
         }
         // Work that a driver has swallowed never comes back by itself.
-        let is_cpu = finetuned_engine::devices::is_cpu(&workers.device);
+        let is_cpu = finetuned_engine::devices::is_cpu(&workers.device.0);
         let perhaps = if is_cpu { "" } else { ": the device or its driver may hang" };
         let limit = humantime::format_duration(workers.stall_timeout);
         Some(format!("no progress for {limit} (workers.stall_timeout){perhaps}"))

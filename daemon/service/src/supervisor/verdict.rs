@@ -64,7 +64,7 @@ fn death_in_call(exit: &Exit, words: &str, call: &str) -> String {
         (None, None, None) => format!("{call}: the worker ended in an unknown way"),
     };
     if !words.trim().is_empty() {
-        text.push_str("\nlast words:\n");
+        text.push_str("\nits last lines:\n");
         text.push_str(words.trim_end());
     }
     text
@@ -83,7 +83,7 @@ fn death(exit: &Exit, words: &str) -> String {
         (None, None, None) => "the worker ended in an unknown way".into(),
     };
     if !words.trim().is_empty() {
-        text.push_str("\nlast words:\n");
+        text.push_str("\nits last lines:\n");
         text.push_str(words.trim_end());
     }
     text

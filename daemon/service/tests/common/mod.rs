@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use finetuned_service::api::{self, EventsQuery, JobView, Status};
+use finetuned_service::api::{self, EventsQuery, JobView, Status, StatusQuery};
 use finetuned_service::http::client::Client;
-use finetuned_service::store::{EventRow, JobQuery, State};
+use finetuned_service::store::{EventRow, State};
 
 /// A complete model of 2 layers, hidden 64, made by the engine's golden script.
 pub const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/tests/golden/llama");
@@ -164,7 +164,7 @@ impl House {
     }
 
     pub fn status(&self) -> Status {
-        self.client().ask(&api::STATUS, &JobQuery::default(), &()).unwrap()
+        self.client().ask(&api::STATUS, &StatusQuery::default(), &()).unwrap()
     }
 
     pub fn events(&self, id: i64) -> Vec<EventRow> {

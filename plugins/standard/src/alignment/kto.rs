@@ -63,14 +63,15 @@ impl Formula for Kto {
     }
 
     /// z of the step.
-    fn prepare(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
+    fn before_step(&self, step: &Batch) -> Result<Vec<f64>, PluginError> {
         let reference = step
             .reference_logp
             .ok_or_else(|| PluginError::Batch("kto: the batch before the step lacks reference_logp".into()))?;
+        let logp = step.logp();
         let (mut sum, mut count) = (0.0, 0.0);
         for sequence in step.sequences.iter().filter(|sequence| sequence.role == Role::KlCompletion) {
             for i in sequence.tokens.clone().filter(|i| step.completion[*i] && step.weight[*i] != 0.0) {
-                sum += f64::from(step.weight[i]) * (f64::from(step.logp[i]) - f64::from(reference[i]));
+                sum += f64::from(step.weight[i]) * (f64::from(logp[i]) - f64::from(reference[i]));
             }
             count += 1.0;
         }
@@ -79,7 +80,7 @@ impl Formula for Kto {
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {
         let &[kl] = batch.context() else {
-            return Err(PluginError::Batch("kto: the batch lacks the step's KL, which prepare() gives".into()));
+            return Err(PluginError::Batch("kto: the batch lacks the step's KL, which before_step() gives".into()));
         };
         let totals = batch.totals();
         let answers = positive(totals.role(Role::Completion).sequences as f64);

@@ -27,7 +27,7 @@
 
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{Alignment, AlignmentNeeds, DataKind, Declared};
-use finetuned_plugin_api::loss::Needs;
+use finetuned_plugin_api::loss::{Needs, Statistic};
 use finetuned_plugin_api::parameters::{Parameter, Values};
 use finetuned_plugin_api::registry::{BuiltIn, Descriptor, Kind, Make};
 use finetuned_plugin_api::tape::{Formula, TapeBatch, V, positive};
@@ -60,7 +60,7 @@ fn make(values: &Values) -> Result<Box<dyn Alignment>, PluginError> {
 
 impl Formula for RewardModel {
     fn needs(&self) -> Needs {
-        Needs { value: true, ..Needs::default() }
+        Needs::of([Statistic::Value])
     }
 
     fn loss<'t>(&self, batch: &TapeBatch<'t>) -> Result<V<'t>, PluginError> {

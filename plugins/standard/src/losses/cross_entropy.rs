@@ -16,7 +16,7 @@
 //! Z = 2 for both, 0.04 is added, and each dZ is 0.01 · 2 · 2 / 2 = 0.02.
 
 use finetuned_plugin_api::PluginError;
-use finetuned_plugin_api::loss::{Batch, Gradients, Loss, Needs, TokenRule, Totals};
+use finetuned_plugin_api::loss::{Batch, Gradients, Loss, Needs, Statistic, TokenRule, Totals};
 use finetuned_plugin_api::parameters::{Parameter, Values};
 use finetuned_plugin_api::registry::{BuiltIn, Descriptor, Kind, Make};
 use finetuned_plugin_api::tape::positive;
@@ -52,23 +52,26 @@ impl CrossEntropy {
     /// All but the z-loss, which is linear.
     fn rule(&self, totals: &Totals) -> TokenRule {
         let scale = -1.0 / positive(totals.weight());
-        TokenRule {
-            logp: scale * (1.0 - self.label_smoothing),
-            mean_logp: scale * self.label_smoothing,
-            ..TokenRule::default()
-        }
+        TokenRule::of([
+            (Statistic::Logp, scale * (1.0 - self.label_smoothing)),
+            (Statistic::MeanLogp, scale * self.label_smoothing),
+        ])
     }
 }
 
 impl Loss for CrossEntropy {
     fn needs(&self) -> Needs {
-        Needs { mean_logp: self.label_smoothing != 0.0, lse: self.z_loss != 0.0, ..Needs::default() }
+        let mut needs = Needs::default();
+        needs.statistics[Statistic::MeanLogp] = self.label_smoothing != 0.0;
+        needs.statistics[Statistic::Lse] = self.z_loss != 0.0;
+        needs
     }
 
     fn evaluate(&self, batch: &Batch, out: &mut Gradients) -> Result<(), PluginError> {
         self.rule(batch.totals).evaluate(&self.needs(), batch, out)?;
-        if let (Some(lse), Some(dlse)) = (batch.lse, out.dlse.as_mut()) {
+        if self.z_loss != 0.0 {
             let scale = self.z_loss / positive(batch.totals.weight());
+            let (lse, dlse) = (batch.statistic(Statistic::Lse)?, &mut out.derivatives[Statistic::Lse]);
             for ((z, dz), weight) in lse.iter().zip(dlse).zip(batch.weight) {
                 if *weight != 0.0 {
                     let (z, scale) = (f64::from(*z), scale * f64::from(*weight));

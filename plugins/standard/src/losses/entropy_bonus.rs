@@ -11,7 +11,7 @@
 //! dℓ is −0.5 and each dH is −0.05.
 
 use finetuned_plugin_api::PluginError;
-use finetuned_plugin_api::loss::{Batch, Gradients, Loss, Needs, TokenRule, Totals};
+use finetuned_plugin_api::loss::{Batch, Gradients, Loss, Needs, Statistic, TokenRule, Totals};
 use finetuned_plugin_api::parameters::{Parameter, Values};
 use finetuned_plugin_api::registry::{BuiltIn, Descriptor, Kind, Make};
 use finetuned_plugin_api::tape::positive;
@@ -39,13 +39,14 @@ fn make(values: &Values) -> Result<Box<dyn Loss>, PluginError> {
 
 impl Loss for EntropyBonus {
     fn needs(&self) -> Needs {
-        Needs { entropy: true, ..Needs::default() }
+        Needs::of([Statistic::Entropy])
     }
 
     fn evaluate(&self, batch: &Batch, out: &mut Gradients) -> Result<(), PluginError> {
         let rule = self.separable(batch.totals).unwrap_or_default();
         rule.evaluate(&self.needs(), batch, out)?;
-        let entropy = batch.entropy.into_iter().flatten().zip(batch.weight).filter(|(_, weight)| **weight != 0.0);
+        let entropy =
+            batch.statistic(Statistic::Entropy)?.iter().zip(batch.weight).filter(|(_, weight)| **weight != 0.0);
         let sum: f64 = entropy.map(|(entropy, weight)| f64::from(*entropy) * f64::from(*weight)).sum();
         out.metric("entropy", sum / positive(batch.totals.weight()));
         Ok(())
@@ -53,6 +54,6 @@ impl Loss for EntropyBonus {
 
     fn separable(&self, totals: &Totals) -> Option<TokenRule> {
         let scale = -1.0 / positive(totals.weight());
-        Some(TokenRule { logp: scale, entropy: scale * self.coefficient, ..TokenRule::default() })
+        Some(TokenRule::of([(Statistic::Logp, scale), (Statistic::Entropy, scale * self.coefficient)]))
     }
 }

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use finetuned_plugin_api::loss::{Batch, BeforeStep, Gradients, Loss, Needs, OwnedBatch, Role, Sequence, Totals};
+use finetuned_plugin_api::loss::{
+    Batch, BeforeStep, Gradients, Loss, Needs, OwnedBatch, Role, Sequence, Statistic, Totals,
+};
 use finetuned_plugin_api::registry::Objective;
 
 pub fn objective(name: &str, parameters: &str) -> Objective {
@@ -33,30 +35,40 @@ impl Row {
 /// A batch of these rows with what `needs` asks for; its totals are its own.
 pub fn batch(rows: &[Row], needs: &Needs) -> OwnedBatch {
     let mut batch = OwnedBatch::default();
-    let (mut reference, mut values) = (Vec::new(), Vec::new());
+    let (mut logp, mut reference, mut values) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
-        let start = batch.logp.len();
+        let start = logp.len();
         // Without `prompt_logp` a prompt's tokens are not counted at all.
         let skip = if needs.prompt_logp { 0 } else { row.prompt };
         for i in skip..row.logp.len() {
-            batch.logp.push(row.logp[i]);
+            logp.push(row.logp[i]);
             reference.push(row.reference[i]);
             batch.completion.push(i >= row.prompt);
             batch.weight.push(1.0);
             batch.token.push(i as u32);
         }
-        let tokens = start..batch.logp.len();
-        batch.sequences.push(Sequence { tokens, role: row.role, pair: row.pair, label: row.label, reward: None });
+        let tokens = start..logp.len();
+        batch.sequences.push(Sequence {
+            tokens,
+            role: row.role,
+            pair: row.pair,
+            label: row.label,
+            ..Sequence::default()
+        });
         values.push(row.value);
     }
     // From the token's own logp, so that it does not depend on how a step is cut.
-    let logp = batch.logp.clone();
     let wave = |offset: f32, scale: f32| logp.iter().map(|x| offset + scale * (x * 13.0).sin()).collect();
-    batch.entropy = needs.entropy.then(|| wave(2.0, 0.5));
-    batch.lse = needs.lse.then(|| wave(1.0, 3.0));
-    batch.mean_logp = needs.mean_logp.then(|| wave(-6.0, 1.0));
+    for statistic in Statistic::ALL.into_iter().filter(|statistic| needs.asks(*statistic)) {
+        batch.statistics[statistic] = Some(match statistic {
+            Statistic::Logp => logp.clone(),
+            Statistic::MeanLogp => wave(-6.0, 1.0),
+            Statistic::Entropy => wave(2.0, 0.5),
+            Statistic::Lse => wave(1.0, 3.0),
+            Statistic::Value => values.clone(),
+        });
+    }
     batch.reference_logp = needs.reference_logp.then_some(reference);
-    batch.values = needs.value.then_some(values);
     batch.totals = Totals::of(&batch.sequences, &batch.weight, &batch.completion);
     batch
 }
@@ -66,7 +78,7 @@ pub fn batch(rows: &[Row], needs: &Needs) -> OwnedBatch {
 pub fn step(loss: &dyn Loss, micro_batches: &[OwnedBatch], kl: Option<&OwnedBatch>) -> (Gradients, Vec<OwnedBatch>) {
     let needs = loss.needs();
     let context = match (needs.before_step, kl) {
-        (BeforeStep::KlCompletions, Some(kl)) => loss.prepare(&kl.view()).unwrap(),
+        (BeforeStep::KlCompletions, Some(kl)) => loss.before_step(&kl.view()).unwrap(),
         _ => Vec::new(),
     };
     let mut totals = Totals::default();
@@ -79,8 +91,7 @@ pub fn step(loss: &dyn Loss, micro_batches: &[OwnedBatch], kl: Option<&OwnedBatc
         batch.context = context.clone();
         let out = evaluate(loss, &batch.view());
         sum.loss += out.loss;
-        sum.dlogp.extend(&out.dlogp);
-        sum.dvalue.get_or_insert_default().extend(out.dvalue.iter().flatten());
+        sum.derivatives.iter_mut().for_each(|(statistic, sum)| sum.extend(&out.derivatives[statistic]));
         out.metrics.iter().for_each(|(name, value)| sum.metric(name, *value));
         seen.push(batch);
     }

@@ -19,17 +19,31 @@ pub(crate) fn add_scaled(cpu: &Cpu, y: &mut Tensor, x: &Tensor, alpha: f32) -> R
 }
 
 pub(crate) fn add(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    const OP: &str = "add";
-    b.expect_shape(OP, a.shape())?;
-    let mut y = cpu.empty_f32(OP, a.shape())?;
-    let (a, b) = (cpu.f32(OP, a)?, cpu.f32(OP, b)?);
-    let pieces = cpu.f32_mut(OP, &mut y)?.chunks_mut(PIECE).zip(a.chunks(PIECE)).zip(b.chunks(PIECE));
+    each_pair(cpu, "add", a, b, |a, b| a + b)
+}
+
+pub(crate) fn divide(cpu: &Cpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    each_pair(cpu, "divide", a, b, |a, b| a / b)
+}
+
+/// The function of each two elements, in new storage.
+fn each_pair(
+    cpu: &Cpu,
+    op: &'static str,
+    a: &Tensor,
+    b: &Tensor,
+    function: impl Fn(f32, f32) -> f32 + Sync,
+) -> Result<Tensor> {
+    b.expect_shape(op, a.shape())?;
+    let mut y = cpu.empty_f32(op, a.shape())?;
+    let (a, b) = (cpu.f32(op, a)?, cpu.f32(op, b)?);
+    let pieces = cpu.f32_mut(op, &mut y)?.chunks_mut(PIECE).zip(a.chunks(PIECE)).zip(b.chunks(PIECE));
     cpu.workers.each(pieces, |((y, a), b)| {
         simd::dispatch(
             #[inline(always)]
             || {
                 for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                    *y = a + b;
+                    *y = function(*a, *b);
                 }
             },
         );

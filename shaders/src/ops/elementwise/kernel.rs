@@ -35,6 +35,13 @@ fn add_kernel(a: &[f32], b: &[f32], y: &mut [f32]) {
 }
 
 #[cube(launch)]
+fn divide_kernel(a: &[f32], b: &[f32], y: &mut [f32]) {
+    if ABSOLUTE_POS < y.len() {
+        y[ABSOLUTE_POS] = a[ABSOLUTE_POS] / b[ABSOLUTE_POS];
+    }
+}
+
+#[cube(launch)]
 fn scale_kernel(y: &mut [f32], alpha: f32) {
     if ABSOLUTE_POS < y.len() {
         y[ABSOLUTE_POS] *= alpha;
@@ -81,6 +88,18 @@ pub(crate) fn add(gpu: &Gpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !y.is_empty() {
         let (count, dim) = gpu.elementwise(y.len());
         add_kernel::launch(gpu.client(), count, dim, left, right, gpu.output_f32(OP, &mut y)?);
+    }
+    Ok(y)
+}
+
+pub(crate) fn divide(gpu: &Gpu, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    const OP: &str = "divide";
+    b.expect_shape(OP, a.shape())?;
+    let (left, right) = (gpu.input_f32(OP, a)?, gpu.input_f32(OP, b)?);
+    let mut y = gpu.empty(OP, a.shape(), DType::F32)?;
+    if !y.is_empty() {
+        let (count, dim) = gpu.elementwise(y.len());
+        divide_kernel::launch(gpu.client(), count, dim, left, right, gpu.output_f32(OP, &mut y)?);
     }
     Ok(y)
 }

@@ -1,4 +1,4 @@
-//! Sums and multiples of whole tensors.
+//! Sums, multiples and quotients of whole tensors.
 
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]

@@ -29,6 +29,24 @@ fn sums_and_multiples_agree_with_the_reference() {
 }
 
 #[test]
+fn quotients_have_the_bits_of_the_host_s() {
+    for len in [1, 3, 16_384, 100_003] {
+        let (a, b) = (random(1, len), random(2, len));
+        let got = on_each(|cpu| {
+            let quotient = cpu.divide(&upload(cpu, &[len], &a), &upload(cpu, &[len], &b)).unwrap();
+            vec![read(cpu, &quotient)]
+        });
+        assert_bits(&got[0], &reference::divide(&a, &b));
+    }
+    let cpu = Cpu::device(Some(1)).unwrap();
+    let (x, y) = (upload(&cpu, &[2], &[1.0, 0.0]), upload(&cpu, &[2], &[0.0, 0.0]));
+    let got = read(&cpu, &cpu.divide(&x, &y).unwrap());
+    assert!(got[0] == f32::INFINITY && got[1].is_nan());
+    let other = upload(&cpu, &[1, 2], &[1.0; 2]);
+    assert!(matches!(cpu.divide(&x, &other), Err(TensorError::Shape { op: "divide", .. })));
+}
+
+#[test]
 fn nan_and_infinity_pass_through() {
     let cpu = Cpu::device(Some(1)).unwrap();
     let x = upload(&cpu, &[3], &[f32::NAN, f32::INFINITY, 1.0]);

@@ -1,17 +1,17 @@
 //! A batch cut into micro-batches, and what the loss must know of all of it.
 
 use finetuned_data::{Examples, Row};
-use finetuned_plugin_api::loss::{self, BeforeStep, Role, Totals};
+use finetuned_plugin_api::loss::{self, BeforeStep, PerStatistic, Statistic, Totals};
 
 use super::Trainer;
 use crate::error::EngineError;
 use crate::model::linear::Pass;
+use crate::train::micro_batch::{MicroBatch, Placed, documents};
 use crate::train::reference::token_logp;
-use crate::train::units::{Document, MicroBatch, documents};
 
 /// A batch in micro-batches.
 pub(super) struct Cut<'a> {
-    pub micro_batches: Vec<Vec<Document<'a>>>,
+    pub micro_batches: Vec<Vec<Placed<'a>>>,
     /// What the loss divides by: sums over the whole batch.
     pub totals: Totals,
     pub trained_tokens: usize,
@@ -28,20 +28,20 @@ impl Trainer {
         let mut trained_tokens = 0;
         let mut micro_batches = Vec::new();
         let mut mismatched = Vec::new();
-        let sequences: Vec<Vec<Document>> = (0..batch.len()).map(|at| documents(examples, &batch, at, kl)).collect();
-        for chunk in sequences.chunks(self.options.micro_batch_size.max(1)) {
-            let all: Vec<Document> = chunk.concat();
+        let rows: Vec<Vec<Placed>> = (0..batch.len()).map(|at| documents(examples, &batch, at, kl)).collect();
+        for chunk in rows.chunks(self.options.micro_batch_size.max(1)) {
+            let all: Vec<Placed> = chunk.concat();
             let micro = MicroBatch::new(&all, &self.needs);
             totals.add(&micro.totals());
-            let (apart, trained): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.role == Role::KlCompletion);
-            trained_tokens += trained.iter().map(Document::targets).sum::<usize>();
+            let (trained, apart): (Vec<_>, Vec<_>) = all.into_iter().partition(Placed::is_trained);
+            trained_tokens += trained.iter().map(|placed| placed.document.trained_tokens()).sum::<usize>();
             mismatched.extend(apart);
             micro_batches.push(trained);
         }
-        let before: Vec<Document> = match self.needs.before_step {
+        let before: Vec<Placed> = match self.needs.before_step {
             BeforeStep::Nothing => Vec::new(),
             BeforeStep::KlCompletions => mismatched,
-            BeforeStep::Everything => micro_batches.iter().flatten().copied().chain(mismatched).collect(),
+            BeforeStep::Everything => micro_batches.iter().flatten().cloned().chain(mismatched).collect(),
         };
         let mut cut = Cut { micro_batches, totals, trained_tokens, context: Vec::new() };
         if !before.is_empty() {
@@ -51,7 +51,7 @@ impl Trainer {
     }
 
     /// The pass without gradient that some losses ask for before a step.
-    fn before_step(&mut self, documents: &[Document], totals: &Totals) -> Result<Vec<f64>, EngineError> {
+    fn before_step(&mut self, documents: &[Placed], totals: &Totals) -> Result<Vec<f64>, EngineError> {
         let ops = self.ops.clone();
         let mut logp = Vec::new();
         for chunk in documents.chunks(self.options.micro_batch_size.max(1)) {
@@ -64,12 +64,12 @@ impl Trainer {
         // asks for is handed over as zeros.
         let zeros = vec![0.0; logp.len()];
         let batch = loss::Batch {
-            logp: &logp,
-            entropy: self.needs.entropy.then_some(&zeros[..]),
-            lse: self.needs.lse.then_some(&zeros[..]),
-            mean_logp: self.needs.mean_logp.then_some(&zeros[..]),
+            statistics: PerStatistic::from_fn(|statistic| match statistic {
+                Statistic::Logp => Some(&logp[..]),
+                Statistic::Value => None,
+                other => self.needs.asks(other).then_some(&zeros[..]),
+            }),
             reference_logp: reference.as_deref(),
-            values: None,
             weight: &micro.weight,
             completion: &micro.completion,
             token: &micro.targets,
@@ -77,6 +77,6 @@ impl Trainer {
             totals,
             context: &[],
         };
-        Ok(self.objective.loss().prepare(&batch)?)
+        Ok(self.objective.loss().before_step(&batch)?)
     }
 }

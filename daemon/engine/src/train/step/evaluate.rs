@@ -1,13 +1,15 @@
 //! The objective without gradient, for validation.
 
-use finetuned_data::{Examples, Row};
+use finetuned_data::{DataKind, Examples, Row};
+use finetuned_shaders::StatisticSet;
 
 use super::loss::{LossCall, no_statistics, values, wanted};
 use super::{StepResult, Trainer, add_metrics, not_finite};
 use crate::error::EngineError;
+use crate::metrics::TOKEN_ACCURACY;
 use crate::model::decoder::Keep;
 use crate::model::linear::Pass;
-use crate::train::units::MicroBatch;
+use crate::train::micro_batch::MicroBatch;
 
 impl Trainer {
     /// Computes the objective over all these rows as one batch, without gradient. The
@@ -31,6 +33,9 @@ impl Trainer {
         let cut = self.cut(examples, rows)?;
         let mut result = StepResult { trained_tokens: cut.trained_tokens, ..StepResult::default() };
         let pass = Pass::evaluation(true);
+        // Of rows to imitate: among answers that are compared, it says little.
+        let imitates = examples.kind == DataKind::Supervised && self.heads.language;
+        let wanted = StatisticSet { correct: imitates, ..wanted(&self.needs) };
         for documents in &cut.micro_batches {
             let micro = MicroBatch::new(documents, &self.needs);
             result.tokens += micro.batch.tokens.len();
@@ -43,9 +48,14 @@ impl Trainer {
             drop(forward);
             let inputs = self.heads.cut(ops, &micro, &head.h)?;
             let statistics = match &inputs.language {
-                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, wanted(&self.needs))?,
+                Some(h) => ops.token_logp(h, &self.model.lm_head(), &micro.targets, wanted)?,
                 None => no_statistics(&micro),
             };
+            if wanted.correct {
+                let correct = statistics.correct.iter().filter(|correct| **correct).count();
+                let share = correct as f64 / cut.trained_tokens.max(1) as f64;
+                add_metrics(&mut result.metrics, &[(TOKEN_ACCURACY.name.to_string(), share)]);
+            }
             let values = values(ops, &self.model, &inputs)?;
             let call = LossCall {
                 objective: &self.objective,

@@ -1,16 +1,16 @@
 //! The gradients of one micro-batch: forward pass, heads, loss, backward pass.
 
-use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, TokenRule};
+use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, Statistic, TokenRule};
 use finetuned_shaders::{Device, Tensor, TokenCoefficients, TokenStatistics};
 
-use super::loss::{no_statistics, only_logp, separable_coefficients, values, wanted};
+use super::loss::{coefficients, no_statistics, separable_coefficients, values, wanted};
 use super::not_finite;
 use crate::error::EngineError;
 use crate::model::decoder::{Decoder, Forward, HeadForward, Keep};
 use crate::model::linear::Pass;
 use crate::model::parameters::Gradients;
 use crate::train::heads::{HeadInputs, Heads};
-use crate::train::units::MicroBatch;
+use crate::train::micro_batch::MicroBatch;
 
 /// What one micro-batch is differentiated with: the parts of a trainer, or those of a
 /// plan, whose tensors have no values.
@@ -77,24 +77,19 @@ impl Differentiation<'_> {
             // Through a frozen head only the gradient of its input is wanted, which is
             // linear in each token's derivative: one pass with derivatives of 1 now,
             // scaled by the loss's own once they are known.
-            (Some(h), None) if only_logp(self.needs) && self.gradients.get(self.model.head).is_none() => {
+            (Some(h), None) if self.needs.only_logp() && self.gradients.get(self.model.head).is_none() => {
                 let ones = TokenCoefficients { logp: vec![1.0; micro.targets.len()], ..TokenCoefficients::default() };
                 let (statistics, mut dh) = ops.token_logp_fused(h, &lm_head, &micro.targets, wanted, &ones, None)?;
                 check(&statistics, step)?;
                 loss(&statistics, values.as_deref(), out)?;
-                ops.scale_rows(&mut dh, &out.dlogp)?;
+                ops.scale_rows(&mut dh, &out.derivatives[Statistic::Logp])?;
                 Some(dh)
             }
             (Some(h), None) => {
                 let statistics = ops.token_logp(h, &lm_head, &micro.targets, wanted)?;
                 check(&statistics, step)?;
                 loss(&statistics, values.as_deref(), out)?;
-                let coefficients = TokenCoefficients {
-                    logp: out.dlogp.clone(),
-                    lse: out.dlse.clone().unwrap_or_default(),
-                    entropy: out.dentropy.clone().unwrap_or_default(),
-                    mean_logp: out.dmean_logp.clone().unwrap_or_default(),
-                };
+                let coefficients = coefficients(|statistic| out.derivatives[statistic].clone());
                 let dhead = self.gradients.get_mut(self.model.head);
                 Some(ops.token_logp_backward(h, &lm_head, &micro.targets, &coefficients, dhead)?)
             }
@@ -118,9 +113,8 @@ impl Differentiation<'_> {
 
     /// Adds the value head's gradient. Returns that of its input.
     fn value_backward(&mut self, inputs: &HeadInputs, out: &LossGradients) -> Result<Option<Tensor>, EngineError> {
-        let (Some(h), Some(head), Some(dvalue)) = (&inputs.value, &self.model.value_head, &out.dvalue) else {
-            return Ok(None);
-        };
+        let (Some(h), Some(head)) = (&inputs.value, &self.model.value_head) else { return Ok(None) };
+        let dvalue = &out.derivatives[Statistic::Value];
         let dvalue = self.ops.upload(&[dvalue.len(), 1], dvalue)?;
         Ok(Some(head.backward(self.ops, &self.model.parameters, self.gradients, &dvalue, h)?))
     }

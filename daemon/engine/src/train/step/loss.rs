@@ -1,7 +1,7 @@
 //! What the loss is handed for a micro-batch, and the check of what comes back.
 
 use finetuned_plugin_api::PluginError;
-use finetuned_plugin_api::loss::{self, Gradients as LossGradients, Needs, TokenRule};
+use finetuned_plugin_api::loss::{self, Gradients as LossGradients, Needs, PerStatistic, Statistic, TokenRule};
 use finetuned_plugin_api::registry::Objective;
 use finetuned_shaders::{Device, StatisticSet, TokenCoefficients, TokenStatistics};
 
@@ -10,7 +10,7 @@ use super::cut::Cut;
 use crate::error::EngineError;
 use crate::model::decoder::Decoder;
 use crate::train::heads::{HeadInputs, Heads};
-use crate::train::units::{Document, MicroBatch};
+use crate::train::micro_batch::{MicroBatch, Placed};
 
 /// A call of the loss for one micro-batch.
 pub(super) struct LossCall<'a> {
@@ -37,12 +37,17 @@ impl LossCall<'_> {
     ) -> Result<(), EngineError> {
         let LossCall { needs, micro, cut, .. } = self;
         let batch = loss::Batch {
-            logp: &statistics.logp,
-            entropy: needs.entropy.then_some(&statistics.entropy),
-            lse: needs.lse.then_some(&statistics.lse),
-            mean_logp: needs.mean_logp.then_some(&statistics.mean_logp),
+            statistics: PerStatistic::from_fn(|statistic| {
+                let computed = match statistic {
+                    Statistic::Logp => Some(&statistics.logp[..]),
+                    Statistic::MeanLogp => Some(&statistics.mean_logp[..]),
+                    Statistic::Entropy => Some(&statistics.entropy[..]),
+                    Statistic::Lse => Some(&statistics.lse[..]),
+                    Statistic::Value => values,
+                };
+                computed.filter(|_| needs.asks(statistic))
+            }),
             reference_logp: self.reference,
-            values,
             weight: &micro.weight,
             completion: &micro.completion,
             token: &micro.targets,
@@ -52,7 +57,7 @@ impl LossCall<'_> {
         };
         self.objective.loss().evaluate(&batch, out)?;
         out.check(needs, &batch)?;
-        if !self.heads.language && out.dlogp.iter().any(|d| *d != 0.0) {
+        if !self.heads.language && out.derivatives[Statistic::Logp].iter().any(|d| *d != 0.0) {
             return Err(PluginError::Failed(
                 "the loss derives by log-probabilities, which a loss that asks for values alone is not given; \
                  let it ask for another token statistic (lse) too"
@@ -66,7 +71,7 @@ impl LossCall<'_> {
 
 impl Trainer {
     /// Log-probabilities under the reference policy, if the loss asks for them.
-    pub(super) fn reference_logp(&mut self, documents: &[Document]) -> Result<Option<Vec<f32>>, EngineError> {
+    pub(super) fn reference_logp(&mut self, documents: &[Placed]) -> Result<Option<Vec<f32>>, EngineError> {
         let Some(reference) = self.reference.as_mut() else { return Ok(None) };
         Ok(Some(reference.logp(self.ops.as_ref(), &mut self.model, documents, &self.needs)?))
     }
@@ -86,18 +91,14 @@ pub(super) fn values(ops: &Device, model: &Decoder, inputs: &HeadInputs) -> Resu
 
 /// The statistics that a loss asks for beside `logp`.
 pub(super) fn wanted(needs: &Needs) -> StatisticSet {
-    StatisticSet { entropy: needs.entropy, mean_logp: needs.mean_logp, correct: false }
+    let asks = |statistic| needs.asks(statistic);
+    StatisticSet { entropy: asks(Statistic::Entropy), mean_logp: asks(Statistic::MeanLogp), correct: false }
 }
 
 /// What a loss that reads the value head alone is handed: zeros for the
 /// log-probabilities of the trained tokens, which nobody computed.
 pub(super) fn no_statistics(micro: &MicroBatch) -> TokenStatistics {
     TokenStatistics { logp: vec![0.0; micro.targets.len()], ..TokenStatistics::default() }
-}
-
-/// Whether a loss reads no statistic but `logp`.
-pub(super) fn only_logp(needs: &Needs) -> bool {
-    !(needs.entropy || needs.lse || needs.mean_logp)
 }
 
 /// A rule's derivatives for tokens of these weights.
@@ -108,10 +109,15 @@ pub(super) fn separable_coefficients(rule: &TokenRule, weight: &[f32]) -> TokenC
         }
         weight.iter().map(|w| TokenRule::derivative(coefficient, *w)).collect()
     };
+    coefficients(|statistic| each(rule.coefficients[statistic]))
+}
+
+/// The device's coefficients by statistic. Those of the value head go another way.
+pub(super) fn coefficients(of: impl Fn(Statistic) -> Vec<f32>) -> TokenCoefficients {
     TokenCoefficients {
-        logp: each(rule.logp),
-        lse: each(rule.lse),
-        entropy: each(rule.entropy),
-        mean_logp: each(rule.mean_logp),
+        logp: of(Statistic::Logp),
+        lse: of(Statistic::Lse),
+        entropy: of(Statistic::Entropy),
+        mean_logp: of(Statistic::MeanLogp),
     }
 }

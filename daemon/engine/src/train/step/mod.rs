@@ -12,7 +12,7 @@ use std::sync::Arc;
 use finetuned_data::{Examples, Row};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind};
-use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs};
+use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, Statistic};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::program::Scalars;
 use finetuned_plugin_api::registry::Objective;
@@ -23,9 +23,9 @@ pub(crate) use self::gradient::Differentiation;
 use self::loss::LossCall;
 pub use self::memory::StepBytes;
 use super::heads::Heads;
+use super::micro_batch::{MicroBatch, Placed};
 use super::optimize::Rules;
 use super::reference::Reference;
-use super::units::{Document, MicroBatch};
 use crate::error::EngineError;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::linear::Pass;
@@ -109,7 +109,7 @@ impl Trainer {
         let needs = objective.loss().needs();
         let alignment = objective.alignment_needs();
         let heads = Heads::of(&objective);
-        if heads.value && !needs.value {
+        if heads.value && !needs.asks(Statistic::Value) {
             return Err(PluginError::Failed(
                 "the alignment method declares a value head, and its objective does not ask for values".into(),
             )
@@ -144,26 +144,22 @@ impl Trainer {
     /// Names what the dataset holds and what the objective asks for.
     pub fn check_data(&self, examples: &Examples) -> Result<(), EngineError> {
         let wanted = self.alignment.map_or(DataKind::Supervised, |a| a.data);
-        let (found, fits) = match examples {
-            Examples::Supervised(_) => ("rows to imitate", wanted == DataKind::Supervised),
-            Examples::Pairs(_) => ("preference pairs (chosen, rejected)", wanted == DataKind::Pairs),
-            Examples::Labelled(_) => ("labelled completions", wanted == DataKind::Labelled),
-        };
-        if fits {
+        if examples.kind == wanted {
             return Ok(());
         }
-        let asks = match wanted {
-            DataKind::Supervised => "rows to imitate",
-            DataKind::Pairs => "preference pairs (prompt, chosen, rejected)",
-            DataKind::Labelled => "labelled completions (prompt, completion, label)",
-            DataKind::Rewards => "completions with rewards",
-            DataKind::Prompts => "prompts alone",
+        let words = |kind| match kind {
+            DataKind::Supervised => ("rows to imitate", ""),
+            DataKind::Pairs => (
+                "preference pairs (prompt, chosen, rejected)",
+                "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
+            ),
+            DataKind::Labelled => {
+                ("labelled completions (prompt, completion, label)", "; for such data set loss = \"kto\"")
+            }
+            DataKind::Rewards => ("completions with rewards", ""),
+            DataKind::Prompts => ("prompts alone", ""),
         };
-        let remedy = match examples {
-            Examples::Supervised(_) => "",
-            Examples::Pairs(_) => "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
-            Examples::Labelled(_) => "; for such data set loss = \"kto\"",
-        };
+        let ((found, remedy), (asks, _)) = (words(examples.kind), words(wanted));
         Err(EngineError::WrongData { found, asks, remedy })
     }
 
@@ -210,7 +206,7 @@ impl Trainer {
         let scalars = Scalars { learning_rate, step: step as u64 };
         self.rules.step(ops, &mut self.model, &self.gradients, &scalars)?;
         let metrics = std::mem::take(&mut result.metrics);
-        self.objective.loss_mut().end_step(result.loss, &metrics);
+        self.objective.loss_mut().end_step(result.loss, &metrics)?;
         result.metrics = metrics;
         Ok(Some(result))
     }
@@ -251,7 +247,7 @@ impl Trainer {
     /// Adds the gradients of one micro-batch.
     fn differentiate(
         &mut self,
-        documents: &[Document],
+        documents: &[Placed],
         cut: &Cut,
         pass: Pass,
         result: &mut StepResult,
@@ -289,8 +285,11 @@ impl Trainer {
     }
 
     /// State of the loss plugin, for the checkpoint.
-    pub fn loss_state(&self) -> Vec<u8> {
-        self.objective.loss().state()
+    ///
+    /// # Errors
+    /// A plugin that cannot tell its state.
+    pub fn loss_state(&self) -> Result<Vec<u8>, EngineError> {
+        Ok(self.objective.loss().state()?)
     }
 
     pub fn restore_loss(&mut self, state: &[u8]) -> Result<(), EngineError> {
