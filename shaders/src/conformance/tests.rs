@@ -1,9 +1,13 @@
 //! The checks on the CPU device, which its own tests prove, and on every GPU.
 
-use super::{Check, Finding, checks, distance};
+use super::{Check, Finding, checks};
 use crate::cpu::Cpu;
+use crate::error::Result;
 #[cfg(feature = "gpu")]
 use crate::gpu;
+use crate::ops::Ops;
+use crate::ops::check::{Pairs, distance};
+use crate::profile::Profiled;
 
 #[track_caller]
 fn all_pass(name: &str, findings: &[Finding]) {
@@ -14,7 +18,7 @@ fn all_pass(name: &str, findings: &[Finding]) {
 #[test]
 fn the_cpu_passes() {
     let cpu = Cpu::new(Some(2)).unwrap();
-    all_pass("cpu", &checks().iter().map(|check| check.run(cpu.as_ref())).collect::<Vec<_>>());
+    all_pass("cpu", &checks().map(|check| check.run(cpu.as_ref())).collect::<Vec<_>>());
 }
 
 #[cfg(feature = "gpu")]
@@ -28,7 +32,6 @@ fn every_gpu_of_this_machine_passes() {
     for entry in &found {
         let device = gpu::open(entry).unwrap();
         let findings: Vec<Finding> = checks()
-            .iter()
             .map(|check| {
                 let start = std::time::Instant::now();
                 let finding = check.run(&device);
@@ -46,16 +49,42 @@ fn every_gpu_of_this_machine_passes() {
     }
 }
 
+/// A check of an operation that allows a millionth.
+fn rotary(run: fn(&dyn Ops) -> Result<Pairs>) -> Check {
+    Check { operation: "rotary", tolerance: 1e-6, products: false, run }
+}
+
+/// What the profile times is what a device can do.
+#[test]
+fn every_operation_is_called_by_a_check() {
+    let device = Profiled::new(Cpu::new(Some(2)).unwrap());
+    all_pass("cpu", &checks().map(|check| check.run(&device)).collect::<Vec<_>>());
+    let called: Vec<&str> = device.take().iter().map(|timing| timing.operation).collect();
+    let timed = include_str!("../profile.rs").split("self.timed(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    // Lists of indices are read by kernels alone, never by the host.
+    let unchecked: Vec<&str> = timed.filter(|name| *name != "upload_u32" && !called.contains(name)).collect();
+    assert!(called.len() > 50, "{called:?}");
+    assert!(unchecked.is_empty(), "no check calls {unchecked:?}");
+}
+
+#[test]
+fn operations_are_checked_once() {
+    let mut names: Vec<&str> = checks().map(|check| check.operation).collect();
+    assert!(names.len() >= 31, "a folder's checks are missing from the list: {names:?}");
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+}
+
 #[test]
 fn a_wrong_result_does_not_pass() {
     let cpu = Cpu::new(Some(1)).unwrap();
-    let off = Check { operation: "rotary", run: |_| Ok(vec![(vec![1.0, 2.001], vec![1.0, 2.0])]) };
+    let off = rotary(|_| Ok(vec![(vec![1.0, 2.001], vec![1.0, 2.0])]));
     assert!(!off.run(cpu.as_ref()).passed());
-    let nan = Check { operation: "rotary", run: |_| Ok(vec![(vec![f32::NAN], vec![1.0])]) };
+    let nan = rotary(|_| Ok(vec![(vec![f32::NAN], vec![1.0])]));
     assert!(!nan.run(cpu.as_ref()).passed());
     assert_eq!(distance(&[1.0], &[1.0, 2.0]), f64::INFINITY);
     assert_eq!(distance(&[f32::NAN], &[f32::NAN]), 0.0);
-    let refused = Check { operation: "rotary", run: |ops| ops.upload(&[2], &[1.0]).map(|_| Vec::new()) };
+    let refused = rotary(|ops| ops.upload(&[2], &[1.0]).map(|_| Vec::new()));
     let finding = refused.run(cpu.as_ref());
     assert!(finding.error.is_some() && !finding.passed());
 }

@@ -3,7 +3,7 @@
 //! CUDA.
 //!
 //! Each operation's kernels are in its folder, `ops/<op>/kernel.rs`. Here are
-//! what they share: memory ([`pool`], [`buffer`], [`arena`]), arguments and launch sizes
+//! what they share: memory ([`pool`], [`ledger`], [`arena`]), arguments and launch sizes
 //! ([`launch`]), sums over a cube ([`cube`]), the list of devices
 //! ([`catalogue`]), and the table of operations ([`device`]).
 //!
@@ -18,8 +18,6 @@ mod absent;
 #[cfg(feature = "gpu")]
 mod arena;
 #[cfg(feature = "gpu")]
-mod buffer;
-#[cfg(feature = "gpu")]
 mod catalogue;
 #[cfg(feature = "gpu")]
 pub(crate) mod cube;
@@ -29,7 +27,11 @@ mod entry;
 #[cfg(feature = "gpu")]
 mod failure;
 #[cfg(feature = "gpu")]
+mod kept;
+#[cfg(feature = "gpu")]
 pub(crate) mod launch;
+#[cfg(feature = "gpu")]
+mod ledger;
 #[cfg(feature = "gpu")]
 mod memory;
 #[cfg(feature = "gpu")]
@@ -43,14 +45,12 @@ mod seen;
 #[cfg(not(feature = "gpu"))]
 pub use absent::{Gpu, list, open};
 #[cfg(feature = "gpu")]
-pub use buffer::GpuBuffer;
-#[cfg(feature = "gpu")]
 pub use catalogue::{list, open};
 pub use entry::{Compiler, GpuEntry, GpuFacts, Products, TensorCores};
 #[cfg(feature = "gpu")]
 pub use opened::Gpu;
 #[cfg(feature = "gpu")]
-pub use pool::GpuMemory;
+pub use pool::{GpuBuffer, GpuMemory};
 pub use seen::seen;
 
 /// What a user does about a build without GPU code.

@@ -7,10 +7,11 @@ use cubecl::CubeDim;
 use cubecl::client::Client;
 use cubecl::prelude::{BufferArg, CubeCount};
 
-use super::buffer::{GpuBuffer, Ledger};
 use super::entry::GpuFacts;
+use super::kept::Kept;
 use super::launch::{self, UNITS, argument, grid};
-use super::pool::{GpuMemory, Lives, Pool};
+use super::ledger::Ledger;
+use super::pool::{GpuBuffer, GpuMemory, Lives, Pool};
 use super::{failure, philox};
 
 use crate::error::{Result, TensorError};
@@ -24,8 +25,8 @@ pub struct Gpu {
     /// Lists of indices that were uploaded lately: a step uses the same
     /// positions in each layer.
     words: Mutex<Vec<(Vec<u32>, Tensor)>>,
-    /// Plans and buffers of optimizer programs.
-    pub(crate) program: Mutex<crate::ops::program::kernel::Scratch>,
+    /// What operations keep from one call to the next.
+    pub(crate) kept: Kept,
     pub(crate) limits: Limits,
 }
 
@@ -52,7 +53,7 @@ impl Gpu {
         launch::on_one_stream(&mut client);
         let ledger = Ledger::new(facts.memory_bytes, &facts.name);
         let pool = Arc::new(Pool::new(client.clone(), ledger, facts.largest_buffer));
-        Gpu { client, facts, pool, words: Mutex::default(), program: Mutex::default(), limits: Limits::default() }
+        Gpu { client, facts, pool, words: Mutex::default(), kept: Kept::default(), limits: Limits::default() }
     }
 
     pub fn facts(&self) -> &GpuFacts {

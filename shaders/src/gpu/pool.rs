@@ -19,9 +19,9 @@ use cubecl::future::block_on;
 use cubecl::server::Handle;
 
 use super::arena::{Arena, Region};
-use super::buffer::{GpuBuffer, Ledger};
 use super::failure::failure;
 use super::launch::own_allocation;
+use super::ledger::Ledger;
 use crate::error::{Result, TensorError};
 
 /// At least what drivers ask of a storage buffer's offset.
@@ -52,9 +52,44 @@ pub(crate) enum Lives {
 
 /// Where a tensor lies.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+struct Place {
     lives: Lives,
     region: Region,
+}
+
+/// A tensor's memory on a GPU. Bytes of types smaller than four are packed
+/// into words, in little-endian order: kernels bind f32 and u32 alone.
+pub struct GpuBuffer {
+    handle: Handle,
+    bytes: u64,
+    place: Place,
+    pool: Arc<Pool>,
+}
+
+impl std::fmt::Debug for GpuBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GpuBuffer({} bytes on {})", self.bytes, self.device())
+    }
+}
+
+impl GpuBuffer {
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    pub(super) fn is_of(&self, pool: &Arc<Pool>) -> bool {
+        Arc::ptr_eq(&self.pool, pool)
+    }
+
+    pub(super) fn device(&self) -> &str {
+        self.pool.ledger.device()
+    }
+}
+
+impl Drop for GpuBuffer {
+    fn drop(&mut self) {
+        self.pool.give(self.place, self.bytes);
+    }
 }
 
 /// What a device holds, in bytes.
@@ -116,7 +151,7 @@ impl Pool {
         }
         self.ledger.take(op, bytes)?;
         match self.place(op, bytes, lives) {
-            Ok((place, handle)) => Ok(GpuBuffer::new(handle, bytes, place, self.clone())),
+            Ok((place, handle)) => Ok(GpuBuffer { handle, bytes, place, pool: self.clone() }),
             Err(error) => {
                 self.ledger.give(bytes);
                 Err(error)
@@ -135,7 +170,7 @@ impl Pool {
     }
 
     /// Gives a tensor's place back, and its bytes in the ledger.
-    pub(super) fn give(&self, place: Place, bytes: u64) {
+    fn give(&self, place: Place, bytes: u64) {
         self.arenas().of(place.lives).give(place.region);
         self.ledger.give(bytes);
     }

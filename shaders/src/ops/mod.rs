@@ -18,6 +18,7 @@
 //!   the same device gives the same bits.
 
 pub mod attention;
+pub(crate) mod check;
 pub mod columns;
 pub mod dropout;
 pub mod elementwise;
@@ -27,6 +28,7 @@ pub mod gather;
 pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
+pub(crate) mod memory;
 pub mod nf4;
 pub mod program;
 pub mod random_weight;
@@ -43,6 +45,28 @@ use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 use crate::error::Result;
 use crate::random::Key;
 use crate::tensor::Tensor;
+
+/// The checks of all operations, in the order of a step. A new operation adds its line.
+pub(crate) const CHECKS: &[&[check::Check]] = &[
+    memory::conformance::CHECKS,
+    random_weight::conformance::CHECKS,
+    elementwise::conformance::CHECKS,
+    columns::conformance::CHECKS,
+    reduce::conformance::CHECKS,
+    gather::conformance::CHECKS,
+    dropout::conformance::CHECKS,
+    embedding::conformance::CHECKS,
+    rms_norm::conformance::CHECKS,
+    layer_norm::conformance::CHECKS,
+    rotary::conformance::CHECKS,
+    gated::conformance::CHECKS,
+    matmul::conformance::CHECKS,
+    nf4::conformance::CHECKS,
+    linear::conformance::CHECKS,
+    attention::conformance::CHECKS,
+    token_logp::conformance::CHECKS,
+    program::conformance::CHECKS,
+];
 
 /// Where the documents of a flat micro-batch begin and end:
 /// `bounds[i]..bounds[i + 1]` are the tokens of document `i`.

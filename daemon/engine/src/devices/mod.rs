@@ -213,8 +213,7 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
     let device = open(asked, None)?;
     let device: &Device = device.as_ref();
-    let checks = conformance::checks();
-    let results = checks.iter().map(|check| {
+    let results = conformance::checks().map(|check| {
         let result = OperationResult::from(&check.run(device));
         each(&result);
         result

@@ -10,6 +10,7 @@
 //! `dv = pᵀ do`, `ds = p (do vᵀ − δ)` (times `1 − (s/cap)²`),
 //! `dq = scale · ds k`, `dk = scale · dsᵀ q`.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

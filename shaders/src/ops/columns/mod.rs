@@ -1,6 +1,7 @@
 //! Operations between a matrix `[N, C]` and a vector `[C]` of its columns, and
 //! cutting and joining columns.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

@@ -4,6 +4,7 @@
 //! Element i is dropped when number i of the key's uniform stream is below p.
 //! The backward pass is the forward pass on dy with the same key.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

@@ -1,5 +1,6 @@
 //! Sums, multiples and quotients of whole tensors.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

@@ -4,6 +4,9 @@ use crate::cpu::Cpu;
 use crate::error::TensorError;
 use crate::ops::testing::{assert_bits, assert_near, on_each, random, read, upload};
 
+/// How far the CPU may be from the reference ([`assert_near`]).
+const TOLERANCE: f32 = 1e-7;
+
 #[test]
 fn sums_and_multiples_agree_with_the_reference() {
     for len in [1, 3, 1000, 16_384, 100_003] {
@@ -19,10 +22,10 @@ fn sums_and_multiples_agree_with_the_reference() {
             cpu.fill_zero(&mut zero).unwrap();
             vec![read(cpu, &sum), read(cpu, &scaled), read(cpu, &tripled), read(cpu, &zero)]
         });
-        assert_near("elementwise", &got[0], &reference::add(&a, &b));
+        assert_near(TOLERANCE, &got[0], &reference::add(&a, &b));
         let mut want = b.clone();
         reference::add_scaled(&mut want, &a, 0.37);
-        assert_near("elementwise", &got[1], &want);
+        assert_near(TOLERANCE, &got[1], &want);
         assert_bits(&got[2], &a.iter().map(|x| x * 3.0).collect::<Vec<_>>());
         assert!(got[3].iter().all(|x| *x == 0.0));
     }

@@ -2,6 +2,7 @@
 //!
 //! ids `[N]`, table `[V, C]` (f32 or bf16), y `[N, C]`.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 pub mod reference;
 #[cfg(test)]

@@ -4,6 +4,9 @@ use crate::cpu::Cpu;
 use crate::ops::Activation;
 use crate::ops::testing::{assert_gradient, assert_near, inner, on_each, random, read, upload};
 
+/// How far the CPU may be from the reference ([`assert_near`]).
+const TOLERANCE: f32 = 2e-6;
+
 const ALL: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu];
 
 /// From −20 to 20, dense about zero.
@@ -27,12 +30,12 @@ fn all_curves_agree_with_the_reference() {
                 vec![read(cpu, &y), read(cpu, &dg), read(cpu, &du), read(cpu, &plain), read(cpu, &slope)]
             });
             let (dgate, dup) = reference::gated_backward(&dy, &gate, &up, activation);
-            assert_near("gated", &got[0], &reference::gated(&gate, &up, activation));
-            assert_near("gated", &got[1], &dgate);
-            assert_near("gated", &got[2], &dup);
+            assert_near(TOLERANCE, &got[0], &reference::gated(&gate, &up, activation));
+            assert_near(TOLERANCE, &got[1], &dgate);
+            assert_near(TOLERANCE, &got[2], &dup);
             let ones = vec![1.0; len];
-            assert_near("gated", &got[3], &reference::gated(&gate, &ones, activation));
-            assert_near("gated", &got[4], &reference::gated_backward(&dy, &gate, &ones, activation).0);
+            assert_near(TOLERANCE, &got[3], &reference::gated(&gate, &ones, activation));
+            assert_near(TOLERANCE, &got[4], &reference::gated_backward(&dy, &gate, &ones, activation).0);
         }
     }
 }

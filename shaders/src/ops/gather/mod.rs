@@ -1,6 +1,7 @@
 //! Taking rows out of a matrix, putting them back, and writing rows into a
 //! cache.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

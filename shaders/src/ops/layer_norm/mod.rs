@@ -5,6 +5,7 @@
 //! `g = dy · w` and `n = (x − mean) · rstd`:
 //! `dx = rstd · (g − mean(g) − n · mean(g · n))`.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

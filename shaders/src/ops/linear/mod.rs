@@ -4,6 +4,7 @@
 //! A weight that is not f32 is unpacked a slab of rows at a time: the whole
 //! weight in f32 never exists.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

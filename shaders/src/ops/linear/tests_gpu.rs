@@ -2,7 +2,7 @@
 
 use super::kernel::{panels, panels_of, unpacked_rows};
 use super::reference;
-use crate::conformance::distance;
+use crate::ops::check::distance;
 use crate::ops::testing::{assert_bits, gpu_for_test, random};
 use crate::ops::{Ops, Weight, WeightKind};
 

@@ -1,5 +1,6 @@
 //! Matrix products of tensors: `alpha · op(a) op(b)`.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

@@ -8,6 +8,7 @@
 //! mean (`offset`), are kept as 8-bit indices into the signed dynamic map, in
 //! blocks of 256 with an absmax of their own.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

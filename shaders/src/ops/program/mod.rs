@@ -16,6 +16,7 @@
 //! Plans, buffers and registers live in [`Scratch`] and are reused: after the
 //! first step of each tensor a step allocates nothing, matrix products aside.
 
+pub(crate) mod conformance;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;
 mod plan;

@@ -4,6 +4,7 @@
 //! stream as a number in [−1, 1). The integer becomes a float exactly and is
 //! rounded once, in the product with the scale, so every device has the same bits.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

@@ -5,6 +5,7 @@
 //! The offset is 1 for Gemma. Backward, with `g = dy · (w + offset)`:
 //! `dx = rstd · (g − x · rstd² · mean(g · x))`, `dw = Σ dy · x · rstd`.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

@@ -3,6 +3,7 @@
 //! (i, i + rotary_dim/2) turns by `position · frequency i`. The backward pass
 //! turns the other way.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

@@ -5,6 +5,9 @@ use crate::error::TensorError;
 use crate::ops::RotaryTable;
 use crate::ops::testing::{assert_near, on_each, random, read, upload};
 
+/// How far the CPU may be from the reference ([`assert_near`]).
+const TOLERANCE: f32 = 1e-6;
+
 fn angles(positions: usize, half: usize) -> (Vec<f32>, Vec<f32>) {
     let angle = |p: usize, i: usize| p as f32 * 10_000f32.powf(-(i as f32) / half as f32);
     let all = |f: fn(f32) -> f32| (0..positions).flat_map(|p| (0..half).map(move |i| f(angle(p, i)))).collect();
@@ -35,8 +38,8 @@ fn turning_agrees_with_the_reference_and_turns_back() {
         let (cos, sin) = angles(40, rotary_dim / 2);
         let mut want = x.clone();
         reference::rotary(&mut want, &positions, &cos, &sin, rotary_dim, dim, false);
-        assert_near("rotary", &got[0], &want);
-        assert_near("rotary", &got[1], &x);
+        assert_near(TOLERANCE, &got[0], &want);
+        assert_near(TOLERANCE, &got[1], &x);
     }
 }
 

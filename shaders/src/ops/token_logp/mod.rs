@@ -9,6 +9,7 @@
 //! `dl_j = p_j (b − a − c − e (l_j − lse + H)) + c/V + a [j = t]`
 //! and `dz = dl (1 − (l/cap)²)`.
 
+pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;

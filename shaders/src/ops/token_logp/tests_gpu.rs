@@ -3,9 +3,9 @@
 
 use super::reference;
 use super::tests::{ALL, coefficients, flat, targets};
-use crate::conformance::distance;
 use crate::cpu::Cpu;
 use crate::gpu::Gpu;
+use crate::ops::check::distance;
 use crate::ops::testing::{assert_bits, gpu_for_test, random};
 use crate::ops::{Head, Ops, TokenCoefficients, Weight, WeightKind, linear, matmul};
 

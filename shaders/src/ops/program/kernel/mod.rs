@@ -38,7 +38,7 @@ use crate::tensor::Tensor;
 
 /// What steps keep from one to the next.
 #[derive(Default)]
-pub(crate) struct Scratch {
+struct Scratch {
     programs: Vec<(Program, Arc<Lowered>)>,
     uniforms: Vec<f64>,
 }
@@ -94,7 +94,8 @@ pub(crate) fn step(
     // Refused before any state has changed.
     gpu.output_f32(OP, parameter)?;
     gpu.input_f32(OP, gradient)?;
-    let mut scratch = gpu.program.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = gpu.kept.of::<Scratch>();
+    let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
     let lowered = scratch.lowered(program, most_buffers(gpu));
     launch(gpu, program, &lowered, parameter, gradient, states, scalars, &mut scratch.uniforms)
 }

@@ -1,16 +1,21 @@
-//! Checks of 4-bit weights: quantising to the bit, and back.
+//! Checks of this operation against its plain reference.
 
-use super::{Pairs, random};
+use super::reference::{QuantisedScales, dequantise as from_bits, dynamic_map, quantise as to_bits};
+use super::{BLOCK, CODEBOOK, NESTED_BLOCK, Nf4Weight, Scales};
 use crate::error::Result;
-use crate::ops::nf4::reference::{QuantisedScales, dequantise as from_bits, dynamic_map, quantise as to_bits};
-use crate::ops::nf4::{BLOCK, CODEBOOK, NESTED_BLOCK, Nf4Weight, Scales};
+use crate::ops::check::{Check, Pairs, random};
 use crate::ops::{Ops, Weight};
 use crate::tensor::Tensor;
+
+pub(crate) const CHECKS: &[Check] = &[
+    Check { operation: "nf4_quantise", tolerance: 0.0, products: false, run: quantise },
+    Check { operation: "nf4", tolerance: 1e-6, products: false, run: dequantise },
+];
 
 /// Whole blocks, an odd number of elements, more than a nested block.
 const SHAPES: [(usize, usize); 5] = [(1, 1), (2, 64), (3, 7), (33, 65), (300, 64)];
 
-pub(super) fn dequantise(ops: &dyn Ops) -> Result<Pairs> {
+fn dequantise(ops: &dyn Ops) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (rows, columns) in SHAPES {
         let values = random(1, rows * columns);
@@ -79,7 +84,7 @@ fn parts(ops: &dyn Ops, weight: &Nf4Weight) -> Result<Vec<Vec<f32>>> {
     Ok(parts)
 }
 
-pub(super) fn quantise(ops: &dyn Ops) -> Result<Pairs> {
+fn quantise(ops: &dyn Ops) -> Result<Pairs> {
     let mut inputs: Vec<Vec<f32>> = SHAPES.iter().map(|(rows, columns)| random(1, rows * columns)).collect();
     inputs.extend([awkward(), extreme()]);
     let mut pairs = Vec::new();

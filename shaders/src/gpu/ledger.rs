@@ -1,16 +1,12 @@
-//! A tensor's memory, and the ledger of all of it.
+//! The ledger of a device's memory.
 //!
 //! The runtime allocates lazily and learns that memory is short long after the
-//! request. So the device keeps its own ledger: a request beyond the budget is
-//! refused here, by a typed error, before the runtime hears of it. Where a tensor
-//! lies is the [`pool`](super::pool)'s affair.
+//! request. So the device keeps a ledger: it refuses a request beyond the budget by a
+//! typed error, before the runtime hears of it. The pool of pages
+//! (`gpu/pool.rs`) decides where a tensor is placed.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cubecl::server::Handle;
-
-use super::pool::{Place, Pool};
 use crate::error::{Result, TensorError};
 
 /// Bytes in use, the most there were, and how many there may be.
@@ -72,45 +68,5 @@ impl Ledger {
 
     pub(super) fn set_limit(&self, bytes: u64) {
         self.limit.store(bytes, Ordering::Relaxed);
-    }
-}
-
-/// A tensor's memory on a GPU. Bytes of types smaller than four are packed
-/// into words, in little-endian order: kernels bind f32 and u32 alone.
-pub struct GpuBuffer {
-    handle: Handle,
-    bytes: u64,
-    place: Place,
-    pool: Arc<Pool>,
-}
-
-impl std::fmt::Debug for GpuBuffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "GpuBuffer({} bytes on {})", self.bytes, self.device())
-    }
-}
-
-impl GpuBuffer {
-    /// The bytes must have been entered in the pool's ledger.
-    pub(super) fn new(handle: Handle, bytes: u64, place: Place, pool: Arc<Pool>) -> GpuBuffer {
-        GpuBuffer { handle, bytes, place, pool }
-    }
-
-    pub(super) fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    pub(super) fn is_of(&self, pool: &Arc<Pool>) -> bool {
-        Arc::ptr_eq(&self.pool, pool)
-    }
-
-    pub(super) fn device(&self) -> &str {
-        &self.pool.ledger.device
-    }
-}
-
-impl Drop for GpuBuffer {
-    fn drop(&mut self) {
-        self.pool.give(self.place, self.bytes);
     }
 }

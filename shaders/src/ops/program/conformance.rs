@@ -1,12 +1,15 @@
-//! The check of optimizer programs: an Adam whose every kind of instruction
-//! the definition interprets beside the device.
+//! Checks of optimizer programs: an Adam with every kind of
+//! instruction, beside the interpreter that defines them.
 
 use finetuned_plugin_api::optimizer::{TensorKind, TensorShape};
 use finetuned_plugin_api::program::{Axis, Program, Rule, Scalars, StateBuffer, StateSlice, StateType, interpret};
 
-use super::{Pairs, random};
 use crate::error::{Result, TensorError};
 use crate::ops::Ops;
+use crate::ops::check::{Check, Pairs, random};
+
+pub(crate) const CHECKS: &[Check] =
+    &[Check { operation: "optimizer_step", tolerance: 2e-5, products: false, run: optimizer_step }];
 
 fn program(rows: usize, columns: usize) -> Result<Program> {
     let shape = TensorShape { shape: vec![rows, columns], name: "w".into(), kind: TensorKind::Matrix };
@@ -26,7 +29,7 @@ fn program(rows: usize, columns: usize) -> Result<Program> {
         .map_err(|error| TensorError::Failed { op: "optimizer_step", reason: error.to_string() })
 }
 
-pub(super) fn optimizer_step(ops: &dyn Ops) -> Result<Pairs> {
+fn optimizer_step(ops: &dyn Ops) -> Result<Pairs> {
     let failed = |error: finetuned_plugin_api::PluginError| TensorError::Failed {
         op: "optimizer_step",
         reason: error.to_string(),
@@ -56,6 +59,8 @@ pub(super) fn optimizer_step(ops: &dyn Ops) -> Result<Pairs> {
                 slice.read(0, &mut values);
                 values
             };
+            let mut again = ops.read_state(&ops.write_state(ops.read_state(state)?)?)?;
+            pairs.push((values(&mut again), values(&mut got)));
             pairs.push((values(&mut got), values(want)));
         }
     }

@@ -1,0 +1,3 @@
+//! Memory: tensors that are made, written, copied and read back.
+
+pub(crate) mod conformance;
