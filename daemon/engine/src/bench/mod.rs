@@ -27,8 +27,8 @@ use crate::plan::Counter;
 use crate::plugins;
 use crate::random_weights::RandomWeights;
 use crate::recipe::{Method, Recipe};
-use crate::train::step::{StepBytes, StepOptions, Trainer};
 use crate::train::micro_batch::{MicroBatch, documents};
+use crate::train::step::{StepBytes, StepOptions, Trainer};
 use crate::vocabulary::PluginLibrary;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

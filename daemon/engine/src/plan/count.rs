@@ -17,10 +17,10 @@ use crate::model::parameters::Gradients;
 use crate::recipe::{Method, Recipe};
 use crate::train::heads::Heads;
 use crate::train::load::load_for_training;
+use crate::train::micro_batch::MicroBatch;
 use crate::train::optimize::{OptimizerBytes, Rules};
 use crate::train::reference::Reference;
 use crate::train::step::{Differentiation, keep};
-use crate::train::micro_batch::MicroBatch;
 use crate::vocabulary::{PlanPart, part};
 
 /// A checkpoint's names and shapes. Its values are never read: every tensor is made up

@@ -18,8 +18,8 @@ use crate::model::{adapter, build};
 use crate::plugins;
 use crate::random_weights::RandomWeights;
 use crate::recipe::{Method, Recipe};
-use crate::train::step::{StepBytes, StepOptions, Trainer};
 use crate::train::micro_batch::{MicroBatch, documents};
+use crate::train::step::{StepBytes, StepOptions, Trainer};
 
 /// A llama of three layers.
 fn config() -> ModelConfig {
