@@ -132,7 +132,7 @@ fn crates_depend_downward_only() {
         ("plugin-api", &[][..]),
         ("shaders", &["plugin-api"][..]),
         ("daemon/formats", &[][..]),
-        ("daemon/data", &["formats"][..]),
+        ("daemon/data", &["plugin-api", "formats"][..]),
         ("daemon/engine", &["plugin-api", "shaders", "formats", "data", "standard"][..]),
         ("daemon/service", &["plugin-api", "formats", "data", "engine", "standard", "template"][..]),
         ("plugins/standard", &["plugin-api"][..]),

@@ -7,17 +7,18 @@ use finetuned_data::{DataKind, Example, Examples, Row};
 #[cfg(feature = "gpu")]
 use finetuned_formats::ModelFiles;
 use finetuned_formats::{ModelConfig, TensorSource};
+use finetuned_plugin_api::loss::Needs;
 use finetuned_shaders::Device;
 use finetuned_shaders::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use finetuned_shaders::gpu::{self, Gpu};
 
-use super::footprint::Footprint;
+use super::count::{Count, Counter};
 use crate::model::{adapter, build};
 use crate::plugins;
 use crate::random_weights::RandomWeights;
 use crate::recipe::{Method, Recipe};
-use crate::train::heads::Heads;
+use crate::train::micro_batch::{MicroBatch, documents};
 use crate::train::step::{StepBytes, StepOptions, Trainer};
 
 /// A llama of three layers.
@@ -48,7 +49,15 @@ fn data(sequences: usize) -> (Examples, Vec<Row>) {
     (Examples { kind: DataKind::Supervised, sequence_length: TOKENS, list }, rows)
 }
 
-fn trainer(ops: &Arc<Device>, recipe: &Recipe, sequences: usize) -> (Trainer, Footprint) {
+/// The peak of a step over one micro-batch of these sequences, counted.
+fn step_bytes(count: &mut Count, sequences: usize) -> u64 {
+    let (examples, rows) = data(sequences);
+    let rows: Vec<&Row> = rows.iter().collect();
+    let all: Vec<_> = (0..sequences).flat_map(|at| documents(&examples, &rows, at, false)).collect();
+    count.micro_batch(&MicroBatch::new(&all, &Needs::default())).expect("a count").bytes()
+}
+
+fn trainer(ops: &Arc<Device>, recipe: &Recipe, sequences: usize) -> (Trainer, Count) {
     let config = config();
     let source = RandomWeights::new(&config);
     trainer_of(ops, &config, &source, recipe, sequences)
@@ -60,7 +69,7 @@ fn trainer_of(
     source: &dyn TensorSource,
     recipe: &Recipe,
     sequences: usize,
-) -> (Trainer, Footprint) {
+) -> (Trainer, Count) {
     let options = build::LoadOptions {
         trainable: recipe.method == Method::Full,
         nf4: (recipe.method == Method::Qlora).then_some(recipe.qlora.double_quant),
@@ -72,8 +81,18 @@ fn trainer_of(
     }
     let registry = plugins::registry(&[]).expect("plugins");
     let optimizer = plugins::optimizer(recipe, &registry).expect("an optimizer");
-    let footprint = Footprint::new(ops.as_ref(), config, source, recipe, None, Heads::LANGUAGE, optimizer.as_ref());
     let objective = registry.objective("cross-entropy", &serde_json::Map::new()).expect("a loss");
+    let counter = Counter {
+        device: ops,
+        config,
+        source,
+        recipe,
+        start: None,
+        objective: &objective,
+        optimizer: plugins::optimizer(recipe, &registry).expect("an optimizer"),
+        context: TOKENS,
+    };
+    let count = counter.count().expect("a count");
     let options = StepOptions {
         micro_batch_size: sequences,
         gradient_checkpointing: recipe.train.gradient_checkpointing,
@@ -82,7 +101,7 @@ fn trainer_of(
         seed: 1,
     };
     let trainer = Trainer::new(ops.clone(), model, objective, optimizer, options, true).expect("a trainer");
-    (trainer, footprint.expect("a footprint"))
+    (trainer, count)
 }
 
 #[cfg(feature = "gpu")]
@@ -101,29 +120,28 @@ fn planned_and_taken(
     ops: &Arc<Device>,
     recipe: &Recipe,
     sequences: usize,
-    lasting: impl Fn(&Footprint) -> u64,
+    lasting: impl Fn(&Count) -> u64,
 ) -> (u64, u64) {
     taken(ops, trainer(ops, recipe, sequences), sequences, lasting)
 }
 
 fn taken(
     ops: &Arc<Device>,
-    (mut trainer, footprint): (Trainer, Footprint),
+    (mut trainer, mut count): (Trainer, Count),
     sequences: usize,
-    lasting: impl Fn(&Footprint) -> u64,
+    lasting: impl Fn(&Count) -> u64,
 ) -> (u64, u64) {
-    let tokens = sequences * TOKENS;
-    let step = footprint.step(ops.as_ref(), tokens, tokens - sequences);
+    let step = step_bytes(&mut count, sequences);
     trainer.reserve(StepBytes::new(sequences, |_| step)).expect("memory");
     ops.reset_peak();
     let (examples, rows) = data(sequences);
     for step in 1..=2 {
         trainer.step(&examples, &rows, step, 1e-4, &mut |_, _| true).expect("a step");
     }
-    (lasting(&footprint) + step, ops.allocated_bytes().1)
+    (lasting(&count) + step, ops.allocated_bytes().1)
 }
 
-fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Footprint) -> u64) {
+fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Count) -> u64) {
     let device = ops.info().name;
     for (method, dropout) in [(Method::Full, 0.0), (Method::Lora, 0.0), (Method::Lora, 0.1), (Method::Qlora, 0.1)] {
         for checkpointing in [false, true] {
@@ -142,7 +160,7 @@ fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&F
 fn a_plan_is_a_close_upper_bound_on_a_gpu() {
     let Some(gpu) = gpu() else { return };
     let ops: Arc<Device> = gpu;
-    compare(&ops, 1.0..1.25, Footprint::fixed);
+    compare(&ops, 1.0..1.25, Count::lasting);
 }
 
 #[test]
@@ -150,7 +168,7 @@ fn a_plan_is_close_on_the_cpu() {
     let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
     // The CPU keeps an optimizer's states and temporaries outside of its ledger; the
     // scratch of its threads is in the plan's part for the process.
-    compare(&ops, 0.95..1.25, |footprint| footprint.fixed() - footprint.optimizer.states - footprint.optimizer.scratch);
+    compare(&ops, 0.95..1.25, |count| count.lasting() - count.optimizer.states - count.optimizer.scratch);
 }
 
 /// Layers of other shapes: one product for gate and up, norms of queries and keys,
@@ -167,7 +185,7 @@ fn a_plan_is_an_upper_bound_for_every_kind_of_layer() {
         dora.lora.variant = crate::recipe::Variant::Dora;
         for recipe in [recipe(Method::Full, 0.0, true), dora] {
             let made = trainer_of(&ops, &files.config, files.tensors.as_ref(), &recipe, 4);
-            let (planned, taken) = taken(&ops, made, 4, Footprint::fixed);
+            let (planned, taken) = taken(&ops, made, 4, Count::lasting);
             let ratio = planned as f64 / taken as f64;
             println!("{architecture} {:?}: planned {planned}, taken {taken}, {ratio:.3}", recipe.method);
             assert!((1.0..1.25).contains(&ratio), "{architecture} {:?}: {planned} for {taken}", recipe.method);
@@ -182,10 +200,9 @@ fn steps_ask_the_driver_for_nothing_once_the_first_is_done() {
         let Some(gpu) = gpu() else { return };
         let ops: Arc<Device> = gpu.clone();
         let recipe = recipe(method, 0.1, checkpointing);
-        let (mut trainer, footprint) = trainer(&ops, &recipe, 4);
-        let tokens = 4 * TOKENS;
-        let bytes = StepBytes::new(4, |_| footprint.reserved(ops.as_ref(), tokens, tokens - 4));
-        trainer.reserve(bytes).expect("memory");
+        let (mut trainer, mut count) = trainer(&ops, &recipe, 4);
+        let bytes = step_bytes(&mut count, 4).max(count.optimizer.scratch);
+        trainer.reserve(StepBytes::new(4, |_| bytes)).expect("memory");
         let reserved = gpu.memory();
         gpu.reset_peak();
         let (examples, rows) = data(4);
@@ -211,9 +228,9 @@ fn a_run_has_the_same_bits_wherever_its_tensors_lie() {
     let bits = |reserved: bool, aside: usize| {
         let gpu = Arc::new(gpu::open(&gpu::list()[0]).expect("the GPU opens"));
         let ops: Arc<Device> = gpu.clone();
-        let (mut trainer, footprint) = trainer(&ops, &recipe, 3);
+        let (mut trainer, mut count) = trainer(&ops, &recipe, 3);
         if reserved {
-            let bytes = footprint.reserved(&*gpu, 3 * TOKENS, 3 * TOKENS);
+            let bytes = step_bytes(&mut count, 3).max(count.optimizer.scratch);
             trainer.reserve(StepBytes::new(3, |_| bytes)).expect("memory");
         }
         // Moves whatever comes after it.
