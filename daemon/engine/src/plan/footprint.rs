@@ -1,11 +1,11 @@
 //! Bytes and operations of a model under a recipe.
 
-use finetuned_formats::{Architecture, ModelConfig, PeftAdapter, TensorSource};
+use finetuned_formats::{ModelConfig, PeftAdapter, TensorSource};
 use finetuned_plugin_api::optimizer::{Optimizer, TensorKind, TensorShape};
 use finetuned_shaders::Device;
 
 use crate::error::EngineError;
-use crate::model::build::{EMBEDDING, HEAD, stays_bf16};
+use crate::model::build::stays_bf16;
 use crate::model::shape::{LinearShape, ModelShape};
 use crate::recipe::{Method, Recipe};
 use crate::train::heads::Heads;
@@ -50,6 +50,7 @@ impl Footprint {
         optimizer: &dyn Optimizer,
     ) -> Result<Footprint, EngineError> {
         let shape = ModelShape::of(config);
+        let parts = &config.architecture.family().parts;
         let full = recipe.method == Method::Full;
         let ranks = if full { vec![0; shape.linears.len()] } else { adapter_ranks(&shape, recipe, start)? };
         let dora = match start {
@@ -69,7 +70,8 @@ impl Footprint {
                 shape.linears.iter().map(bytes).sum()
             }
         };
-        let tables = [Some(EMBEDDING), (!config.tied_embeddings).then_some(HEAD)];
+        let (embedding, head) = (parts.embedding, if config.tied_embeddings { parts.embedding } else { parts.head });
+        let tables = [Some(embedding), (!config.tied_embeddings).then_some(head)];
         let narrow = tables.into_iter().flatten().filter(|name| element(name) == 2).count() as u64;
         let other_bytes = 4 * shape.other_parameters - narrow * 2 * (shape.vocab * shape.hidden) as u64;
         let weights = linear_bytes + other_bytes;
@@ -105,7 +107,7 @@ impl Footprint {
             dora,
             full,
             packed: recipe.method == Method::Qlora || narrow > 0,
-            narrow_head: element(if config.tied_embeddings { EMBEDDING } else { HEAD }) == 2,
+            narrow_head: element(head) == 2,
             dropout: !full && recipe.lora.dropout > 0.0,
             checkpointing: recipe.train.gradient_checkpointing,
             offload: recipe.train.offload_activations && !ops.info().on_host,
@@ -167,7 +169,7 @@ impl Footprint {
         // kept; the stream's gradient before and after, the MLP's (three of the inner
         // width, four where gate and up are one product) or attention's, and what an
         // adapter's dropout and scale make.
-        let fused = matches!(s.architecture, Architecture::Phi3 | Architecture::Gpt2);
+        let fused = s.fused;
         let widest = |width: fn(&LinearShape) -> usize| s.linears.iter().map(width).max().unwrap_or(0) as u64;
         let dropped = if self.dropout { widest(|linear| linear.inputs) } else { 0 };
         let adapter = dropped + if self.dora { 2 * (widest(|linear| linear.outputs) + c) } else { 0 };
@@ -267,8 +269,6 @@ fn adapter_ranks(shape: &ModelShape, recipe: &Recipe, start: Option<&PeftAdapter
     let modules: Vec<&str> = shape.linears.iter().map(|l: &LinearShape| l.module.as_str()).collect();
     match start {
         Some(peft) => Ok(crate::model::adapter::ranks(&modules, &peft.config)),
-        None => {
-            crate::model::adapter::ranks_of_recipe(&modules, &recipe.lora, shape.architecture == Architecture::Gpt2)
-        }
+        None => crate::model::adapter::ranks_of_recipe(&modules, &recipe.lora, shape.transposed),
     }
 }
