@@ -1,5 +1,5 @@
 //! A file's bytes: unpacked if it is gzip (by its first bytes, not its name),
-//! and hashed as they lie on the disk.
+//! and hashed as they are on the disk.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{DataError, Result};
 
 const BUFFER_BYTES: usize = 256 << 10;
+/// Enough of a file to recognise it by.
+const HEAD_BYTES: usize = 4096;
 
 struct Hashing {
     file: File,
@@ -46,6 +48,12 @@ impl Input {
         } else {
             Kind::Plain(plain)
         }))
+    }
+
+    /// The first bytes of the content, without taking them.
+    pub fn head(&mut self) -> io::Result<Vec<u8>> {
+        let chunk = self.fill_buf()?;
+        Ok(chunk[..chunk.len().min(HEAD_BYTES)].to_vec())
     }
 
     /// Reads the file to its end; SHA-256 of its bytes in hex.

@@ -10,23 +10,20 @@ use serde::de::IgnoredAny;
 /// and left to the reading of the dataset.
 const LONGEST_LAST_LINE: u64 = 64 << 20;
 
-/// Why a file looks cut off, if it does. `name` decides how it is read.
+/// Why a file looks cut off, if it does. Its name, in lower case, decides how it
+/// is read.
 ///
 /// # Errors
 /// Reading.
-pub fn what_is_missing(name: &str, file: &mut File) -> io::Result<Option<String>> {
-    let size = file.metadata()?.len();
-    if size == 0 {
-        return Ok(Some("it is empty".into()));
-    }
-    let lower = name.to_lowercase();
-    if lower.ends_with(".gz") {
+pub(super) fn what_is_missing(name: &str, file: &mut File) -> io::Result<Option<String>> {
+    if name.ends_with(".gz") {
         // The end of a compressed file shows when it is read.
         return Ok(None);
     }
-    if lower.ends_with(".json") {
+    if name.ends_with(".json") {
         return whole_document(file);
     }
+    let size = file.metadata()?.len();
     last_line(file, size)
 }
 
@@ -81,6 +78,7 @@ fn last_line(file: &mut File, size: u64) -> io::Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::what_is_missing;
 
     fn missing(name: &str, content: &str) -> Option<String> {
         let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 
 use std::io::{self, BufRead};
 
-use super::input::Input;
+use crate::rows::input::Input;
 
 /// What comes next in a list.
 #[derive(Debug)]

@@ -4,11 +4,11 @@
 use std::io::BufRead;
 use std::path::Path;
 
-use super::input::Input;
+use super::LARGEST_ROW_BYTES;
 use super::scan::Scanner;
-use super::{LARGEST_ROW_BYTES, only_blank};
-use crate::error::{DataError, Result};
-use crate::format::{Format, ROW_LIST_KEYS};
+use crate::error::{DataError, FileProblem, Result};
+use crate::format;
+use crate::rows::input::Input;
 
 /// Where a file's rows are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,29 +28,10 @@ pub(super) enum Layout {
 /// another kind, or in another encoding.
 pub(super) fn sniff(path: &Path) -> Result<Layout> {
     let read = DataError::reading(path);
-    let refuse = |problem: &str, remedy: &str| DataError::File {
-        path: path.to_owned(),
-        problem: problem.into(),
-        remedy: remedy.into(),
-    };
     let mut input = Input::open(path)?;
     let head = input.fill_buf().map_err(read)?;
-    for (magic, name) in [
-        (&b"PAR1"[..], "a Parquet file"),
-        (b"PK\x03\x04", "a zip archive"),
-        (b"\x28\xb5\x2f\xfd", "a zstd file"),
-        (b"ARROW1", "an Arrow file"),
-        (b"BZh", "a bzip2 file"),
-    ] {
-        if head.starts_with(magic) {
-            return Err(refuse(
-                &format!("this is {name}"),
-                "Datasets are JSON lines or JSON, plain or gzip: convert it first.",
-            ));
-        }
-    }
     if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
-        return Err(refuse("the file is in UTF-16", "Save it as UTF-8."));
+        return Err(DataError::file(path, FileProblem::Utf16));
     }
     let mut scanner = Scanner::new(input);
     scanner.skip_byte_order_mark().map_err(read)?;
@@ -59,7 +40,7 @@ pub(super) fn sniff(path: &Path) -> Result<Layout> {
         return Ok(Layout::Array);
     }
     let first = match scanner.line(LARGEST_ROW_BYTES).map_err(read)? {
-        None => return Err(refuse("the file is empty", "Give it at least one row.")),
+        None => return Err(DataError::file(path, FileProblem::Empty)),
         // One endless line: an object with a list inside, or nothing usable.
         Some((_, None, _)) => return inside_or_whole(path),
         Some((_, Some(line), _)) => line,
@@ -68,7 +49,7 @@ pub(super) fn sniff(path: &Path) -> Result<Layout> {
         return match serde_json::from_slice::<serde_json::Value>(&first) {
             Ok(serde_json::Value::Object(map)) => {
                 let alone = only_blank(&mut scanner.into_input()).map_err(read)?;
-                if alone && Format::of(&map).is_none() { inside_or_whole(path) } else { Ok(Layout::Lines) }
+                if alone && format::of(&map).is_none() { inside_or_whole(path) } else { Ok(Layout::Lines) }
             }
             Err(error) if error.is_eof() && is_spread(&mut scanner).map_err(read)? => inside_or_whole(path),
             _ => Ok(Layout::Lines),
@@ -78,10 +59,7 @@ pub(super) fn sniff(path: &Path) -> Result<Layout> {
         return Ok(Layout::Lines);
     }
     let start: String = String::from_utf8_lossy(&first).trim().chars().take(20).collect();
-    Err(refuse(
-        &format!("this is no JSON: it begins with `{start}`"),
-        "Datasets are JSON lines or JSON; plain text goes in rows like {\"text\": \"…\"}.",
-    ))
+    Err(DataError::file(path, FileProblem::NotJson { start }))
 }
 
 /// A first line that is damaged JSON rather than no JSON at all.
@@ -104,8 +82,24 @@ fn inside_or_whole(path: &Path) -> Result<Layout> {
     let read = DataError::reading(path);
     let mut scanner = Scanner::new(Input::open(path)?);
     scanner.skip_byte_order_mark().map_err(read)?;
-    match scanner.enter_first_list(ROW_LIST_KEYS).map_err(read)? {
-        Some(key) if !ROW_LIST_KEYS.contains(&key.as_str()) => Ok(Layout::Inside),
+    let lists = format::list_keys();
+    match scanner.enter_first_list(&lists).map_err(read)? {
+        Some(key) if !lists.contains(&key.as_str()) => Ok(Layout::Inside),
         _ => Ok(Layout::Whole),
+    }
+}
+
+/// Whether anything but white space is left.
+fn only_blank(input: &mut impl BufRead) -> std::io::Result<bool> {
+    loop {
+        let chunk = input.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok(true);
+        }
+        if !chunk.iter().all(u8::is_ascii_whitespace) {
+            return Ok(false);
+        }
+        let length = chunk.len();
+        input.consume(length);
     }
 }
