@@ -174,6 +174,12 @@ impl<R: BufRead> Scanner<R> {
             }
         }
         let (line, mut bytes) = (self.line, Vec::new());
+        // A bracket or colon that belongs to nothing is taken as the start of
+        // a bad element: `copy_value` stops before it and would never go on.
+        if let Some(stray @ (b'}' | b':')) = self.peek()? {
+            bytes.push(stray);
+            self.bump()?;
+        }
         if self.copy_value(&mut bytes, limit)? {
             Ok(Element::Value { line, bytes })
         } else if bytes.len() > limit {
@@ -263,6 +269,14 @@ mod tests {
         );
         assert_eq!(elements("[]"), Vec::<String>::new());
         assert_eq!(elements("[1, {\"a\": "), ["1:1", "CutOff { line: 1 }"]);
+    }
+
+    #[test]
+    fn brackets_and_colons_that_belong_to_nothing_are_bad_elements() {
+        assert_eq!(
+            elements("[{\"a\": 1}}, {\"b\": 2},\n:}:, \"c\": 3]"),
+            ["1:{\"a\": 1}", "1:}", "1:{\"b\": 2}", "2::", "2:}", "2::", "2:\"c\"", "2:: 3"]
+        );
     }
 
     #[test]
