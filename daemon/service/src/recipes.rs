@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use finetuned_engine::recipe::{self, Recipe};
+use finetuned_plugin_api::suggest::nearest;
 
-use crate::config::{TomlFile, nearest, place_recipe_error};
+use crate::config::{TomlFile, place_recipe_error};
 use crate::error::{Error, Result};
 
 /// Name and text, from `config/recipes/`.

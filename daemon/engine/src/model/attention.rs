@@ -80,12 +80,13 @@ impl Attention {
         let AttentionSaved { input, projected, mixed, lse, output } = saved;
         let Projected { q, k, v, .. } = projected;
         let dmixed = self.output.backward(cx, dy, mixed, output, None)?;
-        let segments = &cx.batch.segments;
-        let (mut dq, mut dk, dv) = cx.device.attention_backward(&dmixed, q, k, v, mixed, lse, segments, &self.spec)?;
+        let segments = &cx.forward.batch.segments;
+        let (mut dq, mut dk, dv) =
+            cx.forward.device.attention_backward(&dmixed, q, k, v, mixed, lse, segments, &self.spec)?;
         drop(dmixed);
-        if let Some(table) = self.table(cx.tables) {
-            cx.device.rotary(&mut dq, &cx.batch.positions, table, self.spec.head_dim, true)?;
-            cx.device.rotary(&mut dk, &cx.batch.positions, table, self.spec.head_dim, true)?;
+        if let Some(table) = self.table(cx.forward.tables) {
+            cx.forward.device.rotary(&mut dq, &cx.forward.batch.positions, table, self.spec.head_dim, true)?;
+            cx.forward.device.rotary(&mut dk, &cx.forward.batch.positions, table, self.spec.head_dim, true)?;
         }
         if let Some((norm, saved)) = self.query_norm.as_ref().zip(projected.query_norm.as_ref()) {
             dq = norm.backward(cx, &dq, saved, None)?;

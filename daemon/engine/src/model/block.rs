@@ -142,7 +142,7 @@ fn split(
     match norm.zip(saved) {
         Some((norm, saved)) => norm.backward(cx, &dinput, saved, Some(dstream)),
         None => {
-            cx.device.add_scaled(&mut dinput, &dstream, 1.0)?;
+            cx.forward.device.add_scaled(&mut dinput, &dstream, 1.0)?;
             Ok(dinput)
         }
     }

@@ -43,40 +43,13 @@ pub struct Forward<'a> {
     pub pass: Pass,
 }
 
-/// The context of a backward pass: that of the forward pass before it, and the
-/// gradients that layers add to.
+/// The context of a backward pass.
 pub struct Backward<'a> {
-    /// Where the tensors are.
-    pub device: &'a Device,
-    /// The model's parameters.
-    pub parameters: &'a Parameters,
-    /// The model's rotary tables.
-    pub tables: &'a [RotaryTable],
-    /// The tokens that the rows of the activations belong to.
-    pub batch: &'a TokenBatch,
-    /// The pass that is differentiated.
-    pub pass: Pass,
-    /// The parameters' gradients.
+    /// The forward pass that is differentiated, and that computes again what was not
+    /// kept.
+    pub forward: Forward<'a>,
+    /// The parameters' gradients, which layers add to.
     pub gradients: &'a mut Gradients,
-}
-
-impl<'a> Backward<'a> {
-    /// The backward pass of this forward pass.
-    pub fn of(forward: Forward<'a>, gradients: &'a mut Gradients) -> Backward<'a> {
-        let Forward { device, parameters, tables, batch, pass } = forward;
-        Backward { device, parameters, tables, batch, pass, gradients }
-    }
-
-    /// The forward pass, to compute again what was not kept.
-    pub fn forward(&self) -> Forward<'a> {
-        Forward {
-            device: self.device,
-            parameters: self.parameters,
-            tables: self.tables,
-            batch: self.batch,
-            pass: self.pass,
-        }
-    }
 }
 
 /// Whether a layer's backward pass computes the gradient of its input.

@@ -171,7 +171,7 @@ impl Decoder {
     ) -> Result<()> {
         let Passed { batch, pass, x, layers } = passed;
         let rows = x.rows();
-        let mut cx = Backward::of(self.context(device, batch, pass), gradients);
+        let mut cx = Backward { forward: self.context(device, batch, pass), gradients };
         let dgathered = self.final_norm.backward(&mut cx, dh, &head.norm, None)?;
         let mut dx = device.scatter_rows(rows, &head.rows, &dgathered)?;
         drop((head, dgathered, x));
@@ -180,10 +180,10 @@ impl Decoder {
         for (i, (block, saved)) in self.blocks.iter().zip(layers).enumerate().rev() {
             let saved = match saved {
                 LayerSaved::Whole(saved) => *saved,
-                LayerSaved::Input(x) => block.forward(&cx.forward(), x)?.1,
+                LayerSaved::Input(x) => block.forward(&cx.forward, x)?.1,
                 LayerSaved::OnHost { shape, values } => {
                     let x = device.upload(&shape, &values)?;
-                    block.forward(&cx.forward(), x)?.1
+                    block.forward(&cx.forward, x)?.1
                 }
             };
             let below = if i > 0 || embedding_trained { InputGradient::Wanted } else { InputGradient::Unwanted };

@@ -74,7 +74,7 @@ struct DoraSaved {
     /// g `[out]`.
     gain: Tensor,
     /// ‖W + s B A‖ row by row `[out]`.
-    norm: Vec<f32>,
+    norm: Tensor,
     /// dropout(x) Wᵀ + t `[N, out]`.
     inner: Tensor,
 }
@@ -109,10 +109,8 @@ impl Linear {
             y = device.matmul(&low, false, b, true, adapter.scale, Some(y))?;
             return Ok((y, AdapterSaved { low, dora: None }));
         };
-        let norm = device.read(&device.dora_norm(weight, a, b, adapter.scale)?)?;
-        let m = device.read(cx.parameters.tensor(magnitude)?)?;
-        let gain: Vec<f32> = m.iter().zip(&norm).map(|(m, n)| m / n).collect();
-        let gain = device.upload(&[self.outputs], &gain)?;
+        let norm = device.dora_norm(weight, a, b, adapter.scale)?;
+        let gain = device.divide(cx.parameters.tensor(magnitude)?, &norm)?;
         let inner = match &dropped {
             Some(dropped) => {
                 let base = device.linear(dropped, weight)?;
@@ -141,12 +139,12 @@ impl Linear {
         into: Option<Tensor>,
     ) -> Result<Tensor> {
         self.base_gradients(cx, dy, x)?;
-        let (device, parameters) = (cx.device, cx.parameters);
+        let (device, parameters) = (cx.forward.device, cx.forward.parameters);
         let weight = parameters.weight(self.weight);
         let Some((adapter, saved)) = self.adapter.as_ref().zip(saved.0.as_ref()) else {
             return device.linear_backward(dy, weight, into);
         };
-        let dropped = self.dropped(device, adapter, x, &cx.pass)?;
+        let dropped = self.dropped(device, adapter, x, &cx.forward.pass)?;
         let gained = self.gained(cx, saved, dy)?;
         let mut dx = match (&gained, &dropped) {
             (None, _) => device.linear_backward(dy, weight, into)?,
@@ -156,7 +154,8 @@ impl Linear {
                 let mut excess = device.copy(gained)?;
                 device.add_scaled(&mut excess, dy, -1.0)?;
                 let through = device.linear_backward(&excess, weight, None)?;
-                let through = device.dropout(&through, adapter.dropout, streams::dropout(&cx.pass, self.place))?;
+                let through =
+                    device.dropout(&through, adapter.dropout, streams::dropout(&cx.forward.pass, self.place))?;
                 device.add_scaled(&mut dx, &through, 1.0)?;
                 dx
             }
@@ -168,7 +167,7 @@ impl Linear {
             return device.matmul(&dlow, false, a, false, 1.0, Some(dx));
         }
         let through = device.matmul(&dlow, false, a, false, 1.0, None)?;
-        let through = device.dropout(&through, adapter.dropout, streams::dropout(&cx.pass, self.place))?;
+        let through = device.dropout(&through, adapter.dropout, streams::dropout(&cx.forward.pass, self.place))?;
         device.add_scaled(&mut dx, &through, 1.0)?;
         Ok(dx)
     }
@@ -178,7 +177,7 @@ impl Linear {
     pub fn backward_parameters(&self, cx: &mut Backward, dy: &Tensor, x: &Tensor, saved: &LinearSaved) -> Result<()> {
         self.base_gradients(cx, dy, x)?;
         let Some((adapter, saved)) = self.adapter.as_ref().zip(saved.0.as_ref()) else { return Ok(()) };
-        let dropped = self.dropped(cx.device, adapter, x, &cx.pass)?;
+        let dropped = self.dropped(cx.forward.device, adapter, x, &cx.forward.pass)?;
         let gained = self.gained(cx, saved, dy)?;
         let input = dropped.as_ref().unwrap_or(x);
         factor_gradients(cx, adapter, saved, gained.as_ref().unwrap_or(dy), input).map(drop)
@@ -187,10 +186,10 @@ impl Linear {
     /// The bias's and the weight's gradients, if they are trained.
     fn base_gradients(&self, cx: &mut Backward, dy: &Tensor, x: &Tensor) -> Result<()> {
         if let Some(dbias) = self.bias.and_then(|bias| cx.gradients.get_mut(bias)) {
-            cx.device.bias_backward(dy, dbias)?;
+            cx.forward.device.bias_backward(dy, dbias)?;
         }
         if let Some(dweight) = cx.gradients.get_mut(self.weight) {
-            cx.device.linear_weight_backward(dy, x, dweight)?;
+            cx.forward.device.linear_weight_backward(dy, x, dweight)?;
         }
         Ok(())
     }
@@ -199,13 +198,11 @@ impl Linear {
     /// which has no gain.
     fn gained(&self, cx: &mut Backward, saved: &AdapterSaved, dy: &Tensor) -> Result<Option<Tensor>> {
         let Some(DoraSaved { magnitude, gain, norm, inner }) = &saved.dora else { return Ok(None) };
-        let device = cx.device;
+        let device = cx.forward.device;
         if let Some(dmagnitude) = cx.gradients.get_mut(*magnitude) {
             let mut dgain = device.zeros(&[self.outputs])?;
             device.column_dot(dy, inner, &mut dgain)?;
-            let dm: Vec<f32> = device.read(&dgain)?.iter().zip(norm).map(|(d, n)| d / n).collect();
-            let dm = device.upload(&[self.outputs], &dm)?;
-            device.add_scaled(dmagnitude, &dm, 1.0)?;
+            device.add_scaled(dmagnitude, &device.divide(&dgain, norm)?, 1.0)?;
         }
         device.scale_columns(dy, gain).map(Some)
     }
@@ -230,8 +227,8 @@ fn factor_gradients(
     dt: &Tensor,
     input: &Tensor,
 ) -> Result<Tensor> {
-    let device = cx.device;
-    let dlow = device.matmul(dt, false, cx.parameters.tensor(adapter.b)?, false, adapter.scale, None)?;
+    let device = cx.forward.device;
+    let dlow = device.matmul(dt, false, cx.forward.parameters.tensor(adapter.b)?, false, adapter.scale, None)?;
     cx.gradients.accumulate(adapter.b, |db| device.matmul(dt, true, &saved.low, false, adapter.scale, Some(db)))?;
     cx.gradients.accumulate(adapter.a, |da| device.matmul(&dlow, true, input, false, 1.0, Some(da)))?;
     Ok(dlow)

@@ -73,10 +73,10 @@ impl Mlp {
         let dinner = self.output.backward(cx, dy, &saved.inner, &saved.output, None)?;
         let dhidden = match &saved.hidden {
             Hidden::Gated { gate, up } => {
-                let (dgate, dup) = cx.device.gated_backward(&dinner, gate, up, self.activation)?;
+                let (dgate, dup) = cx.forward.device.gated_backward(&dinner, gate, up, self.activation)?;
                 vec![dgate, dup]
             }
-            Hidden::Plain(hidden) => vec![cx.device.activation_backward(&dinner, hidden, self.activation)?],
+            Hidden::Plain(hidden) => vec![cx.forward.device.activation_backward(&dinner, hidden, self.activation)?],
         };
         drop(dinner);
         self.input.backward(cx, &dhidden, &saved.x, &saved.input)

@@ -41,16 +41,16 @@ impl Norm {
 
     /// dx added to `into`.
     pub fn backward(&self, cx: &mut Backward, dy: &Tensor, saved: &NormSaved, into: Option<Tensor>) -> Result<Tensor> {
-        let weight = cx.parameters.tensor(self.weight)?;
+        let weight = cx.forward.parameters.tensor(self.weight)?;
         let (x, statistics) = (&saved.x, &saved.statistics);
         match self.bias {
             None => {
                 let dweight = cx.gradients.get_mut(self.weight);
-                cx.device.rms_norm_backward(dy, x, weight, statistics, self.offset, into, dweight)
+                cx.forward.device.rms_norm_backward(dy, x, weight, statistics, self.offset, into, dweight)
             }
             Some(bias) => {
                 let dparameters = cx.gradients.pair_mut(self.weight, bias);
-                cx.device.layer_norm_backward(dy, x, weight, statistics, into, dparameters)
+                cx.forward.device.layer_norm_backward(dy, x, weight, statistics, into, dparameters)
             }
         }
     }

@@ -96,7 +96,7 @@ impl Products {
             Products::Split(_) => Ok(None),
             Products::Fused { .. } => {
                 let dy: Vec<&Tensor> = dy.iter().collect();
-                Ok(Some(vec![cx.device.join_columns(&dy)?]))
+                Ok(Some(vec![cx.forward.device.join_columns(&dy)?]))
             }
         }
     }

@@ -1,6 +1,7 @@
 //! From TOML tables to a [`Recipe`]: unknown keys with the nearest known one,
 //! types and ranges checked key by key.
 
+use finetuned_plugin_api::suggest::nearest;
 use serde::de::DeserializeOwned;
 
 use crate::keys::lookup;
@@ -64,24 +65,13 @@ fn check_keys(table: &toml::Table, prefix: &str) -> Result<(), RecipeError> {
         match value {
             toml::Value::Table(inner) if section || OPEN_TABLES.contains(&path.as_str()) => check_keys(inner, &path)?,
             _ if known => {}
-            _ => return Err(RecipeError::UnknownKey { nearest: nearest(&path), key: path }),
+            _ => {
+                let nearest = nearest(&path, KEYS.iter().map(|key| &*key.path)).map(str::to_string);
+                return Err(RecipeError::UnknownKey { nearest, key: path });
+            }
         }
     }
     Ok(())
-}
-
-/// The known key most like this one, if any is like it.
-fn nearest(path: &str) -> Option<String> {
-    let last = path.rsplit('.').next().unwrap_or(path);
-    KEYS.iter()
-        .map(|key| {
-            // The right name in the wrong section is the commonest slip.
-            let score = strsim::jaro_winkler(path, &key.path).max(strsim::jaro_winkler(last, key.name()) - 0.01);
-            (score, &key.path)
-        })
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(score, _)| *score > 0.8)
-        .map(|(_, path)| path.to_string())
 }
 
 fn value<T: DeserializeOwned>(table: &toml::Table, key: &str) -> Result<Option<T>, RecipeError> {

@@ -10,7 +10,6 @@ use crate::base::BaseModel;
 use crate::dataset;
 use crate::error::EngineError;
 use crate::recipe::Method;
-use crate::train::schedule::learning_rate;
 use crate::vocabulary::{Event, Observer, Outcome, Summary, TrainRequest, VALIDATION_AFTER, VALIDATION_BEFORE};
 
 impl Run {
@@ -25,18 +24,12 @@ impl Run {
         phase(observer, "saving and reading back");
         let ops = self.trainer.ops.clone();
         let (_, peak_bytes) = ops.allocated_bytes();
+        let rate = self.learning_rate(&request.recipe, self.progress.step.max(1));
         let progress = self.progress;
         let keep_best = request.recipe.train.keep_best;
         let mut kept_step = progress.step;
         let mut validation_after = progress.last_validation.filter(|_| progress.best.is_some());
         let mut metrics_after = &progress.last_metrics;
-        let rate = learning_rate(
-            request.recipe.train.schedule,
-            request.recipe.learning_rate(),
-            self.warmup,
-            progress.step.max(1),
-            self.total_steps,
-        );
         let scalars = Scalars { learning_rate: rate, step: progress.step as u64 };
         match progress.best.filter(|(step, _)| keep_best && *step != progress.step) {
             Some((step, loss)) => {

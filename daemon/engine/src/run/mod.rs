@@ -19,7 +19,9 @@ use self::metrics::MetricsFile;
 use self::session::Begin;
 use crate::base::BaseModel;
 use crate::error::EngineError;
+use crate::recipe::Recipe;
 use crate::train::order::Order;
+use crate::train::schedule::learning_rate;
 use crate::train::step::Trainer;
 use crate::vocabulary::{Event, Observer, Outcome, TrainRequest};
 use crate::{dataset, plugins};
@@ -73,6 +75,11 @@ struct Run {
 }
 
 impl Run {
+    /// The learning rate of a step, from 1.
+    fn learning_rate(&self, recipe: &Recipe, step: usize) -> f64 {
+        learning_rate(recipe.train.schedule, recipe.learning_rate(), self.warmup, step, self.total_steps)
+    }
+
     /// Records that memory ran short, so that a resumed run begins with what
     /// fits.
     fn keep_micro_batch(

@@ -9,7 +9,6 @@ use super::validation::Validation;
 use super::{Run, checkpoint, metrics, numbers, phase};
 use crate::base::BaseModel;
 use crate::error::EngineError;
-use crate::train::schedule::learning_rate;
 use crate::train::step::StepResult;
 use crate::vocabulary::{Control, Event, Observer, Outcome, StepMetrics, TrainRequest};
 
@@ -40,8 +39,7 @@ impl Run {
             // A plugin's failure is told with its step.
             calls::set_step(step as u64);
             let started = Instant::now();
-            let rate =
-                learning_rate(recipe.train.schedule, recipe.learning_rate(), self.warmup, step, self.total_steps);
+            let rate = self.learning_rate(recipe, step);
             let (rows, epoch_ends) = self.order.step(step);
             let mut cancelled = false;
             let mut between = |done: usize, count: usize| {

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use finetuned_engine::keys::Kind;
 use finetuned_engine::recipe;
+use finetuned_plugin_api::suggest::nearest;
 
 use super::keys;
 use super::lines::TomlFile;
-use super::settings::nearest;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,7 @@ pub use keys::{InboxConfig, PluginsConfig, WorkersConfig};
 pub use layers::{Origin, Sources};
 pub use lines::TomlFile;
 pub use schema::schema;
-pub use settings::{After, DeviceName, LogLevel, absolute, nearest};
+pub use settings::{After, DeviceName, LogLevel, absolute};
 pub use template::template;
 
 use keys::{ControlConfig, LogConfig, ModelsConfig, StateConfig};

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finetuned_engine::keys::{Kind, Range};
+use finetuned_plugin_api::suggest::nearest;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
 /// What happens to a dataset whose job has ended.
@@ -205,13 +206,4 @@ pub fn absolute(path: &Path, base: &Path) -> PathBuf {
         }
     }
     clean
-}
-
-/// The known name nearest to a misspelt one, if any is near.
-pub fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .map(|name| (strsim::normalized_damerau_levenshtein(name, wrong), name))
-        .filter(|(likeness, _)| *likeness > 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }

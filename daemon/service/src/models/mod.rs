@@ -8,12 +8,13 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use finetuned_engine::Recipe;
+use finetuned_plugin_api::suggest::nearest;
 use serde::{Deserialize, Serialize};
 
-use crate::config::nearest;
 use crate::error::{Context, Error, Result};
 use crate::filesystem::Lock;
 use crate::words;
+use finetuned_plugin_api::suggest::nearest;
 
 use hub::Hub;
 use python::{Package, Pip};
