@@ -34,19 +34,25 @@ pub struct Document {
     pub role: Role,
     /// Whether the completion is a desirable one, in labelled data.
     pub label: Option<bool>,
+    /// The row's `reward`, if it is a finite number. The same in every document
+    /// of an example.
+    pub reward: Option<f64>,
+    /// The row's numbers in the columns that [`crate::DataOptions::columns`] asks
+    /// for, in that order; finite. The same in every document of an example.
+    pub columns: Vec<f64>,
 }
 
 impl Document {
     /// A document of supervised data.
     pub fn plain(tokens: Vec<u32>, trained: Vec<bool>) -> Self {
-        Self { tokens, trained, weights: None, role: Role::Plain, label: None }
+        Self { tokens, trained, weights: None, role: Role::Plain, label: None, reward: None, columns: Vec::new() }
     }
 
     /// A prompt and the completion that is trained after it.
     pub fn completion(prompt: &[u32], completion: &[u32], role: Role) -> Self {
         let tokens = [prompt, completion].concat();
         let trained = (0..tokens.len()).map(|index| index > 0 && index >= prompt.len()).collect();
-        Self { tokens, trained, weights: None, role, label: None }
+        Self { role, ..Self::plain(tokens, trained) }
     }
 
     /// The better and the worse completion of a prompt.

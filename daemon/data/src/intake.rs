@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::columns::{Columns, reward};
 use crate::encode::{EncodedRow, encode};
 use crate::error::{DataError, Result};
 use crate::example::{Document, Example, Examples, Role};
@@ -64,6 +65,7 @@ struct Taker<'a> {
     tokenizer: &'a ChatTokenizer,
     options: &'a DataOptions,
     format: Option<Format>,
+    columns: Columns<'a>,
     seen: HashSet<u128>,
     made: Vec<Example>,
     hashes: Vec<u128>,
@@ -80,6 +82,7 @@ impl<'a> Taker<'a> {
             tokenizer,
             options,
             format: None,
+            columns: Columns::new(&options.columns),
             seen: HashSet::new(),
             made: Vec::new(),
             hashes: Vec::new(),
@@ -99,13 +102,14 @@ impl<'a> Taker<'a> {
         if self.format.is_none() {
             self.format = most_frequent(parsed.iter().filter_map(|(_, row)| row.as_ref().ok()));
         }
+        parsed.iter().filter_map(|(_, row)| row.as_ref().ok()).for_each(|row| self.columns.note(row));
         let (tokenizer, options, format) = (self.tokenizer, self.options, self.format);
         let encoded: Vec<(usize, Result<Option<EncodedRow>, String>)> = parsed
             .into_par_iter()
             .map(|(line, row)| {
                 let row = row.and_then(|row| match format {
                     None => Err(unknown(&row, String::new())),
-                    Some(format) => encode(tokenizer, format.read(&row)?, options.train_on),
+                    Some(format) => read(tokenizer, options, format, &row),
                 });
                 (line, row)
             })
@@ -231,6 +235,14 @@ impl<'a> Taker<'a> {
     /// Why nothing is left to train on, and what helps.
     fn nothing_left(&self) -> DataError {
         let report = &self.report;
+        if let Some((name, nearest)) = self.columns.absent().filter(|_| self.format.is_some()) {
+            let problem = format!("no row has the column `{name}`, which the loss asks for");
+            let remedy = match nearest {
+                Some(nearest) => format!("Did you mean `{nearest}`?"),
+                None => format!("Give each row a number in `{name}`."),
+            };
+            return DataError::File { path: self.path.to_owned(), problem, remedy };
+        }
         let limit = self.options.sequence_length;
         let mut causes = [
             (
@@ -292,6 +304,23 @@ impl<'a> Taker<'a> {
     }
 }
 
+/// A row as documents; see [`encode`].
+fn read(
+    tokenizer: &ChatTokenizer,
+    options: &DataOptions,
+    format: Format,
+    row: &Map<String, Value>,
+) -> Result<Option<EncodedRow>, String> {
+    let content = format.read(row)?;
+    let (columns, reward) = (Columns::read(&options.columns, row)?, reward(row));
+    let mut encoded = encode(tokenizer, content, options.train_on)?;
+    for document in encoded.iter_mut().flat_map(|row| &mut row.documents) {
+        document.reward = reward;
+        document.columns.clone_from(&columns);
+    }
+    Ok(encoded)
+}
+
 fn rows(count: usize) -> String {
     if count == 1 { "1 row".into() } else { format!("{count} rows") }
 }
@@ -319,7 +348,8 @@ fn cut(example: &mut Example, limit: usize) -> bool {
 }
 
 /// A hash of everything the example teaches. The rows that are set aside for
-/// validation follow from it: it must stay what it is.
+/// validation follow from it: it must stay what it is. It leaves the reward out,
+/// which rows may have without a loss that reads it.
 fn hash(example: &Example) -> u128 {
     let mut hash = Sha256::new();
     let mut numbers = |numbers: &[u32]| {
@@ -349,6 +379,11 @@ fn hash(example: &Example) -> u128 {
             numbers(&[]);
         }
         numbers(&[u32::from(label)]);
+    }
+    if let Some(document) = example.documents.first().filter(|document| !document.columns.is_empty()) {
+        let halves = |column: &f64| [column.to_bits() as u32, (column.to_bits() >> 32) as u32];
+        let bits: Vec<u32> = document.columns.iter().flat_map(halves).collect();
+        numbers(&bits);
     }
     let digest = hash.finalize();
     digest.iter().take(16).fold(0, |sum, &byte| sum << 8 | u128::from(byte))

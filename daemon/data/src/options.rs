@@ -54,6 +54,9 @@ pub struct DataOptions {
     /// Rows of the model's embedding. Tokenised rows with a greater id are bad
     /// rows. `None` trusts the ids.
     pub vocab_size: Option<usize>,
+    /// Columns of numbers that a loss asks for, by name. A row without one of
+    /// them is a bad row.
+    pub columns: Vec<String>,
 }
 
 impl Default for DataOptions {
@@ -67,6 +70,7 @@ impl Default for DataOptions {
             max_rows: None,
             drop_duplicates: false,
             vocab_size: None,
+            columns: Vec::new(),
         }
     }
 }

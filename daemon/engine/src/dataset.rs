@@ -20,6 +20,7 @@ fn options(recipe: &Recipe, vocab_size: usize) -> DataOptions {
         max_rows: recipe.data.max_rows,
         drop_duplicates: recipe.data.drop_duplicates,
         vocab_size: Some(vocab_size),
+        columns: Vec::new(),
     }
 }
 

@@ -407,6 +407,57 @@ fn a_dataset_with_nothing_to_learn_is_refused_with_the_cause() {
 }
 
 #[test]
+fn columns_that_are_asked_for_and_the_reward_reach_every_document() {
+    let pair = |other: Json| {
+        let mut row = json!({"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4]});
+        row.as_object_mut().unwrap().extend(other.as_object().unwrap().clone());
+        row
+    };
+    let rows = [
+        pair(json!({"margin": 0.5, "judge": "2", "other": 9, "reward": 1.5})),
+        pair(json!({"margin": 0.5})),
+        pair(json!({"margin": "large", "judge": 1})),
+        pair(json!({"margin": -3, "judge": true, "reward": "good"})),
+    ];
+    let columns = |names: &[&str]| DataOptions {
+        columns: names.iter().map(|name| (*name).to_owned()).collect(),
+        drop_duplicates: true,
+        ..DataOptions::default()
+    };
+    let prepared = run(lines(&rows), &columns(&["margin", "judge"])).unwrap();
+    assert_eq!(
+        reasons(&prepared),
+        [
+            (2, "`judge` is missing: the loss asks for this column".to_owned()),
+            (3, "`margin` is \"large\": expected a number".into()),
+        ]
+    );
+    let [first, last] = prepared.train.list.as_slice() else { panic!("{prepared:?}") };
+    for document in &first.documents {
+        assert_eq!((document.columns.as_slice(), document.reward), (&[0.5, 2.0][..], Some(1.5)));
+    }
+    for document in &last.documents {
+        assert_eq!((document.columns.as_slice(), document.reward), (&[-3.0, 1.0][..], None));
+    }
+    // Without columns the rows are the same, and none is bad.
+    let bare = run(lines(&rows), &columns(&[])).unwrap();
+    assert_eq!((bare.report.used, bare.report.duplicates, bare.report.bad_row_count), (1, 3, 0));
+    assert!(bare.train.list[0].documents[0].columns.is_empty());
+}
+
+#[test]
+fn a_column_that_no_row_has_is_an_error_with_the_nearest_name() {
+    let rows = [json!({"text": "abc", "margin": 1}), json!({"text": "abd", "margn": 1})];
+    for (asked, expected) in [("margins", "Did you mean `margin`?"), ("judge", "Give each row a number in `judge`.")] {
+        let options = DataOptions { columns: vec![asked.to_owned()], ..DataOptions::default() };
+        let error = run(lines(&rows), &options).unwrap_err();
+        let DataError::File { problem, remedy, .. } = error else { panic!("{error}") };
+        assert_eq!(problem, format!("no row has the column `{asked}`, which the loss asks for"));
+        assert_eq!(remedy, expected);
+    }
+}
+
+#[test]
 fn a_file_of_two_formats_keeps_the_one_most_rows_have() {
     let mut rows = vec![json!({"text": "odd one"})];
     rows.extend((0..5).map(|row| chat("a", &row.to_string())));

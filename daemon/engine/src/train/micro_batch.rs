@@ -53,7 +53,8 @@ pub fn documents<'a>(examples: &'a Examples, batch: &[&Row], at: usize, kl: bool
 fn mismatched(document: &Document, other: &Example, sequence_length: usize) -> Option<Document> {
     let answer = other.documents.first()?.answer();
     let room = sequence_length.saturating_sub(document.prompt_len());
-    Some(Document::completion(document.prompt(), &answer[..answer.len().min(room)], Role::KlCompletion))
+    let joined = Document::completion(document.prompt(), &answer[..answer.len().min(room)], Role::KlCompletion);
+    Some(Document { reward: document.reward, columns: document.columns.clone(), ..joined })
 }
 
 /// A micro-batch, ready for the model and for the loss.
