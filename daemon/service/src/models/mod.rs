@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result};
 use crate::filesystem::Lock;
 use crate::words;
-use finetuned_plugin_api::suggest::nearest;
 
 use hub::Hub;
 use python::{Package, Pip};
