@@ -1,7 +1,8 @@
 //! A model's sizes from its configuration alone: what plans and benchmarks
 //! count, before any weight is read.
 
-use finetuned_formats::{Architecture, ModelConfig};
+use finetuned_formats::ModelConfig;
+use finetuned_formats::families::{MlpInput, NormKind, Projection, QkNormOver};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearShape {
@@ -13,7 +14,6 @@ pub struct LinearShape {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelShape {
-    pub architecture: Architecture,
     pub layers: usize,
     pub hidden: usize,
     pub intermediate: usize,
@@ -24,8 +24,12 @@ pub struct ModelShape {
     /// Width of all keys, and of all values.
     pub key_value: usize,
     pub gated: bool,
+    /// Queries, keys and values are one product.
+    pub fused: bool,
+    /// Linear layers are stored `[in, out]`.
+    pub transposed: bool,
     pub qk_norm: bool,
-    /// Norms after attention and MLP (Gemma).
+    /// There are norms after attention and MLP.
     pub post_norms: bool,
     /// The blocks' linear layers, in order.
     pub linears: Vec<LinearShape>,
@@ -37,30 +41,20 @@ impl ModelShape {
     pub fn of(config: &ModelConfig) -> ModelShape {
         let (c, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (q, kv) = (config.heads * d, config.kv_heads * d);
-        let architecture = config.architecture;
-        let gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
-        let gpt2 = architecture == Architecture::Gpt2;
-        let parts: Vec<(&str, usize, usize)> = match architecture {
-            Architecture::Gpt2 => {
-                vec![("attn.c_attn", c, 3 * c), ("attn.c_proj", c, c), ("mlp.c_fc", c, f), ("mlp.c_proj", f, c)]
-            }
-            Architecture::Phi3 => vec![
-                ("self_attn.qkv_proj", c, q + 2 * kv),
-                ("self_attn.o_proj", q, c),
-                ("mlp.gate_up_proj", c, 2 * f),
-                ("mlp.down_proj", f, c),
-            ],
-            _ => vec![
-                ("self_attn.q_proj", c, q),
-                ("self_attn.k_proj", c, kv),
-                ("self_attn.v_proj", c, kv),
-                ("self_attn.o_proj", q, c),
-                ("mlp.gate_proj", c, f),
-                ("mlp.up_proj", c, f),
-                ("mlp.down_proj", f, c),
-            ],
+        let family = &config.architecture.family().parts;
+        let mut parts: Vec<(&str, usize, usize)> = match family.projection {
+            Projection::Split { query, key, value } => vec![(query, c, q), (key, c, kv), (value, c, kv)],
+            Projection::Fused(name) => vec![(name, c, q + 2 * kv)],
         };
-        let at = if gpt2 { "transformer.h" } else { "model.layers" };
+        parts.push((family.attention_output, q, c));
+        match family.mlp_input {
+            MlpInput::Gated { gate, up } => parts.extend([(gate, c, f), (up, c, f)]),
+            MlpInput::FusedGated(name) => parts.push((name, c, 2 * f)),
+            MlpInput::Plain(name) => parts.push((name, c, f)),
+        }
+        parts.push((family.mlp_output, f, c));
+        let gated = !matches!(family.mlp_input, MlpInput::Plain(_));
+        let at = family.layers;
         let linears: Vec<LinearShape> = (0..config.layers)
             .flat_map(|i| {
                 parts.iter().map(move |(name, inputs, outputs)| LinearShape {
@@ -70,8 +64,16 @@ impl ModelShape {
                 })
             })
             .collect();
-        let norms = if gemma { 4 } else { 2 } * c * if gpt2 { 2 } else { 1 };
-        let head_norms = if config.qk_norm { 2 * d } else { 0 };
+        let per_norm = match family.norm {
+            NormKind::Rms { .. } => c,
+            NormKind::Layer => 2 * c,
+        };
+        let norms = family.stream_norms() * per_norm;
+        let head_norms = match family.qk_norm.map(|norm| norm.over) {
+            None => 0,
+            Some(QkNormOver::Head) => 2 * d,
+            Some(QkNormOver::Token) => q + kv,
+        };
         let mut biases = 0;
         if config.attention_bias {
             biases += q + 2 * kv;
@@ -80,14 +82,12 @@ impl ModelShape {
             biases += c;
         }
         if config.mlp_bias {
-            biases += if gpt2 { f + c } else { 2 * f + c };
+            biases += if gated { 2 * f + c } else { f + c };
         }
         let embeddings = config.vocab_size * c * if config.tied_embeddings { 1 } else { 2 };
-        let positions = if gpt2 { config.max_positions * c } else { 0 };
-        let final_norm = c * if gpt2 { 2 } else { 1 };
-        let other = embeddings + positions + final_norm + config.layers * (norms + head_norms + biases);
+        let positions = if family.position_embedding.is_some() { config.max_positions * c } else { 0 };
+        let other = embeddings + positions + per_norm + config.layers * (norms + head_norms + biases);
         ModelShape {
-            architecture,
             layers: config.layers,
             hidden: c,
             intermediate: f,
@@ -95,9 +95,11 @@ impl ModelShape {
             heads: config.heads,
             query: q,
             key_value: kv,
-            gated: !gpt2,
+            gated,
+            fused: matches!(family.projection, Projection::Fused(_)),
+            transposed: family.transposed,
             qk_norm: config.qk_norm,
-            post_norms: gemma,
+            post_norms: family.post_attention.is_some(),
             linears,
             other_parameters: other as u64,
         }
