@@ -25,8 +25,8 @@ mod tensors;
 mod tokenizer;
 
 pub use config::{Activation, ModelConfig, Rope, RopeScaling};
-pub use error::{FormatError, SUPPORTED_MODEL_TYPES};
-pub use families::{Architecture, FAMILIES, Family};
+pub use error::FormatError;
+pub use families::{FAMILIES, Family, supported_model_types};
 pub use folder::{write_model_folder, write_sharded};
 pub use model::{ModelFiles, ModelKind};
 pub use peft::{

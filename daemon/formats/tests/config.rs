@@ -4,7 +4,7 @@
 mod common;
 
 use common::{assert_error, golden_json, llama_config};
-use finetuned_formats::{Activation, Architecture, FormatError, ModelConfig, RopeScaling};
+use finetuned_formats::{Activation, FormatError, ModelConfig, RopeScaling};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -18,20 +18,20 @@ fn golden(name: &str) -> ModelConfig {
 
 #[test]
 fn reads_transformers_own_configs() {
-    for (name, architecture) in [
-        ("llama", Architecture::Llama),
-        ("llama3", Architecture::Llama),
-        ("mistral", Architecture::Mistral),
-        ("qwen2", Architecture::Qwen2),
-        ("qwen3", Architecture::Qwen3),
-        ("gemma2", Architecture::Gemma2),
-        ("gemma3", Architecture::Gemma3),
-        ("phi3", Architecture::Phi3),
-        ("smollm3", Architecture::SmolLm3),
-        ("gpt2", Architecture::Gpt2),
+    for (name, model_type) in [
+        ("llama", "llama"),
+        ("llama3", "llama"),
+        ("mistral", "mistral"),
+        ("qwen2", "qwen2"),
+        ("qwen3", "qwen3"),
+        ("gemma2", "gemma2"),
+        ("gemma3", "gemma3_text"),
+        ("phi3", "phi3"),
+        ("smollm3", "smollm3"),
+        ("gpt2", "gpt2"),
     ] {
         let config = golden(name);
-        assert_eq!(config.architecture, architecture, "{name}");
+        assert_eq!(config.family.model_type, model_type, "{name}");
         let sizes = (
             config.vocab_size,
             config.hidden_size,
@@ -44,7 +44,7 @@ fn reads_transformers_own_configs() {
         assert_eq!(config.kv_heads, if name == "gpt2" { 4 } else { 2 }, "{name}");
         assert_eq!(config.bos_token, Some(0), "{name}");
         assert_eq!(config.eos_tokens, [2], "{name}");
-        assert_eq!(config.raw["architectures"][0], architecture.class_name());
+        assert_eq!(config.raw["architectures"][0], config.family.class_name);
     }
 }
 

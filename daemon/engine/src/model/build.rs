@@ -42,7 +42,7 @@ pub fn load(
     source: &dyn TensorSource,
     options: &LoadOptions,
 ) -> Result<Decoder, EngineError> {
-    let parts = &config.architecture.family().parts;
+    let parts = &config.family.parts;
     let mut loader = Loader { device, source, options, parameters: Parameters::default(), linears: 0, config, parts };
     let c = config.hidden_size;
     let context = options.context.max(1);
@@ -293,7 +293,7 @@ fn block(l: &mut Loader, i: usize) -> Result<Block, EngineError> {
 /// The model's rotary tables: the main one, and that of sliding layers if they have
 /// another base.
 fn rotary_tables(device: &Device, config: &ModelConfig, positions: usize) -> Result<Vec<RotaryTable>, EngineError> {
-    if config.architecture.family().parts.position_embedding.is_some() {
+    if config.family.parts.position_embedding.is_some() {
         return Ok(Vec::new());
     }
     let mut ropes = vec![config.rope.clone()];

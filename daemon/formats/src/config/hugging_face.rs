@@ -10,9 +10,7 @@ use super::reader::Reader;
 use super::rope::{self, Rope, RopeScaling};
 use super::{Activation, ModelConfig};
 use crate::error::FormatError;
-use crate::families::{
-    Architecture, Bias, Family, OutputBias, Positions, QueryScale, RotaryLayers, Width, WindowPattern, Windows,
-};
+use crate::families::{Bias, Family, OutputBias, Positions, QueryScale, RotaryLayers, Width, WindowPattern, Windows};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -28,9 +26,8 @@ pub(super) fn parse(raw: Value, path: &Path) -> Result<ModelConfig, FormatError>
         .text("model_type")?
         .ok_or_else(|| FormatError::missing(path, "model_type", "this is no transformers model configuration"))?
         .to_string();
-    let architecture = Architecture::from_model_type(&model_type)
+    let family = Family::of_model_type(&model_type)
         .ok_or_else(|| FormatError::UnsupportedModel { path: path.to_path_buf(), model_type: model_type.clone() })?;
-    let family = architecture.family();
     let raw = if family.wrapper == Some(model_type.as_str()) { text_half(family, raw, path)? } else { raw };
     refuse_quantised(&raw, path)?;
     let config = decoder(family, &raw, path)?;
@@ -98,7 +95,7 @@ fn bias(reader: &Reader<'_>, bias: Bias) -> Result<bool, FormatError> {
     }
 }
 
-fn decoder(family: &Family, raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig, FormatError> {
+fn decoder(family: &'static Family, raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig, FormatError> {
     let reader = Reader::new(raw, path);
     let facts = &family.config;
     let (keys, defaults) = (&facts.keys, &facts.defaults);
@@ -176,7 +173,7 @@ fn decoder(family: &Family, raw: &Map<String, Value>, path: &Path) -> Result<Mod
     };
 
     Ok(ModelConfig {
-        architecture: family.architecture,
+        family,
         vocab_size: reader.size_or("vocab_size", defaults.vocab_size)?,
         hidden_size,
         layers,

@@ -8,7 +8,7 @@ pub(crate) use reader::Reader;
 pub use rope::{Rope, RopeScaling};
 
 use crate::error::FormatError;
-use crate::families::{Architecture, Positions};
+use crate::families::{Family, Positions};
 use std::path::Path;
 
 /// The nonlinearity of the feed-forward block.
@@ -41,7 +41,7 @@ impl Activation {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The family.
-    pub architecture: Architecture,
+    pub family: &'static Family,
     /// Rows of the embedding matrix, which may exceed the tokenizer's tokens.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -140,7 +140,7 @@ impl ModelConfig {
             ));
         }
         let rotary = self.rope.rotary_dim;
-        if matches!(self.architecture.family().config.positions, Positions::Rotary { .. })
+        if matches!(self.family.config.positions, Positions::Rotary { .. })
             && (rotary == 0 || !rotary.is_multiple_of(2) || rotary > self.head_dim)
         {
             return Err(FormatError::setting(

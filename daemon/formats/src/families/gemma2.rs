@@ -1,12 +1,11 @@
 //! Gemma 2: four norms per layer, soft caps, alternating windows.
 
 use super::{
-    Architecture, CONFIG, ConfigFacts, ConfigKeys, DEFAULTS, Defaults, Family, GEMMA_MODULES, GEMMA_PARTS,
-    GEMMA_REFUSED, GGUF, GgufFacts, GgufWindow, KEYS, QueryScale, STORED, Softcaps, Width, WindowPattern, Windows,
+    CONFIG, ConfigFacts, ConfigKeys, DEFAULTS, Defaults, Family, GEMMA_MODULES, GEMMA_PARTS, GEMMA_REFUSED, GGUF,
+    GgufFacts, GgufWindow, KEYS, QueryScale, STORED, Softcaps, Width, WindowPattern, Windows,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Gemma2,
     model_type: "gemma2",
     wrapper: None,
     class_name: "Gemma2ForCausalLM",

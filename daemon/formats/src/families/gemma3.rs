@@ -1,13 +1,12 @@
 //! Gemma 3, the text half: four norms per layer, q/k norms, two rope bases.
 
 use super::{
-    Architecture, CONFIG, ConfigFacts, ConfigKeys, DEFAULTS, Defaults, Family, GEMMA_MODULES, GEMMA_PARTS,
-    GEMMA_REFUSED, GGUF, GgufFacts, GgufWindow, HEAD_NORMS, KEYS, Parts, Positions, QueryScale, RotaryLayers, STORED,
-    Softcaps, Width, WindowPattern, Windows,
+    CONFIG, ConfigFacts, ConfigKeys, DEFAULTS, Defaults, Family, GEMMA_MODULES, GEMMA_PARTS, GEMMA_REFUSED, GGUF,
+    GgufFacts, GgufWindow, HEAD_NORMS, KEYS, Parts, Positions, QueryScale, RotaryLayers, STORED, Softcaps, Width,
+    WindowPattern, Windows,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Gemma3,
     model_type: "gemma3_text",
     wrapper: Some("gemma3"),
     class_name: "Gemma3ForCausalLM",

@@ -1,12 +1,11 @@
 //! GPT-2: layer norm, learned positions, biases, Conv1D weights.
 
 use super::{
-    Architecture, Bias, CONFIG, ConfigFacts, ConfigKeys, DEFAULTS, Defaults, Family, GGUF, GgufFacts, MlpInput,
-    NormKind, PARTS, Parts, Positions, Projection, QueryScale, StoredNames, Width,
+    Bias, CONFIG, ConfigFacts, ConfigKeys, DEFAULTS, Defaults, Family, GGUF, GgufFacts, MlpInput, NormKind, PARTS,
+    Parts, Positions, Projection, QueryScale, StoredNames, Width,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Gpt2,
     model_type: "gpt2",
     wrapper: None,
     class_name: "GPT2LMHeadModel",

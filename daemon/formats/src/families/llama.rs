@@ -1,9 +1,8 @@
 //! Llama 1 to 3, SmolLM2, TinyLlama and their kin.
 
-use super::{Architecture, Bias, CONFIG, ConfigFacts, Family, GGUF, PARTS, STORED};
+use super::{Bias, CONFIG, ConfigFacts, Family, GGUF, PARTS, STORED};
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Llama,
     model_type: "llama",
     wrapper: None,
     class_name: "LlamaForCausalLM",

@@ -1,12 +1,10 @@
 //! Mistral: Llama with a sliding window in every layer.
 
 use super::{
-    Architecture, Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, PARTS, STORED,
-    Width, Windows,
+    Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, PARTS, STORED, Width, Windows,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Mistral,
     model_type: "mistral",
     wrapper: None,
     class_name: "MistralForCausalLM",

@@ -16,8 +16,8 @@ mod qwen2;
 mod qwen3;
 mod smollm3;
 
-/// All families.
-pub static FAMILIES: [&Family; 9] = [
+/// All families. A new one is a line here, a module above, and its file.
+pub static FAMILIES: &[&Family] = &[
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -29,81 +29,26 @@ pub static FAMILIES: [&Family; 9] = [
     &gpt2::FAMILY,
 ];
 
-/// The model families that the engine has a decoder for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Architecture {
-    /// `llama`: Llama 1 to 3, SmolLM2, TinyLlama and their kin.
-    Llama,
-    /// `mistral`: llama with a sliding window in every layer.
-    Mistral,
-    /// `qwen2`: llama with biases on q, k and v.
-    Qwen2,
-    /// `qwen3`: llama with a norm on each q and k head.
-    Qwen3,
-    /// `gemma2`: four norms per layer, soft caps, alternating windows.
-    Gemma2,
-    /// `gemma3_text`: four norms per layer, q/k norms, two rope bases.
-    Gemma3,
-    /// `phi3`: llama with fused qkv and gate/up matrices.
-    Phi3,
-    /// `smollm3`: llama with no rope in every fourth layer.
-    SmolLm3,
-    /// `gpt2`: layer norm, learned positions, biases, Conv1D weights.
-    Gpt2,
-}
-
-impl Architecture {
-    /// The family's facts.
-    pub fn family(self) -> &'static Family {
-        match self {
-            Architecture::Llama => &llama::FAMILY,
-            Architecture::Mistral => &mistral::FAMILY,
-            Architecture::Qwen2 => &qwen2::FAMILY,
-            Architecture::Qwen3 => &qwen3::FAMILY,
-            Architecture::Gemma2 => &gemma2::FAMILY,
-            Architecture::Gemma3 => &gemma3::FAMILY,
-            Architecture::Phi3 => &phi3::FAMILY,
-            Architecture::SmolLm3 => &smollm3::FAMILY,
-            Architecture::Gpt2 => &gpt2::FAMILY,
-        }
-    }
-
-    /// The `model_type` of `config.json`.
-    pub fn model_type(self) -> &'static str {
-        self.family().model_type
-    }
-
-    /// The class name that transformers writes under `architectures`.
-    pub fn class_name(self) -> &'static str {
-        self.family().class_name
-    }
-
-    /// The class that puts a `score` layer on the decoder in the language-model
-    /// head's place: what a reward model is.
-    pub fn reward_class_name(self) -> &'static str {
-        self.family().reward_class_name
-    }
-
-    /// Reads a `model_type`, that of a multimodal wrapper included: the text half of
-    /// such a model is used.
-    pub fn from_model_type(model_type: &str) -> Option<Architecture> {
-        let found = FAMILIES.iter().find(|f| f.model_type == model_type || f.wrapper == Some(model_type));
-        found.map(|family| family.architecture)
-    }
+/// The model types that the engine has a decoder for, as `config.json` spells them.
+pub fn supported_model_types() -> String {
+    let types = FAMILIES.iter().map(|family| match family.wrapper {
+        Some(wrapper) => format!("{} ({wrapper})", family.model_type),
+        None => family.model_type.to_string(),
+    });
+    types.collect::<Vec<_>>().join(", ")
 }
 
 /// All that sets a family apart.
 #[derive(Debug)]
 pub struct Family {
-    /// Which family this is.
-    pub architecture: Architecture,
     /// The `model_type` of `config.json`.
     pub model_type: &'static str,
     /// The `model_type` of a multimodal model, the text half of which is this family.
     pub wrapper: Option<&'static str>,
     /// transformers' class of the language model.
     pub class_name: &'static str,
-    /// transformers' class of a reward model.
+    /// transformers' class of a reward model: a `score` layer on the decoder in the
+    /// language-model head's place.
     pub reward_class_name: &'static str,
     /// How `config.json` describes a model of the family.
     pub(crate) config: ConfigFacts,
@@ -113,6 +58,21 @@ pub struct Family {
     pub(crate) gguf: GgufFacts,
     /// What the model is made of.
     pub parts: Parts,
+}
+
+impl Family {
+    /// The family of a `model_type`, that of a multimodal wrapper included: the text
+    /// half of such a model is used.
+    pub fn of_model_type(model_type: &str) -> Option<&'static Family> {
+        FAMILIES.iter().find(|f| f.model_type == model_type || f.wrapper == Some(model_type)).copied()
+    }
+}
+
+/// A family is what its `model_type` says.
+impl PartialEq for Family {
+    fn eq(&self, other: &Family) -> bool {
+        self.model_type == other.model_type
+    }
 }
 
 /// Keys of `config.json`. In a list the first key that is there counts.
@@ -480,14 +440,6 @@ pub struct Parts {
     pub transposed: bool,
 }
 
-impl Parts {
-    /// The norms that a layer has in the stream's width.
-    pub fn stream_norms(&self) -> usize {
-        let norms = [self.norm_attention, self.post_attention, self.norm_mlp, self.post_mlp];
-        norms.into_iter().flatten().count()
-    }
-}
-
 /// The kind of a norm.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum NormKind {
@@ -598,7 +550,6 @@ mod tests {
     #[test]
     fn every_family_is_listed_once_under_its_own_names() {
         for (at, family) in FAMILIES.iter().enumerate() {
-            assert!(std::ptr::eq(*family, family.architecture.family()), "{}", family.model_type);
             for other in &FAMILIES[at + 1..] {
                 assert_ne!(family.model_type, other.model_type);
                 assert_ne!(family.gguf.name, other.gguf.name);
@@ -606,5 +557,12 @@ mod tests {
                 assert_ne!(family.reward_class_name, other.reward_class_name);
             }
         }
+    }
+
+    #[test]
+    fn the_readme_names_every_family() {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
+        let line = format!("| models | {} |", supported_model_types());
+        assert!(readme.contains(&line), "README.md does not say: {line}");
     }
 }

@@ -1,12 +1,11 @@
 //! Phi 3 and 4: Llama with fused qkv and gate/up matrices.
 
 use super::{
-    Architecture, Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, MlpInput, PARTS,
-    Parts, Positions, Projection, RotaryLayers, STORED, Width, Windows,
+    Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, MlpInput, PARTS, Parts,
+    Positions, Projection, RotaryLayers, STORED, Width, Windows,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Phi3,
     model_type: "phi3",
     wrapper: None,
     class_name: "Phi3ForCausalLM",

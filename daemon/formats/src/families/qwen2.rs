@@ -1,12 +1,11 @@
 //! Qwen 2 and 2.5: Llama with biases on q, k and v.
 
 use super::{
-    Architecture, Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, OutputBias,
-    PARTS, STORED, Width, WindowPattern, Windows,
+    Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, OutputBias, PARTS, STORED,
+    Width, WindowPattern, Windows,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Qwen2,
     model_type: "qwen2",
     wrapper: None,
     class_name: "Qwen2ForCausalLM",

@@ -1,12 +1,11 @@
 //! Qwen 3: Llama with a norm on each head of q and k.
 
 use super::{
-    Architecture, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, HEAD_NORMS, PARTS,
-    Parts, STORED, Width, WindowPattern, Windows,
+    CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, GgufWindow, HEAD_NORMS, PARTS, Parts, STORED,
+    Width, WindowPattern, Windows,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::Qwen3,
     model_type: "qwen3",
     wrapper: None,
     class_name: "Qwen3ForCausalLM",

@@ -1,12 +1,11 @@
 //! SmolLM 3: Llama with no rope in every fourth layer.
 
 use super::{
-    Architecture, Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, PARTS, Positions,
-    RotaryLayers, STORED, WindowPattern, Windows,
+    Bias, CONFIG, ConfigFacts, DEFAULTS, Defaults, Family, GGUF, GgufFacts, PARTS, Positions, RotaryLayers, STORED,
+    WindowPattern, Windows,
 };
 
 pub static FAMILY: Family = Family {
-    architecture: Architecture::SmolLm3,
     model_type: "smollm3",
     wrapper: None,
     class_name: "SmolLM3ForCausalLM",

@@ -44,11 +44,11 @@ impl GgufSource {
     pub(crate) fn new(file: GgufFile, config: &ModelConfig) -> Result<GgufSource, FormatError> {
         let mut places = BTreeMap::new();
         for (stored, tensor) in &file.tensors {
-            let Some(name) = canonical_name(config.architecture.family(), stored) else {
+            let Some(name) = canonical_name(config.family, stored) else {
                 if !is_known_table(stored) {
                     return Err(FormatError::unsupported(
                         &file.path,
-                        format!("tensor {stored:?} in a {} model", config.architecture.model_type()),
+                        format!("tensor {stored:?} in a {} model", config.family.model_type),
                         "this variant of the architecture has no decoder here",
                     ));
                 }
@@ -148,7 +148,7 @@ fn unpermute(stored: &[f32], out: &mut [f32], row: usize) {
 }
 
 fn undo(config: &ModelConfig, name: &str, tensor: &Tensor) -> Undo {
-    let family = config.architecture.family();
+    let family = config.family;
     let parts = &family.parts;
     let is_of = |module: &&str| name.contains(&format!(".{module}."));
     if family.gguf.permuted.iter().any(is_of) {
