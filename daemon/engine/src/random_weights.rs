@@ -127,7 +127,7 @@ mod tests {
         for family in FAMILIES {
             let json = serde_json::json!({
                 "model_type": family.model_type, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 3, "eos_token_id": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "pad_token_id": 3, "eos_token_id": 2,
                 "bos_token_id": 1,
             });
             let config = ModelConfig::from_json(json, Path::new(family.model_type)).expect("a configuration");
