@@ -271,6 +271,7 @@ golden_models! {
     phi3,
     smollm3,
     gpt2,
+    olmo2,
 }
 
 #[test]

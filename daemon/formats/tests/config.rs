@@ -29,6 +29,7 @@ fn reads_transformers_own_configs() {
         ("phi3", "phi3"),
         ("smollm3", "smollm3"),
         ("gpt2", "gpt2"),
+        ("olmo2", "olmo2"),
     ] {
         let config = golden(name);
         assert_eq!(config.family.model_type, model_type, "{name}");
@@ -40,7 +41,7 @@ fn reads_transformers_own_configs() {
             config.intermediate_size,
             config.max_positions,
         );
-        assert_eq!(sizes, (384, 64, 2, 4, 128, 256), "{name}");
+        assert_eq!(sizes, (384, 64, 2, 4, if name == "olmo2" { 64 } else { 128 }, 256), "{name}");
         assert_eq!(config.kv_heads, if name == "gpt2" { 4 } else { 2 }, "{name}");
         assert_eq!(config.bos_token, Some(0), "{name}");
         assert_eq!(config.eos_tokens, [2], "{name}");
@@ -89,6 +90,14 @@ fn tells_the_families_apart() {
     assert!(gpt2.attention_bias && gpt2.output_bias && gpt2.mlp_bias);
     assert_eq!(gpt2.layer_uses_rope, [false, false]);
     assert_eq!(gpt2.pad_token, None);
+
+    let olmo2 = golden("olmo2");
+    assert_eq!(olmo2.rope.theta, 500000.0);
+    assert_eq!(olmo2.norm_epsilon, 1e-5);
+    // What OLMo-2-1124-7B's file leaves out.
+    let olmo2 = parse(json!({"model_type": "olmo2", "num_attention_heads": 32})).unwrap();
+    assert_eq!((olmo2.kv_heads, olmo2.head_dim, olmo2.max_positions), (32, 128, 2048));
+    assert_eq!((olmo2.bos_token, olmo2.eos_tokens, olmo2.pad_token), (None, vec![50279], Some(1)));
 
     let phi3 = golden("phi3");
     assert_eq!(phi3.rope.rotary_dim, 16);

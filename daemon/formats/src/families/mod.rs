@@ -11,6 +11,7 @@ mod gemma3;
 mod gpt2;
 mod llama;
 mod mistral;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -27,6 +28,7 @@ pub static FAMILIES: &[&Family] = &[
     &phi3::FAMILY,
     &smollm3::FAMILY,
     &gpt2::FAMILY,
+    &olmo2::FAMILY,
 ];
 
 /// The model types that the engine has a decoder for, as `config.json` spells them.
@@ -346,6 +348,8 @@ pub(crate) enum GgufWindow {
     Default(u64),
     /// Stored with the layers that have it; by default all but every n-th.
     Layers(u64),
+    /// Must not be there, and what to tell the user.
+    Refused(&'static str),
 }
 
 const Q_AND_K: &[&str] = &["self_attn.q_proj", "self_attn.k_proj"];

@@ -214,6 +214,13 @@ fn windows(facts: GgufWindow, keys: &Keys<'_>, raw: &mut Map<String, Value>, lay
     let stored = keys.size("attention.sliding_window")?;
     let window = match facts {
         GgufWindow::None => return Ok(()),
+        GgufWindow::Refused(advice) => {
+            let key = keys.key("attention.sliding_window");
+            return match stored {
+                Some(n) if n > 0 => Err(FormatError::unsupported(&keys.file.path, format!("{key} = {n}"), advice)),
+                _ => Ok(()),
+            };
+        }
         GgufWindow::Off => {
             raw.insert("use_sliding_window".into(), json!(false));
             None
