@@ -58,14 +58,14 @@ fn tells_the_families_apart() {
     assert_eq!(gemma2.query_scale, 24f32.powf(-0.5));
     assert_eq!(gemma2.layer_is_sliding, [true, false]);
     assert_eq!(gemma2.sliding_window, Some(8));
-    assert!(!gemma2.qk_norm);
+    assert!(gemma2.family.parts.qk_norm.is_none());
     assert!(gemma2.tied_embeddings);
 
     let gemma3 = golden("gemma3");
     assert_eq!(gemma3.rope.theta, 1e6);
     assert_eq!(gemma3.local_rope_theta, Some(1e4));
     assert_eq!(gemma3.attention_softcap, None);
-    assert!(gemma3.qk_norm);
+    assert!(gemma3.family.parts.qk_norm.is_some());
 
     let mistral = golden("mistral");
     assert_eq!(mistral.layer_is_sliding, [true, true]);
@@ -78,7 +78,7 @@ fn tells_the_families_apart() {
 
     let qwen3 = golden("qwen3");
     assert_eq!(qwen3.head_dim, 32);
-    assert!(qwen3.qk_norm && !qwen3.attention_bias);
+    assert!(qwen3.family.parts.qk_norm.is_some() && !qwen3.attention_bias);
     assert_eq!(qwen3.query_scale, 32f32.powf(-0.5));
 
     let smollm3 = golden("smollm3");

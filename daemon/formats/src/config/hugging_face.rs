@@ -196,7 +196,6 @@ fn decoder(family: &'static Family, raw: &Map<String, Value>, path: &Path) -> Re
         attention_softcap,
         final_softcap,
         query_scale,
-        qk_norm: family.parts.qk_norm.is_some(),
         bos_token: token_or(&reader, "bos_token_id", defaults.bos)?,
         eos_tokens: tokens_or(&reader, "eos_token_id", defaults.eos)?,
         pad_token: token_or(&reader, "pad_token_id", defaults.pad)?,

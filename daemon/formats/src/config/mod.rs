@@ -86,8 +86,6 @@ pub struct ModelConfig {
     pub final_softcap: Option<f32>,
     /// What q·k is multiplied by: 1/√head_dim, or gemma's query_pre_attn_scalar^-½.
     pub query_scale: f32,
-    /// An RMS norm over each head of q and k, before rope.
-    pub qk_norm: bool,
     /// First token of a sequence, where the model has one.
     pub bos_token: Option<u32>,
     /// Tokens that end a sequence.
