@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod conformance;
+pub mod counting;
 pub mod cpu;
 pub mod device;
 pub mod error;

@@ -130,6 +130,10 @@ impl Ops for Profiled {
         self.inner.unpacked_bytes(outputs, inputs)
     }
 
+    fn tensor_bytes(&self, bytes: u64) -> u64 {
+        self.inner.tensor_bytes(bytes)
+    }
+
     fn adds_apart(&self) -> bool {
         self.inner.adds_apart()
     }

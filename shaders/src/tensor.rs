@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::counting::ledger::Counted;
 use crate::cpu::HostBuffer;
 use crate::error::{Result, TensorError, shape_error};
 #[cfg(feature = "gpu")]
@@ -44,6 +45,8 @@ impl DType {
 #[derive(Debug, Clone)]
 pub(crate) enum Storage {
     Host(Arc<HostBuffer>),
+    /// Nowhere: only the bytes are known. They are given back when this is dropped.
+    Counted(Arc<Counted>),
     #[cfg(feature = "gpu")]
     Gpu(Arc<GpuBuffer>),
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use finetuned_data::{DataOptions, DatasetReport, Document, Example, Examples, Prepared};
+use finetuned_data::{DataOptions, DatasetReport, Examples, Prepared};
 
 use crate::base::BaseModel;
 use crate::error::EngineError;
@@ -59,15 +59,6 @@ fn prepare(data: &Path, validation: Option<&Path>, base: &BaseModel, recipe: &Re
 /// Tokens of the longest document that training and validation will run.
 pub(crate) fn longest_document(prepared: &Prepared) -> usize {
     [&prepared.train, &prepared.validation].map(Examples::longest_document).into_iter().max().unwrap_or(1).max(1)
-}
-
-/// Mean length of a document, weighted by tokens: most tokens of a long document see
-/// a long context.
-pub(crate) fn mean_document(examples: &Examples) -> f64 {
-    let documents = examples.list.iter().flat_map(Example::trained_documents);
-    let lengths: Vec<usize> = documents.map(Document::len).collect();
-    let total: usize = lengths.iter().sum();
-    lengths.iter().map(|l| (l * l) as f64).sum::<f64>() / total.max(1) as f64
 }
 
 /// Tokens of the first example, for the comparison after saving.

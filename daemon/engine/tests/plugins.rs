@@ -129,13 +129,13 @@ fn a_plan_counts_what_an_optimizer_keeps() {
         plan.parts.iter().find(|part| part.name == name).map(|part| part.bytes)
     };
     let adamw = request(folder.path(), "out", &[]);
-    let moments = part(&adamw, "moments").expect("moments");
+    let states = part(&adamw, "optimizer state").expect("optimizer state");
     assert_eq!(part(&adamw, "optimizer step"), None, "AdamW is one pass and keeps no temporaries");
     // Orthogonalising a matrix takes several of its size.
     let muon = request(folder.path(), "out", &["optimizer=muon"]);
     assert!(part(&muon, "optimizer step").expect("temporaries") > 0);
     let host =
         TrainRequest { plugins: vec![host_momentum()], ..request(folder.path(), "out", &["optimizer=host-momentum"]) };
-    assert_eq!(part(&host, "moments"), Some(moments / 2), "one state in place of two");
+    assert_eq!(part(&host, "optimizer state"), Some(states / 2), "one state in place of two");
     assert!(part(&host, "optimizer step").expect("copies") > 0);
 }

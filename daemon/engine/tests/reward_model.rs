@@ -375,7 +375,9 @@ fn a_head_is_drawn_from_the_seed_or_taken_from_the_start() {
     let ops = cpu();
     let files = files("llama");
     let head_of = |recipe: &Recipe, start| {
-        let (model, _) = load_for_training(ops.as_ref(), &files, recipe, start, VALUES, 32).expect("model");
+        let (model, _) =
+            load_for_training(ops.as_ref(), &files.config, files.tensors.as_ref(), recipe, start, VALUES, 32)
+                .expect("model");
         let head = model.value_head.expect("a head").weight;
         ops.read(model.parameters.tensor(head).expect("dense")).expect("read")
     };
@@ -420,7 +422,9 @@ fn a_full_model_holds_its_head() {
         // The next run starts from that head.
         let recipe = Recipe { method: Method::Full, ..Recipe::default() };
         let ops = cpu();
-        let (model, _) = load_for_training(ops.as_ref(), &written, &recipe, None, VALUES, 32).expect("model");
+        let (model, _) =
+            load_for_training(ops.as_ref(), &written.config, written.tensors.as_ref(), &recipe, None, VALUES, 32)
+                .expect("model");
         let weight = model.value_head.expect("a head").weight;
         assert_eq!(ops.read(model.parameters.tensor(weight).expect("dense")).expect("read"), head);
         let planned = plan(&request).expect("plan");

@@ -76,6 +76,10 @@ impl Ops for Cpu {
         self.trim_pool();
     }
 
+    fn tensor_bytes(&self, bytes: u64) -> u64 {
+        super::buffer::bucket(bytes as usize) as u64
+    }
+
     fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
         token_logp::cpu::scratch_bytes(rows, vocabulary, columns)
     }
@@ -333,8 +337,7 @@ impl Ops for Cpu {
     fn read_state(&self, state: &ProgramState) -> Result<StateBuffer> {
         match &state.0 {
             StateStorage::Host(buffer) => Ok(buffer.clone()),
-            #[cfg(feature = "gpu")]
-            StateStorage::Gpu(_) => Err(super::elsewhere("read_state")),
+            _ => Err(super::elsewhere("read_state")),
         }
     }
 
@@ -361,8 +364,7 @@ impl Ops for Cpu {
         for state in states {
             match &mut state.0 {
                 StateStorage::Host(buffer) => slices.push(buffer.slice()),
-                #[cfg(feature = "gpu")]
-                StateStorage::Gpu(_) => return Err(super::elsewhere(OP)),
+                _ => return Err(super::elsewhere(OP)),
             }
         }
         let mut scratch = self.program.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

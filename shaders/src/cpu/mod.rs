@@ -76,7 +76,6 @@ impl Cpu {
     /// The bytes of a tensor of this type on this device.
     fn bytes<'a>(&self, op: &'static str, x: &'a Tensor, dtype: DType) -> Result<&'a [u8]> {
         x.expect_type(op, dtype)?;
-        #[cfg_attr(not(feature = "gpu"), expect(irrefutable_let_patterns, reason = "the CPU is then the one device"))]
         let Storage::Host(buffer) = &x.storage else { return Err(elsewhere(op)) };
         self.own(op, buffer)?;
         Ok(buffer.bytes())
@@ -84,7 +83,6 @@ impl Cpu {
 
     fn bytes_mut<'a>(&self, op: &'static str, x: &'a mut Tensor, dtype: DType) -> Result<&'a mut [u8]> {
         x.expect_type(op, dtype)?;
-        #[cfg_attr(not(feature = "gpu"), expect(irrefutable_let_patterns, reason = "the CPU is then the one device"))]
         let Storage::Host(buffer) = &mut x.storage else { return Err(elsewhere(op)) };
         self.own(op, buffer)?;
         Ok(Arc::get_mut(buffer).ok_or(TensorError::Shared { op })?.bytes_mut())
@@ -117,7 +115,7 @@ impl Cpu {
 }
 
 fn elsewhere(op: &'static str) -> TensorError {
-    TensorError::Device { op, expected: "cpu".into(), got: "a GPU".into() }
+    TensorError::Device { op, expected: "cpu".into(), got: "another device".into() }
 }
 
 /// Elements of an elementwise piece: 64 KiB of f32, a part of the second-level

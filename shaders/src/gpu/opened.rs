@@ -121,6 +121,7 @@ impl Gpu {
             Storage::Gpu(buffer) if buffer.is_of(&self.pool) => Ok(buffer),
             Storage::Gpu(buffer) => Err(other(buffer.device())),
             Storage::Host(_) => Err(other("cpu")),
+            Storage::Counted(_) => Err(other("a counting device")),
         }
     }
 

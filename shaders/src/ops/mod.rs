@@ -310,6 +310,10 @@ pub trait Ops: Send + Sync {
     /// Bytes of f32 values that exist at a time of a weight `[out, in]` that is
     /// kept in another type.
     fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64;
+    /// Bytes that the ledger counts for a tensor of so many bytes.
+    fn tensor_bytes(&self, bytes: u64) -> u64 {
+        bytes.max(4).next_multiple_of(4)
+    }
     /// Whether a product that is added to a tensor exists by itself before.
     fn adds_apart(&self) -> bool {
         false
@@ -555,6 +559,8 @@ pub struct ProgramState(pub(crate) StateStorage);
 #[derive(Debug)]
 pub(crate) enum StateStorage {
     Host(StateBuffer),
+    /// Only the bytes are known.
+    Counted(crate::counting::ledger::Counted),
     #[cfg(feature = "gpu")]
     Gpu(program::kernel::GpuState),
 }

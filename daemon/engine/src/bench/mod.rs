@@ -23,11 +23,11 @@ use crate::base::BaseModel;
 use crate::devices::{self, rate::matrix_rate};
 use crate::error::EngineError;
 use crate::model::{adapter, build};
-use crate::plan::Footprint;
+use crate::plan::Counter;
 use crate::plugins;
 use crate::random_weights::RandomWeights;
 use crate::recipe::{Method, Recipe};
-use crate::train::heads::Heads;
+use crate::train::micro_batch::{MicroBatch, documents};
 use crate::train::step::{StepBytes, StepOptions, Trainer};
 use crate::vocabulary::PluginLibrary;
 
@@ -117,8 +117,6 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     }
     let registry = plugins::registry(&options.plugins)?;
     let optimizer = plugins::optimizer(&recipe, &registry)?;
-    let footprint =
-        Footprint::new(ops.as_ref(), &config, source.as_ref(), &recipe, None, Heads::LANGUAGE, optimizer.as_ref())?;
     let objective = registry.objective("cross-entropy", &serde_json::Map::new())?;
     let step_options = StepOptions {
         micro_batch_size: options.sequences,
@@ -127,12 +125,6 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         max_grad_norm: 1.0,
         seed: 1,
     };
-    let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer, step_options, true)?;
-
-    trainer.reserve(StepBytes::new(options.sequences, |sequences| {
-        footprint.reserved(ops.as_ref(), sequences * options.tokens, sequences * options.tokens.saturating_sub(1))
-    }))?;
-
     let random = Key::new(7, 0, 0);
     let token = |place: usize| random.word(place as u64) % config.vocab_size as u32;
     let example = |i: usize| {
@@ -142,6 +134,28 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     let list = (0..options.sequences).map(example).collect();
     let examples = Examples { kind: DataKind::Supervised, sequence_length: options.tokens, list };
     let rows: Vec<Row> = (0..options.sequences).map(|i| Row { examples: vec![i] }).collect();
+
+    let counter = Counter {
+        device: &ops,
+        config: &config,
+        source: source.as_ref(),
+        recipe: &recipe,
+        start: None,
+        objective: &objective,
+        optimizer: plugins::optimizer(&recipe, &registry)?,
+        context: options.tokens,
+    };
+    let mut count = counter.count()?;
+    let scratch = count.optimizer.scratch;
+    let mut counted = |sequences: usize| {
+        let rows: Vec<&Row> = rows.iter().take(sequences).collect();
+        let all: Vec<_> = (0..rows.len()).flat_map(|at| documents(&examples, &rows, at, false)).collect();
+        count.micro_batch(&MicroBatch::new(&all, &objective.loss().needs()))
+    };
+    let step_count = counted(options.sequences)?;
+    let step_bytes = StepBytes::try_new(options.sequences, |sequences| Ok(counted(sequences)?.bytes().max(scratch)))?;
+    let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer, step_options, true)?;
+    trainer.reserve(step_bytes)?;
 
     let mut peak = matrix_peak(ops.as_ref())?;
     let mut times = Vec::new();
@@ -184,7 +198,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     };
     let seconds = median(times);
     let tokens = options.tokens * options.sequences;
-    let work = footprint.work_per_token(options.tokens as f64, true);
+    let work = step_count.flops / step_count.tokens.max(1) as f64;
     let rate = work * tokens as f64 / seconds;
     let info = ops.info();
     Ok(BenchReport {

@@ -2,7 +2,8 @@
 //! family, and the loading, tensor by tensor.
 
 use finetuned_formats::{
-    Activation as StoredActivation, Architecture, ModelConfig, Rope, RopeScaling, StoredType, TensorSource,
+    Activation as StoredActivation, Architecture, ModelConfig, RandomTensor, Rope, RopeScaling, StoredType,
+    TensorSource,
 };
 use finetuned_plugin_api::optimizer::TensorKind;
 use finetuned_shaders::{Activation, AttentionSpec, Device, RotaryTable, Weight, WeightKind};
@@ -154,10 +155,14 @@ impl Loader<'_> {
     fn value(&self, name: &str, shape: &[usize], kind: WeightKind) -> Result<Weight, EngineError> {
         if let Some(random) = self.source.random(name) {
             self.check(name, shape)?;
-            let key = streams::made_up(&random);
-            return Ok(self.device.random_weight(shape, random.scale, key, kind)?);
+            return self.make(random, shape, kind);
         }
         self.upload(shape, &self.read(name, shape)?, kind)
+    }
+
+    fn make(&self, random: RandomTensor, shape: &[usize], kind: WeightKind) -> Result<Weight, EngineError> {
+        let key = streams::made_up(&random);
+        Ok(self.device.random_weight(shape, random.scale, key, kind)?)
     }
 
     fn upload(&self, shape: &[usize], values: &[f32], kind: WeightKind) -> Result<Weight, EngineError> {
@@ -208,7 +213,10 @@ impl Loader<'_> {
             Some(double_quant) => WeightKind::Nf4 { double_quant },
             None => self.dense(&name),
         };
-        let value = if conv1d {
+        let value = if let Some(random) = self.source.random(&name).filter(|_| conv1d) {
+            self.check(&name, &[inputs, outputs])?;
+            self.make(random, &[outputs, inputs], kind)?
+        } else if conv1d {
             let values = transposed(&self.read(&name, &[inputs, outputs])?, inputs, outputs);
             self.upload(&[outputs, inputs], &values, kind)?
         } else {

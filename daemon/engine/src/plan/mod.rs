@@ -1,31 +1,31 @@
 //! What a run will take: bytes by part and time, before it starts.
 //!
-//! Bytes are counted from the same shapes that the step allocates, so the plan
-//! is arithmetic, not a guess; time is those products over a rate measured for
-//! a moment on the device.
+//! Nothing is calculated beside the code that computes: the run's real model goes
+//! through its largest micro-batches on a device that has shapes and no values. Time is
+//! the counted operations over a rate that is measured for a moment on the device.
 
+mod count;
 mod fit;
-mod footprint;
 mod remedy;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 
 use finetuned_data::{DataKind, Prepared};
 use finetuned_formats::{ModelFiles, read_peft};
 use finetuned_plugin_api::registry::Registry;
 use finetuned_shaders::Device;
 
-use self::fit::largest_micro_batch;
-pub(crate) use self::footprint::Footprint;
+pub(crate) use self::count::Counter;
+use self::count::MicroBatchCount;
+use self::fit::Rows;
 use self::remedy::remedy;
 use crate::base::BaseModel;
 use crate::dataset;
 use crate::devices::{self, memory, rate::matrix_rate};
 use crate::error::EngineError;
 use crate::plugins;
-use crate::recipe::Method;
-use crate::train::heads::Heads;
 use crate::train::order::Order;
 use crate::train::step::StepBytes;
 use crate::vocabulary::{Plan, TrainRequest, part};
@@ -42,6 +42,9 @@ const COMFORTABLE_TOKENS: usize = 1024;
 /// see BENCHMARKS.md.
 const STEP_EFFICIENCY: f64 = 0.8;
 
+/// Micro-batches whose operations are counted for the time of a step.
+const LOOKED_AT: usize = 4;
+
 /// Plans a request without training.
 ///
 /// # Errors
@@ -53,7 +56,7 @@ pub fn plan(request: &TrainRequest) -> Result<Plan, EngineError> {
     let registry = plugins::registry(&request.plugins)?;
     let order = Order::of(&prepared.train, &request.recipe.train);
     let steps = request.recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(request.recipe.train.epochs));
-    of_run(request, &registry, &opened.files, &prepared, steps, ops.as_ref()).map(|planned| planned.plan)
+    of_run(request, &registry, &opened.files, &prepared, steps, &ops).map(|planned| planned.plan)
 }
 
 /// A plan, and what a step of the run makes.
@@ -71,35 +74,46 @@ pub(crate) fn of_run(
     files: &ModelFiles,
     prepared: &Prepared,
     steps: usize,
-    ops: &Device,
+    ops: &Arc<Device>,
 ) -> Result<Planned, EngineError> {
     let recipe = &request.recipe;
     let start = request.adapter.as_deref().map(read_peft).transpose()?;
     let objective = registry.objective(&recipe.loss.name, &recipe.loss.parameters)?;
-    let optimizer = plugins::optimizer(recipe, registry)?;
-    let kl = objective.alignment_needs().is_some_and(|a| a.kl_completions);
-    let mut order = Order::of(&prepared.train, &recipe.train);
+    let longest = dataset::longest_document(prepared);
+    let counter = Counter {
+        device: ops,
+        config: &files.config,
+        source: files.tensors.as_ref(),
+        recipe,
+        start: start.as_ref(),
+        objective: &objective,
+        optimizer: plugins::optimizer(recipe, registry)?,
+        context: longest,
+    };
+    let mut count = counter.count()?;
+    let mut rows = Rows {
+        order: Order::of(&prepared.train, &recipe.train),
+        examples: &prepared.train,
+        needs: objective.loss().needs(),
+        kl: objective.alignment_needs().is_some_and(|a| a.kl_completions),
+        steps,
+    };
     let info = ops.info();
     let available = memory::available(&info, memory::host_memory());
-
-    let heads = Heads::of(&objective);
-    let footprint =
-        Footprint::new(ops, &files.config, files.tensors.as_ref(), recipe, start.as_ref(), heads, optimizer.as_ref())?;
     let mut others = Vec::new();
-    let frozen = recipe.method == Method::Full || start.is_some();
-    if frozen && objective.loss().needs().reference_logp {
-        others.push(part("reference", 4 * footprint.trainable));
-    }
-    // What lies in the host's memory counts where the device's is the same.
+    // Tensors of a device that shares the host's memory share it with the rest of the
+    // process.
     if info.shares_host_memory {
         others.push(part("process", PROCESS_BYTES));
         others.push(part("dataset", 5 * (prepared.report.tokens + prepared.report.validation_tokens) as u64));
     }
-    let other: u64 = others.iter().map(|part| part.bytes).sum();
+    let lasting = count.lasting() + others.iter().map(|part| part.bytes).sum::<u64>();
     let batch = recipe.train.batch_size;
-    let peak_at = |order: &mut Order, micro: usize| {
-        let (tokens, trained) = largest_micro_batch(order, &prepared.train, micro, steps, kl, heads);
-        (footprint.fixed() + footprint.step(ops, tokens, trained) + other, tokens, trained)
+    // A step allocates this much, or its optimizer does once the activations are gone.
+    let scratch = count.optimizer.scratch;
+    let mut largest_of = |micro: usize| -> Result<MicroBatchCount, EngineError> {
+        let counts = rows.largest(micro).iter().map(|micro| count.micro_batch(micro)).collect::<Result<Vec<_>, _>>()?;
+        counts.into_iter().max_by_key(MicroBatchCount::bytes).ok_or(EngineError::EmptySequence)
     };
     let fits = |bytes: u64| available.is_none_or(|available| bytes <= available);
 
@@ -107,7 +121,7 @@ pub(crate) fn of_run(
     let (mut low, mut high) = (0, batch);
     while low < high {
         let middle = low + (high - low).div_ceil(2);
-        if fits(peak_at(&mut order, middle).0) { low = middle } else { high = middle - 1 }
+        if fits(lasting + largest_of(middle)?.bytes()) { low = middle } else { high = middle - 1 }
     }
     let largest = low;
     let micro = match NonZeroUsize::new(recipe.train.micro_batch_size) {
@@ -120,27 +134,21 @@ pub(crate) fn of_run(
         }
         Some(asked) => asked.get(),
     };
-    let (peak, tokens, trained) = peak_at(&mut order, micro);
-    let mut parts = footprint.fixed_parts();
-    parts.extend(footprint.step_parts(ops, tokens, trained));
+    let counted = largest_of(micro)?;
+    let peak = lasting + counted.bytes();
+    let step_bytes = StepBytes::try_new(micro, |micro| Ok(largest_of(micro)?.bytes().max(scratch)))?;
+    let mut parts = count.parts.clone();
+    parts.extend(counted.parts());
     parts.extend(others);
-    let step_bytes = StepBytes::new(micro, |micro| {
-        let (tokens, trained) = largest_micro_batch(&mut order, &prepared.train, micro, steps, kl, heads);
-        footprint.reserved(ops, tokens, trained)
-    });
 
     let tokens_per_step = {
-        let rows = order.rows_per_epoch().max(1);
+        let rows = rows.order.rows_per_epoch().max(1);
         prepared.train.lengths().iter().sum::<usize>() as f64 / rows as f64 * batch.min(rows) as f64
     };
-    let rate = matrix_rate(ops)?;
-    let longest = dataset::longest_document(prepared);
-    let mean_context = dataset::mean_document(&prepared.train);
-    let loss = objective.loss();
-    let fused =
-        loss.separable(&Default::default()).is_some() || (recipe.method != Method::Full && loss.needs().only_logp());
-    let work = footprint.work_per_token(mean_context, fused);
-    let seconds_per_step = work * tokens_per_step / (rate * STEP_EFFICIENCY);
+    let rate = matrix_rate(ops.as_ref())?;
+    let looked_at = rows.first(micro, LOOKED_AT).iter().map(|m| count.micro_batch(m)).collect::<Result<Vec<_>, _>>()?;
+    let (flops, tokens) = looked_at.iter().fold((0.0, 0), |sum, next| (sum.0 + next.flops, sum.1 + next.tokens));
+    let seconds_per_step = flops / tokens.max(1) as f64 * tokens_per_step / (rate * STEP_EFFICIENCY);
     let remedy = (!fits(peak)).then(|| remedy(recipe, longest, info.on_host));
     let plan = Plan {
         device: info.name,
@@ -148,14 +156,14 @@ pub(crate) fn of_run(
         parts,
         peak_bytes: peak,
         available_bytes: available.unwrap_or(0),
-        offloaded_bytes: footprint.offloaded(tokens),
+        offloaded_bytes: counted.offloaded,
         fits: fits(peak),
         micro_batch_size: micro,
         largest_micro_batch: largest,
         steps,
         tokens_per_step,
-        trainable_parameters: footprint.trainable,
-        parameters: footprint.parameters,
+        trainable_parameters: count.parameters.1,
+        parameters: count.parameters.0,
         seconds_per_step,
         total_seconds: seconds_per_step * steps as f64,
         remedy,

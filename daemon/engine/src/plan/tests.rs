@@ -4,20 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use finetuned_data::{DataKind, Example, Examples, Row};
-#[cfg(feature = "gpu")]
-use finetuned_formats::ModelFiles;
-use finetuned_formats::{ModelConfig, TensorSource};
+use finetuned_formats::{ModelConfig, ModelFiles, TensorSource};
+use finetuned_plugin_api::loss::Needs;
 use finetuned_shaders::Device;
 use finetuned_shaders::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use finetuned_shaders::gpu::{self, Gpu};
 
-use super::footprint::Footprint;
+use super::count::{Count, Counter};
 use crate::model::{adapter, build};
 use crate::plugins;
 use crate::random_weights::RandomWeights;
 use crate::recipe::{Method, Recipe};
-use crate::train::heads::Heads;
+use crate::train::micro_batch::{MicroBatch, documents};
 use crate::train::step::{StepBytes, StepOptions, Trainer};
 
 /// A llama of three layers.
@@ -48,7 +47,32 @@ fn data(sequences: usize) -> (Examples, Vec<Row>) {
     (Examples { kind: DataKind::Supervised, sequence_length: TOKENS, list }, rows)
 }
 
-fn trainer(ops: &Arc<Device>, recipe: &Recipe, sequences: usize) -> (Trainer, Footprint) {
+/// The peak of a step over one micro-batch of these sequences, counted.
+fn step_bytes(count: &mut Count, sequences: usize) -> u64 {
+    let (examples, rows) = data(sequences);
+    let rows: Vec<&Row> = rows.iter().collect();
+    let all: Vec<_> = (0..sequences).flat_map(|at| documents(&examples, &rows, at, false)).collect();
+    count.micro_batch(&MicroBatch::new(&all, &Needs::default())).expect("a count").bytes()
+}
+
+/// The counting model of a run with cross-entropy.
+fn counted(ops: &Arc<Device>, config: &ModelConfig, source: &dyn TensorSource, recipe: &Recipe) -> Count {
+    let registry = plugins::registry(&[]).expect("plugins");
+    let objective = registry.objective("cross-entropy", &serde_json::Map::new()).expect("a loss");
+    let counter = Counter {
+        device: ops,
+        config,
+        source,
+        recipe,
+        start: None,
+        objective: &objective,
+        optimizer: plugins::optimizer(recipe, &registry).expect("an optimizer"),
+        context: TOKENS,
+    };
+    counter.count().expect("a count")
+}
+
+fn trainer(ops: &Arc<Device>, recipe: &Recipe, sequences: usize) -> (Trainer, Count) {
     let config = config();
     let source = RandomWeights::new(&config);
     trainer_of(ops, &config, &source, recipe, sequences)
@@ -60,7 +84,7 @@ fn trainer_of(
     source: &dyn TensorSource,
     recipe: &Recipe,
     sequences: usize,
-) -> (Trainer, Footprint) {
+) -> (Trainer, Count) {
     let options = build::LoadOptions {
         trainable: recipe.method == Method::Full,
         nf4: (recipe.method == Method::Qlora).then_some(recipe.qlora.double_quant),
@@ -72,8 +96,8 @@ fn trainer_of(
     }
     let registry = plugins::registry(&[]).expect("plugins");
     let optimizer = plugins::optimizer(recipe, &registry).expect("an optimizer");
-    let footprint = Footprint::new(ops.as_ref(), config, source, recipe, None, Heads::LANGUAGE, optimizer.as_ref());
     let objective = registry.objective("cross-entropy", &serde_json::Map::new()).expect("a loss");
+    let count = counted(ops, config, source, recipe);
     let options = StepOptions {
         micro_batch_size: sequences,
         gradient_checkpointing: recipe.train.gradient_checkpointing,
@@ -82,7 +106,7 @@ fn trainer_of(
         seed: 1,
     };
     let trainer = Trainer::new(ops.clone(), model, objective, optimizer, options, true).expect("a trainer");
-    (trainer, footprint.expect("a footprint"))
+    (trainer, count)
 }
 
 #[cfg(feature = "gpu")]
@@ -101,29 +125,28 @@ fn planned_and_taken(
     ops: &Arc<Device>,
     recipe: &Recipe,
     sequences: usize,
-    lasting: impl Fn(&Footprint) -> u64,
+    lasting: impl Fn(&Count) -> u64,
 ) -> (u64, u64) {
     taken(ops, trainer(ops, recipe, sequences), sequences, lasting)
 }
 
 fn taken(
     ops: &Arc<Device>,
-    (mut trainer, footprint): (Trainer, Footprint),
+    (mut trainer, mut count): (Trainer, Count),
     sequences: usize,
-    lasting: impl Fn(&Footprint) -> u64,
+    lasting: impl Fn(&Count) -> u64,
 ) -> (u64, u64) {
-    let tokens = sequences * TOKENS;
-    let step = footprint.step(ops.as_ref(), tokens, tokens - sequences);
+    let step = step_bytes(&mut count, sequences);
     trainer.reserve(StepBytes::new(sequences, |_| step)).expect("memory");
     ops.reset_peak();
     let (examples, rows) = data(sequences);
     for step in 1..=2 {
         trainer.step(&examples, &rows, step, 1e-4, &mut |_, _| true).expect("a step");
     }
-    (lasting(&footprint) + step, ops.allocated_bytes().1)
+    (lasting(&count) + step, ops.allocated_bytes().1)
 }
 
-fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Footprint) -> u64) {
+fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Count) -> u64) {
     let device = ops.info().name;
     for (method, dropout) in [(Method::Full, 0.0), (Method::Lora, 0.0), (Method::Lora, 0.1), (Method::Qlora, 0.1)] {
         for checkpointing in [false, true] {
@@ -142,37 +165,76 @@ fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&F
 fn a_plan_is_a_close_upper_bound_on_a_gpu() {
     let Some(gpu) = gpu() else { return };
     let ops: Arc<Device> = gpu;
-    compare(&ops, 1.0..1.25, Footprint::fixed);
+    compare(&ops, 1.0..1.25, Count::lasting);
 }
 
 #[test]
 fn a_plan_is_close_on_the_cpu() {
     let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
-    // The CPU keeps an optimizer's states and temporaries outside of its ledger; the
-    // scratch of its threads is in the plan's part for the process.
-    compare(&ops, 0.95..1.25, |footprint| footprint.fixed() - footprint.optimizer.states - footprint.optimizer.scratch);
+    // The scratch of its threads is in the plan's part for the process.
+    compare(&ops, 0.98..1.05, of_the_ledger);
 }
 
 /// Layers of other shapes: one product for gate and up, norms of queries and keys,
 /// norms behind the branches, no gate.
-#[cfg(feature = "gpu")]
-#[test]
-fn a_plan_is_an_upper_bound_for_every_kind_of_layer() {
-    let Some(gpu) = gpu() else { return };
-    let ops: Arc<Device> = gpu;
+fn compare_every_kind_of_layer(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Count) -> u64) {
     for architecture in ["phi3", "qwen3", "gemma2", "gpt2"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(architecture);
         let files = ModelFiles::open(&path).expect("a model");
         let mut dora = recipe(Method::Lora, 0.1, false);
         dora.lora.variant = crate::recipe::Variant::Dora;
         for recipe in [recipe(Method::Full, 0.0, true), dora] {
-            let made = trainer_of(&ops, &files.config, files.tensors.as_ref(), &recipe, 4);
-            let (planned, taken) = taken(&ops, made, 4, Footprint::fixed);
+            let made = trainer_of(ops, &files.config, files.tensors.as_ref(), &recipe, 4);
+            let (planned, taken) = taken(ops, made, 4, &lasting);
             let ratio = planned as f64 / taken as f64;
             println!("{architecture} {:?}: planned {planned}, taken {taken}, {ratio:.3}", recipe.method);
-            assert!((1.0..1.25).contains(&ratio), "{architecture} {:?}: {planned} for {taken}", recipe.method);
+            assert!(allowed.contains(&ratio), "{architecture} {:?}: {planned} for {taken}", recipe.method);
         }
     }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn a_plan_is_an_upper_bound_for_every_kind_of_layer() {
+    let Some(gpu) = gpu() else { return };
+    let ops: Arc<Device> = gpu;
+    compare_every_kind_of_layer(&ops, 1.0..1.25, Count::lasting);
+}
+
+#[test]
+fn a_plan_is_close_for_every_kind_of_layer_on_the_cpu() {
+    let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
+    compare_every_kind_of_layer(&ops, 0.98..1.05, of_the_ledger);
+}
+
+/// What the CPU's ledger holds of what lasts: an optimizer's states and temporaries are
+/// outside of it.
+fn of_the_ledger(count: &Count) -> u64 {
+    count.lasting() - count.optimizer.states - count.optimizer.scratch
+}
+
+/// A model that this machine could not hold is counted all the same.
+#[test]
+fn a_llama_of_seventy_billion_is_counted() {
+    let text = r#"{"model_type":"llama","vocab_size":128256,"hidden_size":8192,"num_hidden_layers":80,
+        "num_attention_heads":64,"num_key_value_heads":8,"intermediate_size":28672,"max_position_embeddings":8192,
+        "rms_norm_eps":1e-5,"rope_theta":500000.0,"tie_word_embeddings":false}"#;
+    let config = ModelConfig::from_json(serde_json::from_str(text).expect("json"), Path::new("a test"));
+    let config = config.expect("a configuration");
+    let source = RandomWeights::new(&config);
+    let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
+    let recipe = recipe(Method::Qlora, 0.0, true);
+    let start = std::time::Instant::now();
+    let mut count = counted(&ops, &config, &source, &recipe);
+    let step = step_bytes(&mut count, 4);
+    println!("{} bytes, and {step} in a step; counted in {:?}", count.lasting(), start.elapsed());
+    // 70.6 billion numbers, of which 68.5 billion in NF4.
+    assert_eq!(count.parameters.0 / 100_000_000, 706, "{}", count.parameters.0);
+    let weights = count.parts.iter().find(|part| part.name == "weights").map_or(0, |part| part.bytes);
+    let exactly =
+        68_451_041_280.0 * (0.5 + 1.0 / 64.0 + 4.0 / 64.0 / 256.0) + 4.0 * 2_101_346_304.0 + 4.0 * 161.0 * 8192.0;
+    let ratio = weights as f64 / exactly;
+    assert!((1.0..1.125).contains(&ratio), "weights of {weights} bytes, {ratio:.4}");
 }
 
 #[cfg(feature = "gpu")]
@@ -182,10 +244,9 @@ fn steps_ask_the_driver_for_nothing_once_the_first_is_done() {
         let Some(gpu) = gpu() else { return };
         let ops: Arc<Device> = gpu.clone();
         let recipe = recipe(method, 0.1, checkpointing);
-        let (mut trainer, footprint) = trainer(&ops, &recipe, 4);
-        let tokens = 4 * TOKENS;
-        let bytes = StepBytes::new(4, |_| footprint.reserved(ops.as_ref(), tokens, tokens - 4));
-        trainer.reserve(bytes).expect("memory");
+        let (mut trainer, mut count) = trainer(&ops, &recipe, 4);
+        let bytes = step_bytes(&mut count, 4).max(count.optimizer.scratch);
+        trainer.reserve(StepBytes::new(4, |_| bytes)).expect("memory");
         let reserved = gpu.memory();
         ops.reset_peak();
         let (examples, rows) = data(4);
@@ -211,9 +272,9 @@ fn a_run_has_the_same_bits_wherever_its_tensors_lie() {
     let bits = |reserved: bool, aside: usize| {
         let gpu = Arc::new(gpu::open(&gpu::list()[0]).expect("the GPU opens"));
         let ops: Arc<Device> = gpu.clone();
-        let (mut trainer, footprint) = trainer(&ops, &recipe, 3);
+        let (mut trainer, mut count) = trainer(&ops, &recipe, 3);
         if reserved {
-            let bytes = footprint.reserved(&*gpu, 3 * TOKENS, 3 * TOKENS);
+            let bytes = step_bytes(&mut count, 3).max(count.optimizer.scratch);
             trainer.reserve(StepBytes::new(3, |_| bytes)).expect("memory");
         }
         // Moves whatever comes after it.

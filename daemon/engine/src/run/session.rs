@@ -48,7 +48,7 @@ impl Run {
         let order = Order::of(&prepared.train, &recipe.train);
         let total_steps = recipe.train.steps.unwrap_or_else(|| order.steps_of_epochs(recipe.train.epochs));
         let plan::Planned { plan: planned, step_bytes } =
-            plan::of_run(request, registry, &base.files, prepared, total_steps, ops.as_ref())?;
+            plan::of_run(request, registry, &base.files, prepared, total_steps, &ops)?;
         if !planned.fits {
             return Err(EngineError::TooLarge {
                 device: planned.device,
@@ -78,7 +78,8 @@ impl Run {
         let start = request.adapter.as_deref().map(read_peft).transpose()?;
         let context = dataset::longest_document(prepared);
         let heads = Heads::of(&objective);
-        let (model, fresh) = load_for_training(ops.as_ref(), &base.files, recipe, start.as_ref(), heads, context)?;
+        let (config, source) = (&base.files.config, base.files.tensors.as_ref());
+        let (model, fresh) = load_for_training(ops.as_ref(), config, source, recipe, start.as_ref(), heads, context)?;
         let options = StepOptions {
             micro_batch_size,
             gradient_checkpointing: recipe.train.gradient_checkpointing,

@@ -1,6 +1,6 @@
 //! The model that a run trains, with its adapters and heads.
 
-use finetuned_formats::{ModelFiles, PeftAdapter, VALUE_HEAD};
+use finetuned_formats::{ModelConfig, PeftAdapter, TensorSource, VALUE_HEAD};
 use finetuned_shaders::Device;
 
 use super::heads::Heads;
@@ -18,7 +18,8 @@ use crate::recipe::{Method, Recipe};
 /// A damaged checkpoint, an adapter that does not fit, no memory.
 pub fn load_for_training(
     ops: &Device,
-    files: &ModelFiles,
+    config: &ModelConfig,
+    source: &dyn TensorSource,
     recipe: &Recipe,
     start: Option<&PeftAdapter>,
     heads: Heads,
@@ -40,7 +41,7 @@ pub fn load_for_training(
         nf4: (recipe.method == Method::Qlora).then_some(recipe.qlora.double_quant),
         context,
     };
-    let mut model = load(ops, &files.config, files.tensors.as_ref(), &options)?;
+    let mut model = load(ops, config, source, &options)?;
     let fresh = match (recipe.method, start) {
         (Method::Full, _) => false,
         (_, Some(peft)) => {
@@ -53,9 +54,9 @@ pub fn load_for_training(
         }
     };
     if heads.value && model.value_head.is_none() {
-        let head = match value::stored(&files.config, files.tensors.as_ref())? {
+        let head = match value::stored(config, source)? {
             Some(head) => head,
-            None => value::initial(&files.config, recipe.train.seed),
+            None => value::initial(config, recipe.train.seed),
         };
         let name = if recipe.method == Method::Full { value::WEIGHT } else { VALUE_HEAD };
         model.attach_value_head(ops, name, &head)?;

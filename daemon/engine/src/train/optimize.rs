@@ -74,33 +74,32 @@ impl Rules {
         Ok(Rules { rules, optimizer })
     }
 
-    /// What an optimizer will take for tensors of these shapes, before there are
-    /// any.
+    /// What an optimizer takes for this model, whose tensors need no values.
     ///
     /// # Errors
     /// A shape for which it has no rule.
-    pub fn bytes(
-        ops: &Device,
-        optimizer: &dyn Optimizer,
-        shapes: &[TensorShape],
-    ) -> Result<OptimizerBytes, EngineError> {
+    pub fn bytes(ops: &Device, model: &Decoder, optimizer: Box<dyn Optimizer>) -> Result<OptimizerBytes, EngineError> {
         if optimizer.host().is_some() {
-            let of = |shape: &TensorShape| -> Result<u64, EngineError> {
-                Ok(host_states(optimizer, shape)?.iter().map(|state| state.bytes() as u64).sum())
-            };
-            let states = shapes.iter().map(of).sum::<Result<u64, EngineError>>()?;
-            let largest = shapes.iter().map(TensorShape::elements).max().unwrap_or(0);
-            return Ok(OptimizerBytes { states, scratch: 8 * largest as u64 });
+            // Its states would be made on the host: only their sizes are asked for.
+            let mut bytes = OptimizerBytes { states: 0, scratch: 0 };
+            for id in model.parameters.trainable() {
+                let shape = tensor_shape(model, id);
+                let states = host_states(optimizer.as_ref(), &shape)?;
+                bytes.states += states.iter().map(|state| state.bytes() as u64).sum::<u64>();
+                bytes.scratch = bytes.scratch.max(8 * shape.elements() as u64);
+            }
+            return Ok(bytes);
         }
-        let mut states = 0;
+        let before = ops.allocated_bytes().0;
+        let rules = Rules::new(ops, model, optimizer)?;
+        let states = ops.allocated_bytes().0 - before;
         // Tensors of one shape share a program, and all programs their temporaries.
         let mut programs: Vec<Program> = Vec::new();
-        for shape in shapes {
-            let program = optimizer.rule(shape)?;
-            states += program.state_bytes() as u64;
+        for rule in &rules.rules {
+            let Way::Program { program, .. } = &rule.way else { continue };
             let size = |p: &Program| (p.rows(), p.columns());
-            if !programs.iter().any(|known| size(known) == size(&program) && *known == program) {
-                programs.push(program);
+            if !programs.iter().any(|known| size(known) == size(program) && known == program) {
+                programs.push(program.clone());
             }
         }
         Ok(OptimizerBytes { states, scratch: ops.program_scratch_bytes(&programs) })

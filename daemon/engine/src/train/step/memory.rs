@@ -15,15 +15,20 @@ pub struct StepBytes(Vec<(usize, u64)>);
 impl StepBytes {
     /// For micro-batches of `largest` sequences, half of that, and so on to one.
     pub fn new(largest: usize, mut bytes: impl FnMut(usize) -> u64) -> StepBytes {
-        let mut list = Vec::new();
-        let mut micro = largest.max(1);
-        loop {
-            list.push((micro, bytes(micro)));
-            if micro == 1 {
-                return StepBytes(list);
-            }
-            micro = micro.div_ceil(2);
-        }
+        StepBytes(StepBytes::sizes(largest).map(|micro| (micro, bytes(micro))).collect())
+    }
+
+    /// As [`StepBytes::new`], with a count that can fail.
+    pub(crate) fn try_new(
+        largest: usize,
+        mut bytes: impl FnMut(usize) -> Result<u64, EngineError>,
+    ) -> Result<StepBytes, EngineError> {
+        let list = StepBytes::sizes(largest).map(|micro| Ok((micro, bytes(micro)?)));
+        Ok(StepBytes(list.collect::<Result<_, EngineError>>()?))
+    }
+
+    fn sizes(largest: usize) -> impl Iterator<Item = usize> {
+        std::iter::successors(Some(largest.max(1)), |micro| (*micro > 1).then(|| micro.div_ceil(2)))
     }
 
     /// Bytes for micro-batches of `micro` sequences; None if nobody counted. Between

@@ -47,11 +47,16 @@ pub struct StepOptions {
 
 impl StepOptions {
     fn keep(&self) -> Keep {
-        match (self.gradient_checkpointing, self.offload_activations) {
-            (false, _) => Keep::Everything,
-            (true, false) => Keep::Inputs,
-            (true, true) => Keep::InputsOnHost,
-        }
+        keep(self.gradient_checkpointing, self.offload_activations)
+    }
+}
+
+/// What the forward pass of a training step keeps.
+pub(crate) fn keep(gradient_checkpointing: bool, offload_activations: bool) -> Keep {
+    match (gradient_checkpointing, offload_activations) {
+        (false, _) => Keep::Everything,
+        (true, false) => Keep::Inputs,
+        (true, true) => Keep::InputsOnHost,
     }
 }
 
