@@ -134,6 +134,10 @@ impl Ops for Profiled {
         self.inner.tensor_bytes(bytes)
     }
 
+    fn index_bytes(&self, tokens: usize) -> u64 {
+        self.inner.index_bytes(tokens)
+    }
+
     fn adds_apart(&self) -> bool {
         self.inner.adds_apart()
     }

@@ -124,6 +124,10 @@ impl Ops for Counting {
         self.like.unpacked_bytes(outputs, inputs)
     }
 
+    fn index_bytes(&self, tokens: usize) -> u64 {
+        self.like.index_bytes(tokens)
+    }
+
     fn adds_apart(&self) -> bool {
         self.like.adds_apart()
     }

@@ -97,6 +97,10 @@ impl Ops for Gpu {
         (element * (outputs * inputs).min(self.panel_elements())) as u64
     }
 
+    fn index_bytes(&self, tokens: usize) -> u64 {
+        self.kept_index_bytes(tokens) + gather::kernel::sorted_index_bytes(tokens)
+    }
+
     fn adds_apart(&self) -> bool {
         // The routine on tensor cores writes and never adds.
         self.facts().tensor_cores.is_some()

@@ -314,6 +314,11 @@ pub trait Ops: Send + Sync {
     fn tensor_bytes(&self, bytes: u64) -> u64 {
         bytes.max(4).next_multiple_of(4)
     }
+    /// Bytes of the lists of indices that lie on the device while micro-batches of so
+    /// many tokens go through it.
+    fn index_bytes(&self, _tokens: usize) -> u64 {
+        0
+    }
     /// Whether a product that is added to a tensor exists by itself before.
     fn adds_apart(&self) -> bool {
         false
