@@ -329,7 +329,7 @@ fn ten_steps_tell_the_pairs_apart() {
     assert!(number(last, "loss") < 0.5 * number(first, "loss"), "{first} {last}");
     assert!(number(last, "rewards/accuracies") > number(first, "rewards/accuracies"), "{first} {last}");
     assert!(last.get("logps/chosen").is_none(), "no logits are computed: {last}");
-    // Held out, before and after: in metrics.jsonl and in the summary.
+    // On the validation rows, before and after: in metrics.jsonl and in the summary.
     let held_out = |key: &str| (number(&lines[0], key), number(last, key));
     let (before, after) = held_out("validation_rewards/accuracies");
     assert!(before < 1.0 && after == 1.0, "{before} {after}");

@@ -172,7 +172,7 @@ fn a_diverging_run_says_what_is_not_finite_and_keeps_its_checkpoint() {
 #[test]
 fn early_stop_keeps_the_best_weights() {
     let folder = tempfile::tempdir().expect("folder");
-    // A rate that soon overshoots: the held-out loss rises.
+    // A rate that soon overshoots: the validation loss rises.
     let settings = [
         "train.learning_rate=0.3",
         "train.schedule=constant",

@@ -260,7 +260,7 @@ impl Shown {
                 self.plan = Some(*plan);
             }
             Event::Started { total_steps, .. } if self.style == Style::Bar => self.bar = bar(total_steps as u64),
-            Event::Validation { step, loss, .. } => self.say(&format!("held-out loss after step {step}: {loss:.4}")),
+            Event::Validation { step, loss, .. } => self.say(&format!("validation loss after step {step}: {loss:.4}")),
             Event::Step(metrics) => {
                 let left = self.progress.seconds_left().unwrap_or_default();
                 let line = step_words(metrics.loss, self.progress.validation_loss, metrics.tokens_per_second, left);

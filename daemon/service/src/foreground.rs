@@ -146,7 +146,7 @@ impl Observer for Console {
             }
             Event::Validation { step, loss, .. } => {
                 self.validation = Some(*loss);
-                self.say(&format!("held-out loss after step {step}: {loss:.4}"));
+                self.say(&format!("validation loss after step {step}: {loss:.4}"));
             }
             Event::Note { message } => self.say(&format!("note: {message}")),
             Event::Progress { .. } | Event::Checkpoint { .. } | Event::Finished(_) => {}
@@ -169,7 +169,7 @@ impl Observer for Console {
 
 /// The text after the bar.
 pub fn step_words(loss: f64, validation: Option<f64>, tokens_per_second: f64, seconds_left: f64) -> String {
-    let validation = validation.map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
+    let validation = validation.map_or(String::new(), |loss| format!("  validation {loss:.4}"));
     format!("loss {loss:.4}{validation}  {tokens_per_second:.0} tok/s  {} left", words::seconds(seconds_left))
 }
 
@@ -183,7 +183,7 @@ pub fn summary_lines(summary: &Summary, out: &Path) -> String {
     );
     if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         text += &format!(
-            "\nheld-out loss  {before:.4} before, {after:.4} after ({:.0}% lower)",
+            "\nvalidation loss  {before:.4} before, {after:.4} after ({:.0}% lower)",
             100.0 * (before - after) / before
         );
     }

@@ -27,7 +27,7 @@ fn a_dropped_dataset_becomes_an_adapter() {
         assert!(job.out.join(file).exists(), "{file}");
     }
     let receipt = house.receipt("support", "DONE");
-    for part in ["held-out", "messages", "20 (", "«", "report.html", job.out.to_str().unwrap()] {
+    for part in ["val loss", "messages", "20 (", "«", "report.html", job.out.to_str().unwrap()] {
         assert!(receipt.contains(part), "{part} in {receipt}");
     }
     assert!(house.path("inbox/support.jsonl").exists(), "the source stays");

@@ -166,7 +166,7 @@ fn the_demo_runs_from_the_dataset_to_the_answers() {
         .unwrap();
     let words = String::from_utf8_lossy(&run.stdout).into_owned();
     assert!(run.status.success(), "{words}\n{}", String::from_utf8_lossy(&run.stderr));
-    for part in ["dropped", "step 3/3", "before", "after", "held-out loss", "receipt", "report.html"] {
+    for part in ["dropped", "step 3/3", "before", "after", "validation loss", "receipt", "report.html"] {
         assert!(words.contains(part), "{part} in {words}");
     }
     let report = String::from_utf8(read(&state.join("adapters/repair-desk-1/report.html"))).unwrap();

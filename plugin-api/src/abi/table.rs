@@ -115,7 +115,7 @@ pub struct TotalsV1 {
 #[repr(C)]
 #[derive(Clone, Copy, StableAbi)]
 pub struct BatchV1 {
-    /// Number of counted tokens: the length of each token slice.
+    /// Number of trained tokens: the length of each token slice.
     pub tokens: usize,
     pub sequence_count: usize,
     pub logp: *const f32,

@@ -250,7 +250,7 @@ impl<'b, 't> Seq<'b, 't> {
         self.logp() / positive(self.completion_weight())
     }
 
-    /// Σ weight · logp over all its counted tokens, the prompt's where counted.
+    /// Σ weight · logp over all its trained tokens, the prompt's if they are trained.
     pub fn whole_logp(&self) -> V<'t> {
         let tokens = &self.sequence().tokens;
         self.batch.weighted_logp().range_sum(tokens.start, tokens.end)

@@ -1,7 +1,7 @@
 //! A device's memory: pages that are asked of the runtime, and the tensors that
 //! lie in them.
 //!
-//! There are two arenas. What lasts (weights, adapters, gradients, moments) lies
+//! There are two arenas. What lasts (weights, adapters, gradients, optimizer states) lies
 //! in one whose pages come as they are needed: a large tensor has a page of its
 //! own, small ones share. What a step makes lies in the other, whose pages are
 //! there before the step ([`Pool::reserve`]). Without a reservation everything

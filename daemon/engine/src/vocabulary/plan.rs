@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Bytes of one kind of thing at the peak of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanPart {
-    /// `weights`, `adapter`, `gradients`, `moments`, `activations`, `LM head`, ….
+    /// `weights`, `adapter`, `gradients`, `optimizer state`, `activations`, `LM head`, ….
     pub name: String,
     pub bytes: u64,
 }

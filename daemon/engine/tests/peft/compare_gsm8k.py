@@ -4,7 +4,7 @@ Run: python compare_gsm8k.py MODEL_FOLDER TRAIN.jsonl VALIDATION.jsonl [--thread
 Rows hold `input_ids` and `labels`. LoRA rank 16, alpha 32, all linear layers, dropout 0,
 AdamW (0.9, 0.999), weight decay 0, constant 2e-4, clipping 1.0, 8 rows a step in order,
 loss summed over the step and divided once by its trained tokens. float32 on the CPU.
-Prints the held-out loss (mean over trained tokens) before and after, and tokens a second.
+Prints the validation loss (mean over trained tokens) before and after, and tokens a second.
 `--speed` instead times steps of 4 sequences of 256 tokens, all trained, and prints the
 peak memory of the process.
 """
@@ -63,11 +63,11 @@ def held_out(v):
 
 
 train, validation = rows(a.train), rows(a.validation)
-print("held-out loss before", held_out(validation), flush=True)
+print("validation loss before", held_out(validation), flush=True)
 start, tokens = time.time(), 0
 for epoch in range(a.epochs):
     for i in range(0, len(train), 8):
         loss, count, n = batch(train[i:i + 8])
         opt.zero_grad(); (loss / count).backward(); torch.nn.utils.clip_grad_norm_(params, 1.0); opt.step()
         tokens += n
-    print("epoch", epoch + 1, "held-out loss", held_out(validation), f"{tokens / (time.time() - start):.1f} tokens/s with validation", flush=True)
+    print("epoch", epoch + 1, "validation loss", held_out(validation), f"{tokens / (time.time() - start):.1f} tokens/s with validation", flush=True)

@@ -26,7 +26,7 @@ pub struct CheckArgs {
     /// Whose tokenizer and chat template are used [default: the recipe's base]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Held-out rows
+    /// Validation rows
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
     /// A recipe: a file, or one of the recipes that ship with finetune

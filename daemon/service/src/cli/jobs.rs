@@ -24,7 +24,7 @@ Examples:
 pub struct SubmitArgs {
     /// The dataset (.jsonl or .json)
     data: PathBuf,
-    /// Held-out rows
+    /// Validation rows
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
     /// A PEFT adapter to start from
@@ -148,7 +148,7 @@ fn overview(status: &Status) -> String {
     }
     text += &format!(
         "\n{:>4}  {:<24} {:<10} {:>13} {:>9} {:>9} {:>8} {:>9}",
-        "JOB", "NAME", "STATE", "STEP", "LOSS", "HELD-OUT", "TOK/S", "LEFT"
+        "JOB", "NAME", "STATE", "STEP", "LOSS", "VAL LOSS", "TOK/S", "LEFT"
     );
     for view in &status.jobs {
         text += &format!("\n{}", row(view));
@@ -209,7 +209,7 @@ fn one_job(view: &JobView) -> String {
         text += &format!("\n  step       {} of {}", progress.step, progress.total_steps);
     }
     for (name, value) in
-        [("loss", progress.loss), ("held-out", progress.validation_loss), ("tokens/s", progress.tokens_per_second)]
+        [("loss", progress.loss), ("val loss", progress.validation_loss), ("tokens/s", progress.tokens_per_second)]
     {
         if let Some(value) = value {
             text += &format!("\n  {name:<10} {value:.4}");

@@ -51,7 +51,7 @@ pub struct RunArgs {
     /// A PEFT adapter to start from
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Held-out rows [default: a share of the dataset, train.validation_fraction]
+    /// Validation rows [default: a share of the dataset, train.validation_fraction]
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
     /// auto (the best GPU, or the CPU), cpu, gpu, gpu:N, vulkan:N, metal:N, dx12:N

@@ -118,7 +118,7 @@ fn of_success(text: &mut String, job: &Job) {
     let Some(summary) = &job.summary else { return };
     if let (Some(before), Some(after)) = (summary.tally.validation_before, summary.validation_after) {
         let fall = 100.0 * (before - after) / before;
-        let _ = writeln!(text, "held-out  loss {before:.4} before, {after:.4} after ({fall:.0}% lower)");
+        let _ = writeln!(text, "val loss  {before:.4} before, {after:.4} after ({fall:.0}% lower)");
     }
     text.push_str(&results::lines(summary, 10));
     if let (Some(first), Some(last)) = (summary.tally.first_loss, summary.tally.last_loss) {

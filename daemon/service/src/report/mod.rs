@@ -105,7 +105,7 @@ fn headline(html: &mut String, page: &Page) {
         tile(
             html,
             &format!("{before:.3} → {after:.3}"),
-            &format!("held-out loss ({:.0}% lower)", 100.0 * (before - after) / before),
+            &format!("validation loss ({:.0}% lower)", 100.0 * (before - after) / before),
         );
     }
     for result in results::learnt(summary) {
@@ -178,7 +178,7 @@ fn dataset_part(html: &mut String, report: &DatasetReport) {
         let _ = writeln!(html, "<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(&value));
     };
     row("format", report.format.clone());
-    row("rows", format!("{} ({} used, {} held out)", report.rows, report.used, report.validation_rows));
+    row("rows", format!("{} ({} used, {} for validation)", report.rows, report.used, report.validation_rows));
     row(
         "tokens",
         format!("{} ({} trained)", words::count(report.tokens as u64), words::count(report.trained_tokens as u64)),

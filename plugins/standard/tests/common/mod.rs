@@ -38,7 +38,7 @@ pub fn batch(rows: &[Row], needs: &Needs) -> OwnedBatch {
     let (mut logp, mut reference, mut values) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
         let start = logp.len();
-        // Without `prompt_logp` a prompt's tokens are not counted at all.
+        // Without `prompt_logp` a prompt's tokens are not read at all.
         let skip = if needs.prompt_logp { 0 } else { row.prompt };
         for i in skip..row.logp.len() {
             logp.push(row.logp[i]);
