@@ -2,7 +2,6 @@
 //! devices of one, two and three threads that must agree to the bit, and
 //! finite differences.
 
-use crate::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::gpu::{self, Gpu};
 use crate::random::Key;
@@ -41,12 +40,12 @@ pub(crate) fn gpu_for_test() -> Option<Gpu> {
     Some(gpu::open(&entry).expect("a GPU that is listed opens"))
 }
 
-pub(crate) fn upload(cpu: &Cpu, shape: &[usize], values: &[f32]) -> Tensor {
-    crate::Ops::upload(cpu, shape, values).expect("an upload")
+pub(crate) fn upload(cpu: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+    cpu.upload(shape, values).expect("an upload")
 }
 
-pub(crate) fn read(cpu: &Cpu, x: &Tensor) -> Vec<f32> {
-    crate::Ops::read(cpu, x).expect("a read")
+pub(crate) fn read(cpu: &Device, x: &Tensor) -> Vec<f32> {
+    cpu.read(x).expect("a read")
 }
 
 /// The same bits; names the first place that differs.
@@ -67,13 +66,13 @@ pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
 /// Runs `work` on devices of one, two and three threads, on the first twice:
 /// all must give the same bits, and they are given back.
 #[track_caller]
-pub(crate) fn on_each(work: impl Fn(&Cpu) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
-    let one = Cpu::device(Some(1)).expect("a device");
+pub(crate) fn on_each(work: impl Fn(&Device) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let one = Device::cpu(Some(1)).expect("a device");
     let first = work(&one);
     let again = work(&one);
     assert!(first.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "two runs differ");
     for threads in [2, 3] {
-        let device = Cpu::device(Some(threads)).expect("a device");
+        let device = Device::cpu(Some(threads)).expect("a device");
         let other = work(&device);
         assert!(
             first.iter().zip(&other).all(|(a, b)| bits(a) == bits(b)),

@@ -4,7 +4,7 @@ use super::reference;
 use super::tests::{cases, inputs, spec};
 use crate::gpu::Gpu;
 use crate::ops::testing::{assert_bits, gpu_for_test};
-use crate::ops::{AttentionSpec, Ops, Segments};
+use crate::ops::{AttentionSpec, Device, Segments};
 use crate::tensor::Tensor;
 
 /// |got − want| ≤ tolerance · (|want| + rms(want)), as on the CPU but wider:

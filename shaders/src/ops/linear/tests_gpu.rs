@@ -4,7 +4,7 @@ use super::kernel::{panels, panels_of, unpacked_rows};
 use super::reference;
 use crate::ops::check::distance;
 use crate::ops::testing::{assert_bits, gpu_for_test, random};
-use crate::ops::{Ops, Weight, WeightKind};
+use crate::ops::{Device, Weight, WeightKind};
 
 const KINDS: [WeightKind; 4] = [
     WeightKind::F32,
@@ -13,7 +13,7 @@ const KINDS: [WeightKind; 4] = [
     WeightKind::Nf4 { double_quant: true },
 ];
 
-fn weight(ops: &dyn Ops, kind: WeightKind, shape: [usize; 2], values: &[f32]) -> Weight {
+fn weight(ops: &Device, kind: WeightKind, shape: [usize; 2], values: &[f32]) -> Weight {
     match kind {
         WeightKind::F32 => Weight::Dense(ops.upload(&shape, values).unwrap()),
         WeightKind::Bf16 => Weight::Dense(ops.upload_bf16(&shape, values).unwrap()),

@@ -4,8 +4,7 @@ use safetensors::SafeTensors;
 
 use super::reference::{Quantised, QuantisedScales, dequantise, dynamic_map, quantise};
 use super::*;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::Weight;
 use crate::ops::testing::{assert_bits, random};
 
@@ -50,7 +49,7 @@ fn double_quantisation_gives_the_bits_of_bitsandbytes() {
 
 #[test]
 fn the_device_gives_the_bits_of_bitsandbytes_and_keeps_no_f32_copy() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let weight = golden_f32("weight");
     for (double, name) in [(false, "single"), (true, "double")] {
         let w = cpu.upload_nf4(&[96, 192], &weight, double).unwrap();
@@ -65,7 +64,7 @@ fn the_device_gives_the_bits_of_bitsandbytes_and_keeps_no_f32_copy() {
 
 #[test]
 fn sizes_that_are_no_multiple_of_a_block_work() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     for (rows, columns) in [(1, 1), (1, 63), (3, 43), (7, 129), (5, 64), (33, 1000), (129, 515)] {
         let values = random(1, rows * columns);
         for double in [false, true] {
@@ -101,7 +100,7 @@ fn the_error_of_a_normal_weight_is_that_of_four_bits() {
 
 #[test]
 fn wrong_shapes_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     assert!(cpu.upload_nf4(&[3, 4], &[0.0; 11], false).is_err());
     assert!(cpu.upload_nf4(&[12], &[0.0; 12], false).is_err());
 }

@@ -4,7 +4,7 @@ use super::reference::{QuantisedScales, dequantise, quantise};
 use super::{BLOCK, Nf4Weight, Scales};
 use crate::gpu::Gpu;
 use crate::ops::testing::{assert_bits, bits, gpu_for_test, random};
-use crate::ops::{Ops, Weight};
+use crate::ops::{Device, Weight};
 use crate::random::Key;
 
 fn upload(gpu: &Gpu, values: &[f32], double: bool) -> Nf4Weight {

@@ -1,9 +1,8 @@
 use super::reference;
-use crate::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::ops::testing::gpu_for_test;
 use crate::ops::testing::{assert_bits, on_each};
-use crate::ops::{Ops, WeightKind, nf4};
+use crate::ops::{Device, WeightKind, nf4};
 use crate::random::Key;
 
 const KINDS: [WeightKind; 4] = [
@@ -73,7 +72,7 @@ fn the_numbers_fill_their_range_evenly() {
 
 #[test]
 fn what_is_no_matrix_of_finite_numbers_is_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let key = Key::new(1, 0, 0);
     assert!(cpu.random_weight(&[4], 1.0, key, WeightKind::F32).is_err());
     assert!(cpu.random_weight(&[2, 2], f32::NAN, key, WeightKind::Bf16).is_err());

@@ -3,11 +3,10 @@
 
 use super::reference;
 use super::tests::{ALL, coefficients, flat, targets};
-use crate::cpu::Cpu;
 use crate::gpu::Gpu;
 use crate::ops::check::distance;
 use crate::ops::testing::{assert_bits, gpu_for_test, random};
-use crate::ops::{Head, Ops, TokenCoefficients, Weight, WeightKind, linear, matmul};
+use crate::ops::{Device, Head, TokenCoefficients, Weight, WeightKind, linear, matmul};
 
 /// As conformance allows a GPU; tensor cores round their operands.
 fn tolerance(gpu: &Gpu, operation: f64) -> f64 {
@@ -20,7 +19,7 @@ fn assert_within(name: &str, tolerance: f64, got: &[f32], want: &[f32]) {
     assert!(worst <= tolerance, "{name}: {worst:e} is more than {tolerance:e}");
 }
 
-fn weight(ops: &dyn Ops, kind: WeightKind, v: usize, c: usize, values: &[f32]) -> Weight {
+fn weight(ops: &Device, kind: WeightKind, v: usize, c: usize, values: &[f32]) -> Weight {
     match kind {
         WeightKind::F32 => Weight::Dense(ops.upload(&[v, c], values).unwrap()),
         WeightKind::Bf16 => Weight::Dense(ops.upload_bf16(&[v, c], values).unwrap()),
@@ -43,7 +42,7 @@ impl Case {
     }
 
     /// Statistics, logits, gradients; statistics and gradients of the fused pass.
-    fn run(&self, ops: &dyn Ops, d: &TokenCoefficients) -> Vec<Vec<f32>> {
+    fn run(&self, ops: &Device, d: &TokenCoefficients) -> Vec<Vec<f32>> {
         let Case { m, c, v, chunk_rows, softcap, kind } = *self;
         let weight = weight(ops, kind, v, c, &random(2, v * c));
         let head = Head { weight: &weight, softcap, chunk_rows };
@@ -81,7 +80,7 @@ impl Case {
 #[test]
 fn slabs_agree_with_the_reference_the_cpu_and_one_piece() {
     let Some(mut gpu) = gpu_for_test() else { return };
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let (nf4, bf16) = (WeightKind::Nf4 { double_quant: true }, WeightKind::Bf16);
     // Rows of the vocabulary in a slab; the last slab is short.
     let cases = [

@@ -1,7 +1,7 @@
 use half::{bf16, f16};
 
 use super::narrow::{narrow, renarrow, widen};
-use crate::Ops;
+use crate::Device;
 use crate::gpu::{Gpu, TensorCores};
 use crate::ops::Weight;
 use crate::ops::linear::kernel::unpacked_rows;

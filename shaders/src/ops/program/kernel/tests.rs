@@ -10,7 +10,7 @@ use super::lower::{LEAST_BUFFERS, Lowered, Pass};
 use super::{launch, state};
 use crate::gpu::Gpu;
 use crate::ops::testing::{bits, gpu_for_test};
-use crate::ops::{Ops, ProgramState};
+use crate::ops::{Device, ProgramState};
 use crate::random::Key;
 
 const EIGHT_BIT: [StateType; 2] = [StateType::BlockwiseU8 { signed: true }, StateType::BlockwiseU8 { signed: false }];
@@ -432,7 +432,7 @@ fn programs_drawn_by_chance_agree() {
 #[test]
 fn states_move_between_devices_to_the_byte() {
     let Some(gpu) = gpu_for_test() else { return };
-    let cpu = crate::cpu::Cpu::device(Some(1)).unwrap();
+    let cpu = crate::cpu::Device::cpu(Some(1)).unwrap();
     for n in [1, 2, 3, 255, 256, 257, 1023, 4097] {
         for kind in [StateType::F32, EIGHT_BIT[0], EIGHT_BIT[1]] {
             let state = State { name: "s".into(), rows: 1, columns: n, kind, initial: Initial::Parameter };
@@ -509,7 +509,7 @@ fn wrong_tensors_are_refused() {
     let eight = adamw(&Rule::new(&shape(4, 4)), EIGHT_BIT).unwrap();
     let mut others = gpu.program_states(&eight, &p).unwrap();
     assert!(error(&mut p, &mut others).contains("state 0 of 16 elements"));
-    let cpu = crate::cpu::Cpu::device(Some(1)).unwrap();
+    let cpu = crate::cpu::Device::cpu(Some(1)).unwrap();
     let mut host = [cpu.write_state(StateBuffer::F32(vec![0.0; 16])).unwrap(), states.remove(1)];
     assert!(error(&mut p, &mut host).contains("cpu"));
     let broken = StateBuffer::BlockwiseU8 { codes: vec![0; 300], scales: vec![0.0], signed: true };
