@@ -85,7 +85,7 @@ mod tests {
         let shape = source.info(name).expect("a tensor").shape;
         let random = source.random(name).expect("a matrix is random");
         let key = streams::made_up(&random);
-        let ops = finetuned_shaders::cpu::Cpu::new(Some(2)).expect("a device");
+        let ops = finetuned_shaders::Device::cpu(Some(2)).expect("a device");
         let weight = ops.random_weight(&shape, random.scale, key, WeightKind::F32).expect("a weight");
         assert!(ops.read_weight(&weight).expect("its values") == source.read_f32(name).expect("its values"));
         // No two tensors are alike; norms are ones; other names are refused.

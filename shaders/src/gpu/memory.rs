@@ -112,6 +112,20 @@ impl Gpu {
         Ok(y)
     }
 
+    /// Bytes of live tensors, and the most since the last reset.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        self.pool.ledger.counts()
+    }
+
+    pub(crate) fn reset_peak_bytes(&self) {
+        self.pool.ledger.reset_peak();
+    }
+
+    /// Takes pages of so many bytes for what a step makes.
+    pub(crate) fn reserve_pages(&self, bytes: u64) -> Result<()> {
+        self.pool.reserve(bytes)
+    }
+
     pub(crate) fn trim_pool(&self) {
         self.words.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.pool.trim();

@@ -3,7 +3,13 @@
 //! finite differences.
 
 #[cfg(feature = "gpu")]
+use std::sync::Arc;
+
+use crate::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use crate::gpu::{self, Gpu};
+use crate::ops::Device;
+use crate::ops::device::Backend;
 use crate::random::Key;
 use crate::tensor::Tensor;
 
@@ -28,7 +34,7 @@ pub(crate) fn random(place: u32, len: usize) -> Vec<f32> {
 /// The first GPU of this machine. Where there is none, the test fails if
 /// `FINETUNED_REQUIRE_GPU` is set, and else says that it was skipped.
 #[cfg(feature = "gpu")]
-pub(crate) fn gpu_for_test() -> Option<Gpu> {
+pub(crate) fn gpu_for_test() -> Option<Device> {
     let Some(entry) = gpu::list().into_iter().next() else {
         assert!(
             std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(),
@@ -37,7 +43,26 @@ pub(crate) fn gpu_for_test() -> Option<Gpu> {
         println!("skipped: this machine has no GPU");
         return None;
     };
-    Some(gpu::open(&entry).expect("a GPU that is listed opens"))
+    Some(Device::from(Arc::new(gpu::open(&entry).expect("a GPU that is listed opens"))))
+}
+
+/// What is behind a device on a GPU.
+#[cfg(feature = "gpu")]
+#[track_caller]
+pub(crate) fn gpu_of(device: &Device) -> &Gpu {
+    match device.backend() {
+        Backend::Gpu(gpu) => gpu,
+        _ => panic!("a device on a GPU"),
+    }
+}
+
+/// What is behind a device of the CPU.
+#[track_caller]
+pub(crate) fn cpu_of(device: &Device) -> &Cpu {
+    match device.backend() {
+        Backend::Cpu(cpu) => cpu,
+        _ => panic!("a device of the CPU"),
+    }
 }
 
 pub(crate) fn upload(cpu: &Device, shape: &[usize], values: &[f32]) -> Tensor {

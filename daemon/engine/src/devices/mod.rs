@@ -74,7 +74,7 @@ impl From<&Finding> for OperationResult {
 ///
 /// # Errors
 /// Words that name no device; a device that is not there or cannot be opened.
-pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<Device>, EngineError> {
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Device, EngineError> {
     device::open(asked, threads).map_err(|error| refused(asked, error))
 }
 
@@ -212,9 +212,8 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
     let device = open(asked, None)?;
-    let device: &Device = device.as_ref();
     let results = conformance::checks().map(|check| {
-        let result = OperationResult::from(&check.run(device));
+        let result = OperationResult::from(&check.run(&device));
         each(&result);
         result
     });

@@ -32,13 +32,12 @@ const ASIDE: &str = ".tmp-output";
 /// # Errors
 /// [`EngineError::ReloadDiffers`], and what the disk says.
 pub fn save_adapter(
-    ops: &Arc<Device>,
+    ops: &Device,
     mut model: Decoder,
     base: &Path,
     out: &Path,
     probe: &[u32],
 ) -> Result<f64, EngineError> {
-    let ops = ops.as_ref();
     let peft = adapter::extract(ops, &model, &base::name(base))?;
     let aside = no_folder(out)?;
     write_peft(&aside, &peft)?;
@@ -56,13 +55,12 @@ pub fn save_adapter(
 /// # Errors
 /// As [`save_adapter`].
 pub fn save_model(
-    ops: &Arc<Device>,
+    ops: &Device,
     model: Decoder,
     files: &ModelFiles,
     out: &Path,
     probe: &[u32],
 ) -> Result<f64, EngineError> {
-    let ops = ops.as_ref();
     let aside = no_folder(out)?;
     let mut config = files.config.raw.clone();
     if let Some(map) = config.as_object_mut() {

@@ -13,7 +13,6 @@ use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::decoder::Decoder;
 use finetuned_formats::{ModelFiles, open_safetensors};
 use finetuned_shaders::Device;
-use finetuned_shaders::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use finetuned_shaders::device::DeviceChoice;
 #[cfg(feature = "gpu")]
@@ -33,15 +32,15 @@ pub fn base(architecture: &str) -> String {
     golden(architecture).display().to_string()
 }
 
-pub fn cpu() -> Arc<Device> {
-    Cpu::new(Some(2)).expect("threads")
+pub fn cpu() -> Device {
+    Device::cpu(Some(2)).expect("threads")
 }
 
 /// A device, and how far its numbers may be from PyTorch's.
 #[derive(Clone)]
 pub struct TestDevice {
     pub name: String,
-    pub ops: Arc<Device>,
+    pub ops: Device,
     /// Logits and log-probabilities.
     pub forward: f64,
     /// ‖a − b‖ / ‖b‖ of each gradient.

@@ -20,10 +20,7 @@ mod tests;
 #[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::Backend, Device, Operation};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 

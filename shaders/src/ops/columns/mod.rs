@@ -9,10 +9,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::Backend, Device, Operation};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
@@ -29,12 +26,12 @@ impl Device {
                 if y.rows() != factors.len() {
                     return Err(shape_error("scale_rows", format!("{} factors", y.rows()), factors.len().to_string()));
                 }
-                let mut values = cpu.read(y)?;
+                let mut values = cpu.read_values(y)?;
                 let columns = (values.len() / factors.len().max(1)).max(1);
                 for (row, factor) in values.chunks_mut(columns).zip(factors) {
                     row.iter_mut().for_each(|x| *x *= factor);
                 }
-                cpu.write(y, &values)
+                cpu.write_values(y, &values)
             }
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => kernel::scale_rows(gpu, y, factors),
@@ -106,7 +103,7 @@ impl Device {
         })
     }
 
-    /// The reverse of [`Ops::split_columns`].
+    /// The reverse of [`Device::split_columns`].
     pub fn join_columns(&self, parts: &[&Tensor]) -> Result<Tensor> {
         self.timed(Operation::JoinColumns, || match self.backend() {
             Backend::Cpu(cpu) => cpu::join_columns(cpu, parts),

@@ -63,6 +63,15 @@ impl Device {
         Device { backend: self.backend.clone(), profile: Some(profile) }
     }
 
+    /// The GPU behind this device, for tests that set its limits.
+    #[cfg(all(test, feature = "gpu"))]
+    pub(crate) fn gpu_mut(&mut self) -> &mut Gpu {
+        match &mut self.backend {
+            Backend::Gpu(gpu) => Arc::get_mut(gpu).expect("no clone of the device"),
+            _ => panic!("a device on a GPU"),
+        }
+    }
+
     pub(crate) fn backend(&self) -> &Backend {
         &self.backend
     }
@@ -140,43 +149,33 @@ impl Device {
         match self.backend() {
             Backend::Cpu(cpu) => cpu.counts(),
             #[cfg(feature = "gpu")]
-            Backend::Gpu(gpu) => gpu.pool.ledger.counts(),
+            Backend::Gpu(gpu) => gpu.counts(),
             Backend::Counting(count) => count.ledger.bytes(),
         }
     }
 
     pub fn reset_peak(&self) {
         match self.backend() {
-            Backend::Cpu(cpu) => {
-                cpu.reset_peak_bytes();
-            }
+            Backend::Cpu(cpu) => cpu.reset_peak_bytes(),
             #[cfg(feature = "gpu")]
-            Backend::Gpu(gpu) => {
-                gpu.pool.ledger.reset_peak();
-            }
-            Backend::Counting(count) => {
-                count.ledger.reset_peak();
-            }
+            Backend::Gpu(gpu) => gpu.reset_peak_bytes(),
+            Backend::Counting(count) => count.ledger.reset_peak(),
         }
     }
 
     /// Gives back the buffers kept for reuse.
     pub fn trim(&self) {
         match self.backend() {
-            Backend::Cpu(cpu) => {
-                cpu.trim_pool();
-            }
+            Backend::Cpu(cpu) => cpu.trim_pool(),
             #[cfg(feature = "gpu")]
-            Backend::Gpu(gpu) => {
-                gpu.trim_pool();
-            }
+            Backend::Gpu(gpu) => gpu.trim_pool(),
             Backend::Counting(_) => {}
         }
     }
 
     /// Takes memory for the tensors that a step makes, before the step: what is
     /// made from now on lies there, and asks the driver for nothing. What a run
-    /// keeps (weights, gradients, moments) is made before. A step that needs more
+    /// keeps (weights, gradients, optimizer state) is made before. A step that needs more
     /// than was reserved gets it where the device has it.
     ///
     /// # Errors
@@ -184,23 +183,18 @@ impl Device {
     /// so much.
     pub fn reserve(&self, bytes: u64) -> Result<()> {
         match self.backend() {
-            Backend::Cpu(_) => {
-                let _ = bytes;
-                Ok(())
-            }
+            // The host's memory is there when it is asked for.
+            Backend::Cpu(_) => Ok(()),
             #[cfg(feature = "gpu")]
-            Backend::Gpu(gpu) => gpu.pool.reserve(bytes),
-            Backend::Counting(_) => {
-                let _ = bytes;
-                Ok(())
-            }
+            Backend::Gpu(gpu) => gpu.reserve_pages(bytes),
+            Backend::Counting(_) => Ok(()),
         }
     }
 
     /// Bytes that the ledger counts for a tensor of so many bytes.
     pub(crate) fn tensor_bytes(&self, bytes: u64) -> u64 {
         match self.backend() {
-            Backend::Cpu(_) => bucket(bytes as usize) as u64,
+            Backend::Cpu(_) => cpu::bucket(bytes as usize) as u64,
             #[cfg(feature = "gpu")]
             Backend::Gpu(_) => bytes.max(4).next_multiple_of(4),
             Backend::Counting(count) => count.like.tensor_bytes(bytes),

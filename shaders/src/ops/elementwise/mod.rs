@@ -7,10 +7,7 @@ pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::Backend, Device, Operation};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -7,11 +7,7 @@ pub(crate) mod cpu;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
-use super::gather;
+use super::{device::Backend, Device, Operation};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -21,7 +17,7 @@ impl Device {
         self.timed(Operation::Embedding, || match self.backend() {
             Backend::Cpu(cpu) => cpu::forward(cpu, ids, table, scale),
             #[cfg(feature = "gpu")]
-            Backend::Gpu(gpu) => gather::kernel::rows(gpu, "embedding", table, ids, scale),
+            Backend::Gpu(gpu) => super::gather::kernel::rows(gpu, "embedding", table, ids, scale),
             Backend::Counting(count) => count.f32("embedding", &[ids.len(), table.columns()]),
         })
     }
@@ -31,7 +27,7 @@ impl Device {
         self.timed(Operation::EmbeddingBackward, || match self.backend() {
             Backend::Cpu(cpu) => cpu::backward(cpu, ids, dy, scale, dtable),
             #[cfg(feature = "gpu")]
-            Backend::Gpu(gpu) => gather::kernel::add_rows(gpu, "embedding_backward", ids, dy, scale, dtable),
+            Backend::Gpu(gpu) => super::gather::kernel::add_rows(gpu, "embedding_backward", ids, dy, scale, dtable),
             Backend::Counting(_) => dy.expect_shape("embedding_backward", &[ids.len(), dtable.columns()]),
         })
     }

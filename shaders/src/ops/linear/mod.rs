@@ -14,14 +14,12 @@ mod tests;
 #[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
-use super::Device;
-use super::Operation;
-use super::Weight;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::{Backend, Counting}, matmul::count_product, Device, Operation, Weight};
 use crate::error::{Result, shape_error};
-use crate::tensor::DType;
-use crate::tensor::Tensor;
+#[cfg(feature = "gpu")]
+use crate::gpu::TensorCores;
+use crate::ledger::Counted;
+use crate::tensor::{DType, Tensor};
 
 /// The values of a weight that is not kept in f32, for the length of a product.
 pub(crate) fn count_unpacked(count: &Counting, w: &Weight) -> Result<Option<Counted>> {
@@ -45,7 +43,7 @@ impl Device {
     /// kept in another type.
     pub(crate) fn unpacked_bytes(&self, outputs: usize, inputs: usize) -> u64 {
         match self.backend() {
-            Backend::Cpu(cpu) => cpu::slab_bytes(outputs, inputs),
+            Backend::Cpu(_) => cpu::slab_bytes(outputs, inputs),
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => {
                 let element = gpu.facts().tensor_cores.map_or(DType::F32, TensorCores::dtype).bytes();
@@ -62,9 +60,9 @@ impl Device {
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => kernel::forward(gpu, "linear", x, w),
             Backend::Counting(count) => {
-                let (outputs, inputs) = linear::weight_shape("linear", w)?;
+                let (outputs, inputs) = weight_shape("linear", w)?;
                 count.own("linear", x)?;
-                linear::check_columns("linear", x, inputs)?;
+                check_columns("linear", x, inputs)?;
                 let _unpacked = count_unpacked(count, w)?;
                 count_product(count, "linear", (x.rows(), inputs, outputs), None)
             }
@@ -78,8 +76,8 @@ impl Device {
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => kernel::backward(gpu, "linear_backward", dy, w, into),
             Backend::Counting(count) => {
-                let (outputs, inputs) = linear::weight_shape("linear_backward", w)?;
-                linear::check_columns("linear_backward", dy, outputs)?;
+                let (outputs, inputs) = weight_shape("linear_backward", w)?;
+                check_columns("linear_backward", dy, outputs)?;
                 let _unpacked = count_unpacked(count, w)?;
                 count_product(count, "linear_backward", (dy.rows(), outputs, inputs), into)
             }
@@ -112,7 +110,7 @@ impl Device {
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => kernel::dora_norm(gpu, w, a, b, scale),
             Backend::Counting(count) => {
-                let (outputs, inputs) = linear::weight_shape("dora_norm", w)?;
+                let (outputs, inputs) = weight_shape("dora_norm", w)?;
                 let _unpacked = count.scratch(count.like.unpacked_bytes(outputs, inputs));
                 count.add_flops(2.0 * a.rows() as f64 * outputs as f64 * inputs as f64);
                 b.expect_shape("dora_norm", &[outputs, a.rows()])?;

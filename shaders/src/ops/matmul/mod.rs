@@ -8,10 +8,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::{Backend, Counting}, Device, Operation};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
@@ -63,20 +60,13 @@ impl Device {
             Backend::Cpu(cpu) => cpu::matmul(cpu, a, transpose_a, b, transpose_b, alpha, into),
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => {
+                use kernel::Operand;
                 let (a, b) =
                     (Operand { tensor: a, transpose: transpose_a }, Operand { tensor: b, transpose: transpose_b });
                 kernel::matmul(gpu, "matmul", a, b, alpha, into)
             }
             Backend::Counting(count) => {
-                const OP: &str = "matmul";
-                let turned =
-                    |(rows, columns): (usize, usize), turn: bool| if turn { (columns, rows) } else { (rows, columns) };
-                let (m, k) = turned(dimensions(OP, a)?, transpose_a);
-                let (inner, n) = turned(dimensions(OP, b)?, transpose_b);
-                if k != inner {
-                    return Err(shape_error(OP, format!("{k} rows"), inner.to_string()));
-                }
-                count_product(count, OP, (m, k, n), into)
+                count_product(count, "matmul", check(a, transpose_a, b, transpose_b)?, into)
             }
         })
     }

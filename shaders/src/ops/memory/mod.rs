@@ -1,13 +1,10 @@
 //! Memory: tensors that are made, written, copied and read back.
 
 pub(crate) mod conformance;
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
+
+use super::{device::Backend, Device, Operation};
 use crate::error::Result;
-use crate::tensor::DType;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Reading, Tensor};
 
 impl Device {
     /// f32 zeros.
@@ -61,9 +58,9 @@ impl Device {
     /// The values of an f32 tensor as they are now. Where a device works behind the
     /// caller's back, what is queued after this call runs while they are copied.
     pub fn read_later(&self, x: &Tensor) -> Result<Reading<'_>> {
-        self.timed(Operation::ReadLater, || match self.backend() {
+        self.timed::<Reading<'_>>(Operation::ReadLater, || match self.backend() {
             Backend::Cpu(cpu) => {
-                let values = cpu.read(x)?;
+                let values = cpu.read_values(x)?;
                 Ok(Box::new(move || Ok(values)))
             }
             #[cfg(feature = "gpu")]

@@ -20,13 +20,9 @@ mod tests_gpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod thresholds;
 
-use super::Device;
-use super::Operation;
-use super::Weight;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::{Backend, Counting}, Device, Operation, Weight};
 use crate::error::{Result, shape_error};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 pub(crate) fn count_nf4(count: &Counting, shape: &[usize], double_quant: bool) -> Result<Weight> {
     const OP: &str = "nf4";

@@ -6,7 +6,7 @@ use super::reference::{Quantised, QuantisedScales, dequantise, dynamic_map, quan
 use super::*;
 use crate::Device;
 use crate::ops::Weight;
-use crate::ops::testing::{assert_bits, random};
+use crate::ops::testing::{assert_bits, cpu_of, random};
 
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/nf4/nf4.safetensors");
 
@@ -58,7 +58,7 @@ fn the_device_gives_the_bits_of_bitsandbytes_and_keeps_no_f32_copy() {
         let scales = if double { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) + 4 * 256 + 4 } else { 4 * blocks };
         assert_eq!(w.bytes(), weight.len() / 2 + scales);
         let Weight::Nf4(w) = w else { panic!("an NF4 weight") };
-        assert!(cpu.u8("test", &w.packed).unwrap() == golden_u8(&format!("{name}.packed")), "packed bytes differ");
+        assert!(cpu_of(&cpu).u8("test", &w.packed).unwrap() == golden_u8(&format!("{name}.packed")), "packed bytes differ");
     }
 }
 
@@ -74,7 +74,7 @@ fn sizes_that_are_no_multiple_of_a_block_work() {
             assert_bits(&cpu.read_weight(&w).unwrap(), &want);
             // Any range, not only whole blocks.
             let Weight::Nf4(w) = &w else { panic!("an NF4 weight") };
-            let view = cpu::View::new(&cpu, "test", w).unwrap();
+            let view = cpu::View::new(cpu_of(&cpu), "test", w).unwrap();
             for (from, to) in
                 [(0, values.len()), (values.len() / 3, values.len()), (values.len() / 2, values.len() / 2)]
             {

@@ -6,19 +6,16 @@ pub(crate) mod conformance;
 pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod kernel;
+mod plan;
 #[cfg(test)]
 mod tests;
 
-use finetuned_plugin_api::program::{Program, Scalars};
+use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::Backend, Device, Operation};
 use crate::error::{Result, shape_error};
 use crate::ledger::Counted;
 use crate::tensor::Tensor;
-use finetuned_plugin_api::program::StateBuffer;
 
 /// Plans beyond this number push out the oldest: a model has a few shapes.
 const MOST_PLANS: usize = 256;

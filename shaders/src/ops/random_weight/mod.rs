@@ -12,12 +12,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::Device;
-use super::Operation;
-use super::Weight;
-use super::WeightKind;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::Backend, nf4::count_nf4, Device, Operation, Weight, WeightKind};
 use crate::error::{Result, shape_error};
 use crate::random::Key;
 use crate::tensor::DType;

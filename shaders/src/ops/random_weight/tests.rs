@@ -42,7 +42,7 @@ fn every_kind_is_the_reference_s_numbers_on_any_threads() {
 fn a_gpu_makes_the_same_bits_in_pieces_too() {
     let Some(mut gpu) = gpu_for_test() else { return };
     for piece_bytes in [64 << 20, 4 * 64 * 20] {
-        gpu.limits.piece_bytes = piece_bytes;
+        gpu.gpu_mut().limits.piece_bytes = piece_bytes;
         for shape in [[1, 1], [1, 2], [3, 7], [5, 64], [33, 1001]] {
             let key = Key::new(3 << 33 | 5, 2, 9);
             let x = reference::uniform(shape[0] * shape[1], 0.035, key);

@@ -11,10 +11,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::Device;
-use super::Operation;
-use super::device::Backend;
-use super::device::counting::Counting;
+use super::{device::Backend, Device, Operation};
 use crate::error::{Result, TensorError, shape_error};
 use crate::tensor::Tensor;
 

@@ -19,14 +19,9 @@ mod tests;
 #[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
-use super::Device;
-use super::Operation;
-use super::Weight;
-use super::device::Backend;
-use super::device::counting::Counting;
-use super::gather;
-use super::linear::{check_columns, weight_shape};
+use super::{device::{Backend, Counting}, gather, linear::{check_columns, count_unpacked, weight_shape}, matmul::count_product, Device, Operation, Weight};
 use crate::error::{Result, shape_error};
+use crate::ledger::Counted;
 use crate::tensor::Tensor;
 
 /// Which statistics of the next-token distribution are wanted beside `logp`.
@@ -108,7 +103,7 @@ impl Device {
     /// [`Head::chunk_rows`] is 0) and what goes with them.
     pub(crate) fn head_bytes(&self, rows: usize, vocabulary: usize, columns: usize) -> u64 {
         match self.backend() {
-            Backend::Cpu(cpu) => cpu::scratch_bytes(rows, vocabulary, columns),
+            Backend::Cpu(_) => cpu::scratch_bytes(rows, vocabulary, columns),
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => {
                 let bytes = kernel::scratch_bytes(rows, vocabulary, columns);
@@ -126,7 +121,7 @@ impl Device {
             #[cfg(feature = "gpu")]
             Backend::Gpu(gpu) => kernel::logits(gpu, h, head),
             Backend::Counting(count) => {
-                let (vocabulary, columns) = linear::weight_shape("logits", head.weight)?;
+                let (vocabulary, columns) = weight_shape("logits", head.weight)?;
                 let _unpacked = count_unpacked(count, head.weight)?;
                 count_product(count, "logits", (h.rows(), columns, vocabulary), None)
             }

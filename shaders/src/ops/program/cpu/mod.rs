@@ -1,7 +1,7 @@
 //! Optimizer programs on the CPU.
 //!
 //! A [`Program`] (see `finetuned_plugin_api::program`, whose `interpret` is the
-//! definition) is planned once ([`plan`]) and then run as a few passes over
+//! definition) is planned once ([`super::plan`]) and then run as a few passes over
 //! memory ([`stream`]): elementwise chains in blocks that stay in the first
 //! cache, matrix products through `gemm`. AdamW is one pass; it reads p, g, m,
 //! v and writes p, m, v at the speed of memory.
@@ -16,17 +16,16 @@
 //! Plans, buffers and registers live in [`Scratch`] and are reused: after the
 //! first step of each tensor a step allocates nothing, matrix products aside.
 
-mod plan;
 mod prefetch;
 mod stream;
 
 use finetuned_plugin_api::program::{MOST_STATES, Program, Scalars, StateSlice};
 
+use super::plan::{Memory, Pass, Plan, Scalar};
 use super::{MOST_PLANS, OP};
 use crate::cpu::gemm::{Matrix, MatrixMut, Output, gemm_parallel};
 use crate::cpu::workers::Workers;
 use crate::error::{Result, TensorError, shape_error};
-use plan::{Memory, Pass, Plan, Scalar};
 use stream::{Registers, States};
 
 /// What steps keep from one to the next.

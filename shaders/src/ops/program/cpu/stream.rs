@@ -6,7 +6,7 @@ use finetuned_plugin_api::program::{
     Axis, BLOCK, Binary, MOST_STATES, Reduction, StateSlice, Unary, scalar_binary, scalar_unary,
 };
 
-use super::plan::{Action, MOST_SINKS, Memory, Scalar, Source, Stream};
+use crate::ops::program::plan::{Action, MOST_SINKS, Memory, Scalar, Source, Stream};
 use super::prefetch::prefetch;
 use super::{Data, Room};
 use crate::cpu::simd::dispatch;
