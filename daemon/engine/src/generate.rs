@@ -1,7 +1,6 @@
 //! Generation: a KV cache, greedy or sampled, adapters on or off.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use finetuned_data::ChatTokenizer;

@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::*;
 use finetuned_data::{Examples, Row};
 use finetuned_engine::model::adapter;
@@ -123,13 +121,7 @@ fn golden_name(name: &str, expected: &Tensors) -> String {
 }
 
 /// Gradients of the mean loss over all trained tokens.
-fn gradients(
-    ops: &Device,
-    model: &Decoder,
-    ids: &[Vec<i64>],
-    examples: &Examples,
-    checkpointing: bool,
-) -> Gradients {
+fn gradients(ops: &Device, model: &Decoder, ids: &[Vec<i64>], examples: &Examples, checkpointing: bool) -> Gradients {
     let batch = batch(ids);
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     let mut offset = 0;
@@ -277,8 +269,7 @@ fn greedy_continuations(device: &TestDevice) {
         let model = model(&ops, architecture, "base");
         let pass = Pass::evaluation(true);
         let mut caches = model.caches(&ops, prompt.len() + expected.len()).expect("caches");
-        let mut logits =
-            ops.read(&model.decode(&ops, &prompt, &mut caches, 0, &pass).expect("prompt")).expect("read");
+        let mut logits = ops.read(&model.decode(&ops, &prompt, &mut caches, 0, &pass).expect("prompt")).expect("read");
         let mut got = Vec::new();
         while got.len() < expected.len() {
             let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("logits").0 as u32;

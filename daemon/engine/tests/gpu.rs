@@ -66,8 +66,7 @@ fn trainer(gpu: &Arc<Gpu>, micro_batch_size: usize) -> (Trainer, finetuned_data:
     let objective = registry.objective("cross-entropy", &Map::new()).expect("loss");
     let optimizer = registry.optimizer("sgd", &Map::new()).expect("optimizer");
     let mut model = decoder(&ops, "llama", false, None);
-    adapter::attach_peft(&ops, &mut model, &read_peft(&golden("llama/lora")).expect("adapter"))
-        .expect("attached");
+    adapter::attach_peft(&ops, &mut model, &read_peft(&golden("llama/lora")).expect("adapter")).expect("attached");
     let options = StepOptions {
         micro_batch_size,
         gradient_checkpointing: false,

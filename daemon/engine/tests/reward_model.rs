@@ -4,7 +4,6 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use common::*;
 use finetuned_data::{Example, Examples, Row};
@@ -376,8 +375,7 @@ fn a_head_is_drawn_from_the_seed_or_taken_from_the_start() {
     let files = files("llama");
     let head_of = |recipe: &Recipe, start| {
         let (model, _) =
-            load_for_training(&ops, &files.config, files.tensors.as_ref(), recipe, start, VALUES, 32)
-                .expect("model");
+            load_for_training(&ops, &files.config, files.tensors.as_ref(), recipe, start, VALUES, 32).expect("model");
         let head = model.value_head.expect("a head").weight;
         ops.read(model.parameters.tensor(head).expect("dense")).expect("read")
     };
@@ -422,9 +420,8 @@ fn a_full_model_holds_its_head() {
         // The next run starts from that head.
         let recipe = Recipe { method: Method::Full, ..Recipe::default() };
         let ops = cpu();
-        let (model, _) =
-            load_for_training(&ops, &written.config, written.tensors.as_ref(), &recipe, None, VALUES, 32)
-                .expect("model");
+        let (model, _) = load_for_training(&ops, &written.config, written.tensors.as_ref(), &recipe, None, VALUES, 32)
+            .expect("model");
         let weight = model.value_head.expect("a head").weight;
         assert_eq!(ops.read(model.parameters.tensor(weight).expect("dense")).expect("read"), head);
         let planned = plan(&request).expect("plan");
@@ -456,8 +453,7 @@ fn ten_steps_are_those_of_transformers_and_peft() {
 
     let ops = cpu();
     let mut model = decoder(&ops, "llama", false, None);
-    adapter::attach_peft(&ops, &mut model, &read_peft(&golden("reward_model")).expect("adapter"))
-        .expect("attached");
+    adapter::attach_peft(&ops, &mut model, &read_peft(&golden("reward_model")).expect("adapter")).expect("attached");
     for (row, values) in pairs["rows"].as_array().expect("rows").iter().zip(curve["values"].as_array().expect("values"))
     {
         for (at, answer) in ["chosen_ids", "rejected_ids"].into_iter().enumerate() {

@@ -4,8 +4,6 @@
 pub(crate) mod memory;
 pub(crate) mod rate;
 
-use std::sync::Arc;
-
 use finetuned_shaders::conformance::{self, Finding};
 use finetuned_shaders::device::{self, DeviceChoice};
 use finetuned_shaders::gpu::{self, GpuEntry, Products};

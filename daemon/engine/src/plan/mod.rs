@@ -10,7 +10,6 @@ mod remedy;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
 
 use finetuned_data::{DataKind, Prepared};
 use finetuned_formats::{ModelFiles, read_peft};

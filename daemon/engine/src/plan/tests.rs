@@ -1,6 +1,7 @@
 //! Plans beside what steps then take.
 
 use std::path::Path;
+#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 use finetuned_data::{DataKind, Example, Examples, Row};
@@ -120,12 +121,7 @@ fn gpu() -> Option<Arc<Gpu>> {
 
 /// Planned bytes and the ledger's peak over two steps. `lasting` counts what the
 /// device's ledger holds of what lasts.
-fn planned_and_taken(
-    ops: &Device,
-    recipe: &Recipe,
-    sequences: usize,
-    lasting: impl Fn(&Count) -> u64,
-) -> (u64, u64) {
+fn planned_and_taken(ops: &Device, recipe: &Recipe, sequences: usize, lasting: impl Fn(&Count) -> u64) -> (u64, u64) {
     taken(ops, trainer(ops, recipe, sequences), sequences, lasting)
 }
 

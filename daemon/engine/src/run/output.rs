@@ -2,7 +2,6 @@
 //! put in their place.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_model_folder, write_peft};
 use finetuned_shaders::{Device, Tensor, Weight};

@@ -6,6 +6,7 @@ pub mod runs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 use finetuned_data::{DataKind, Example, Examples};
@@ -72,7 +73,7 @@ pub fn on_gpu() -> Option<TestDevice> {
     // Tensor cores round operands; the curves hold all the same.
     let rounding = gpu.facts().product_rounding();
     let (forward, gradient) = (f64::max(2e-4, 16.0 * rounding), f64::max(2e-3, 32.0 * rounding));
-    Some(TestDevice { name: entry.spec, ops: Arc::new(gpu), forward, gradient, curve: 5e-3 })
+    Some(TestDevice { name: entry.spec, ops: Arc::new(gpu).into(), forward, gradient, curve: 5e-3 })
 }
 
 /// A build without GPU code has no GPU to compare.

@@ -20,7 +20,7 @@ mod tests;
 #[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
-use super::{device::Backend, Device, Operation};
+use super::{Device, Operation, device::Backend};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 

@@ -181,6 +181,7 @@ impl Device {
     /// # Errors
     /// [`TensorError::Memory`](crate::TensorError::Memory) where the device has not
     /// so much.
+    #[cfg_attr(not(feature = "gpu"), expect(unused_variables, reason = "only a GPU reserves"))]
     pub fn reserve(&self, bytes: u64) -> Result<()> {
         match self.backend() {
             // The host's memory is there when it is asked for.

@@ -12,7 +12,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{device::Backend, Device, Operation};
+use super::{Device, Operation, device::Backend};
 use crate::error::{Result, shape_error};
 use crate::random::Key;
 use crate::tensor::Tensor;

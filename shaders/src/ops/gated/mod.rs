@@ -8,7 +8,7 @@ pub(crate) mod kernel;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-use super::{device::Backend, Device, Operation};
+use super::{Device, Operation, device::Backend};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

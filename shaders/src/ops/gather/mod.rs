@@ -9,7 +9,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{device::Backend, Device, Operation};
+use super::{Device, Operation, device::Backend};
 use crate::error::{Result, TensorError, shape_error};
 use crate::tensor::Tensor;
 

@@ -14,7 +14,11 @@ mod tests;
 #[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
-use super::{device::{Backend, Counting}, matmul::count_product, Device, Operation, Weight};
+use super::{
+    Device, Operation, Weight,
+    device::{Backend, Counting},
+    matmul::count_product,
+};
 use crate::error::{Result, shape_error};
 #[cfg(feature = "gpu")]
 use crate::gpu::TensorCores;

@@ -8,7 +8,10 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{device::{Backend, Counting}, Device, Operation};
+use super::{
+    Device, Operation,
+    device::{Backend, Counting},
+};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
@@ -65,9 +68,7 @@ impl Device {
                     (Operand { tensor: a, transpose: transpose_a }, Operand { tensor: b, transpose: transpose_b });
                 kernel::matmul(gpu, "matmul", a, b, alpha, into)
             }
-            Backend::Counting(count) => {
-                count_product(count, "matmul", check(a, transpose_a, b, transpose_b)?, into)
-            }
+            Backend::Counting(count) => count_product(count, "matmul", check(a, transpose_a, b, transpose_b)?, into),
         })
     }
 }

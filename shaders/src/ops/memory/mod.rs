@@ -2,7 +2,7 @@
 
 pub(crate) mod conformance;
 
-use super::{device::Backend, Device, Operation};
+use super::{Device, Operation, device::Backend};
 use crate::error::Result;
 use crate::tensor::{DType, Reading, Tensor};
 

@@ -20,7 +20,10 @@ mod tests_gpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod thresholds;
 
-use super::{device::{Backend, Counting}, Device, Operation, Weight};
+use super::{
+    Device, Operation, Weight,
+    device::{Backend, Counting},
+};
 use crate::error::{Result, shape_error};
 use crate::tensor::{DType, Tensor};
 

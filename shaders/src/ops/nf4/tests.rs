@@ -58,7 +58,10 @@ fn the_device_gives_the_bits_of_bitsandbytes_and_keeps_no_f32_copy() {
         let scales = if double { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) + 4 * 256 + 4 } else { 4 * blocks };
         assert_eq!(w.bytes(), weight.len() / 2 + scales);
         let Weight::Nf4(w) = w else { panic!("an NF4 weight") };
-        assert!(cpu_of(&cpu).u8("test", &w.packed).unwrap() == golden_u8(&format!("{name}.packed")), "packed bytes differ");
+        assert!(
+            cpu_of(&cpu).u8("test", &w.packed).unwrap() == golden_u8(&format!("{name}.packed")),
+            "packed bytes differ"
+        );
     }
 }
 

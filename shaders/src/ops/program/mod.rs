@@ -12,7 +12,7 @@ mod tests;
 
 use finetuned_plugin_api::program::{Program, Scalars, StateBuffer};
 
-use super::{device::Backend, Device, Operation};
+use super::{Device, Operation, device::Backend};
 use crate::error::{Result, shape_error};
 use crate::ledger::Counted;
 use crate::tensor::Tensor;

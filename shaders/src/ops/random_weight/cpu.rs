@@ -29,6 +29,8 @@ pub(crate) fn random_weight(cpu: &Cpu, shape: &[usize], scale: f32, key: Key, ki
     match kind {
         WeightKind::F32 => Ok(Weight::Dense(x)),
         WeightKind::Bf16 => Ok(Weight::Dense(cpu.upload_half(shape, cpu.f32(OP, &x)?)?)),
-        WeightKind::Nf4 { double_quant } => Ok(Weight::Nf4(nf4::cpu::quantise(cpu, shape, cpu.f32(OP, &x)?, double_quant)?)),
+        WeightKind::Nf4 { double_quant } => {
+            Ok(Weight::Nf4(nf4::cpu::quantise(cpu, shape, cpu.f32(OP, &x)?, double_quant)?))
+        }
     }
 }

@@ -12,7 +12,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{device::Backend, nf4::count_nf4, Device, Operation, Weight, WeightKind};
+use super::{Device, Operation, Weight, WeightKind, device::Backend, nf4::count_nf4};
 use crate::error::{Result, shape_error};
 use crate::random::Key;
 use crate::tensor::DType;

@@ -19,7 +19,13 @@ mod tests;
 #[cfg(all(test, feature = "gpu"))]
 mod tests_gpu;
 
-use super::{device::{Backend, Counting}, gather, linear::{check_columns, count_unpacked, weight_shape}, matmul::count_product, Device, Operation, Weight};
+use super::{
+    Device, Operation, Weight,
+    device::{Backend, Counting},
+    gather,
+    linear::{check_columns, count_unpacked, weight_shape},
+    matmul::count_product,
+};
 use crate::error::{Result, shape_error};
 use crate::ledger::Counted;
 use crate::tensor::Tensor;

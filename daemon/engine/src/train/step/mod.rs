@@ -7,8 +7,6 @@ mod gradient;
 mod loss;
 mod memory;
 
-use std::sync::Arc;
-
 use finetuned_data::{Examples, Row};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind};
@@ -118,8 +116,7 @@ impl Trainer {
         if heads.value && model.value_head.is_none() {
             return Err(EngineError::NoValueHead);
         }
-        let reference =
-            if needs.reference_logp { Some(Reference::freeze(&ops, &model, fresh_adapter)?) } else { None };
+        let reference = if needs.reference_logp { Some(Reference::freeze(&ops, &model, fresh_adapter)?) } else { None };
         let rules = Rules::new(&ops, &model, optimizer)?;
         let gradients = Gradients::zeros(&ops, &model.parameters)?;
         Ok(Trainer {
@@ -177,8 +174,7 @@ impl Trainer {
         learning_rate: f64,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<StepResult>, EngineError> {
-        let ops = self.ops.clone();
-        let ops = &ops;
+        let ops = &self.ops.clone();
         let mut result = loop {
             match self.accumulate(examples, rows, step, progress) {
                 Ok(Some(result)) => break result,
