@@ -68,11 +68,11 @@ fn step(ops: &Device, checkpointing: bool, offload: bool) -> (StepResult, BTreeM
     config.layer_is_sliding.resize(LAYERS, false);
     config.layer_uses_rope.resize(LAYERS, true);
     let options = LoadOptions { trainable: false, nf4: None, context: 64 };
-    let mut model = load(&ops, &config, &Taller(files), &options).expect("weights");
+    let mut model = load(ops, &config, &Taller(files), &options).expect("weights");
     let mut recipe = toml::Table::new();
     ["lora.rank=4", "lora.dropout=0.1"].iter().for_each(|setting| set(&mut recipe, setting).expect("setting"));
     let recipe = Recipe::from_table(&recipe).expect("recipe");
-    adapter::attach_fresh(&ops, &mut model, &recipe.lora, 7).expect("attached");
+    adapter::attach_fresh(ops, &mut model, &recipe.lora, 7).expect("attached");
     let options = StepOptions {
         micro_batch_size: 8,
         gradient_checkpointing: checkpointing,

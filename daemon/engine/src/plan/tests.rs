@@ -90,9 +90,9 @@ fn trainer_of(
         nf4: (recipe.method == Method::Qlora).then_some(recipe.qlora.double_quant),
         context: TOKENS,
     };
-    let mut model = build::load(&ops, config, source, &options).expect("a model");
+    let mut model = build::load(ops, config, source, &options).expect("a model");
     if recipe.method != Method::Full {
-        adapter::attach_fresh(&ops, &mut model, &recipe.lora, 1).expect("an adapter");
+        adapter::attach_fresh(ops, &mut model, &recipe.lora, 1).expect("an adapter");
     }
     let registry = plugins::registry(&[]).expect("plugins");
     let optimizer = plugins::optimizer(recipe, &registry).expect("an optimizer");
