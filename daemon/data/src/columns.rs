@@ -4,7 +4,10 @@
 use std::collections::BTreeSet;
 
 use finetuned_plugin_api::suggest::nearest;
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use crate::format::Row;
+use crate::row_error::{RowError, RowResult};
 
 /// The key of a row's reward.
 const REWARD: &str = "reward";
@@ -24,7 +27,7 @@ impl<'a> Columns<'a> {
     }
 
     /// Remembers which columns a row has.
-    pub fn note(&mut self, row: &Map<String, Value>) {
+    pub fn note(&mut self, row: &Row) {
         for (name, met) in self.names.iter().zip(&mut self.met) {
             *met |= row.contains_key(name);
         }
@@ -39,10 +42,10 @@ impl<'a> Columns<'a> {
     ///
     /// # Errors
     /// The column that the row lacks, or that holds something else than a number.
-    pub fn read(names: &[String], row: &Map<String, Value>) -> Result<Vec<f64>, String> {
+    pub fn read(names: &[String], row: &Row) -> RowResult<Vec<f64>> {
         let read = |name: &String| match row.get(name) {
-            None => Err(format!("`{name}` is missing: the loss asks for this column")),
-            Some(value) => number(value).ok_or_else(|| format!("`{name}` is {value}: expected a number")),
+            None => Err(RowError::MissingColumn(name.clone())),
+            Some(value) => number(value).ok_or_else(|| RowError::value(name, value, "a number")),
         };
         names.iter().map(read).collect()
     }
@@ -68,6 +71,6 @@ fn number(value: &Value) -> Option<f64> {
 
 /// The row's reward. Another value than a number is none: the key is not part of
 /// any format, and may mean something else.
-pub(crate) fn reward(row: &Map<String, Value>) -> Option<f64> {
+pub(crate) fn reward(row: &Row) -> Option<f64> {
     row.get(REWARD).and_then(number)
 }

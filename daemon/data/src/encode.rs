@@ -5,6 +5,7 @@ use crate::example::Document;
 use crate::format::{Content, Prompt};
 use crate::message::Message;
 use crate::options::TrainOn;
+use crate::row_error::{RowError, RowResult};
 use crate::spans::{Turn, find_turns};
 use crate::template::{Extras, message_value};
 use crate::tokenizer::{ChatTokenizer, Encoded};
@@ -34,12 +35,8 @@ impl EncodedRow {
 /// says that it is not to be trained on.
 ///
 /// # Errors
-/// The reason the row cannot be used, in words for the user.
-pub(crate) fn encode(
-    tokenizer: &ChatTokenizer,
-    content: Content,
-    train_on: TrainOn,
-) -> Result<Option<EncodedRow>, String> {
+/// Why the row cannot be used.
+pub(crate) fn encode(tokenizer: &ChatTokenizer, content: Content, train_on: TrainOn) -> RowResult<Option<EncodedRow>> {
     let encoder = Encoder { tokenizer, train_on };
     Ok(Some(match content {
         Content::Chat { messages, extras } => return encoder.chat(&messages, &extras),
@@ -50,12 +47,10 @@ pub(crate) fn encode(
             let chosen = encoder.prompted(&prompt, chosen, &extras)?;
             let rejected = encoder.prompted(&prompt, rejected, &extras)?;
             if chosen.prompt != rejected.prompt {
-                return Err("the chat template renders the prompt differently before each \
-                            completion"
-                    .into());
+                return Err(RowError::PromptChanges);
             }
             if chosen.completion == rejected.completion {
-                return Err("`chosen` and `rejected` are the same once rendered".into());
+                return Err(RowError::SameRendered);
             }
             let documents = Document::pair(&chosen.prompt, &chosen.completion, &rejected.completion);
             EncodedRow::of(documents, &[chosen.ended, rejected.ended])
@@ -110,15 +105,15 @@ struct Split {
     ended: bool,
 }
 
-fn words(error: DataError) -> String {
-    match error {
+fn refused(error: DataError) -> RowError {
+    RowError::Refused(match error {
         DataError::Render(reason) => reason,
         other => other.to_string(),
-    }
+    })
 }
 
 impl Encoder<'_> {
-    fn chat(&self, messages: &[Message], extras: &Extras) -> Result<Option<EncodedRow>, String> {
+    fn chat(&self, messages: &[Message], extras: &Extras) -> RowResult<Option<EncodedRow>> {
         let all = self.train_on == TrainOn::All;
         if !all && !messages.iter().any(|message| message.is_assistant() && message.is_trained()) {
             return Ok(None);
@@ -129,7 +124,7 @@ impl Encoder<'_> {
             row.trained.iter_mut().skip(1).for_each(|trained| *trained = true);
         }
         if !row.trained.contains(&true) {
-            return Err("the chat template leaves out the assistant's text".into());
+            return Err(RowError::AnswerLeftOut);
         }
         Ok(Some(row.into_row()))
     }
@@ -144,7 +139,7 @@ impl Encoder<'_> {
         messages: &[Message],
         extras: &Extras,
         turns_matter: bool,
-    ) -> Result<(String, Vec<(Turn, f32)>), String> {
+    ) -> RowResult<(String, Vec<(Turn, f32)>)> {
         let messages = self.tokenizer.fold_system(messages);
         let last = messages.iter().rposition(Message::is_assistant);
         let messages = &messages[..last.map_or(messages.len(), |last| last + 1)];
@@ -155,7 +150,7 @@ impl Encoder<'_> {
             .filter(|&index| messages[index].is_trained())
             .collect();
         let template = self.tokenizer.template();
-        let text = template.render(&values, extras, false).map_err(words)?;
+        let text = template.render(&values, extras, false).map_err(refused)?;
         let turns = find_turns(template, &values, &contents, extras, &text, &wanted)?;
         let weighted = turns.into_iter().map(|turn| {
             let weight = messages[turn.message].weight;
@@ -170,9 +165,9 @@ impl Encoder<'_> {
     /// answer's first letter). Generation would never see such a token: there
     /// the text is cut and encoded in pieces. With `cut` every turn's start
     /// is a cut.
-    fn document(&self, text: &str, turns: &[(Turn, f32)], cut: bool) -> Result<Written, String> {
+    fn document(&self, text: &str, turns: &[(Turn, f32)], cut: bool) -> RowResult<Written> {
         let tokenizer = self.tokenizer;
-        let mut encoded = tokenizer.encode_bare(text).map_err(words)?;
+        let mut encoded = tokenizer.encode_bare(text).map_err(refused)?;
         let cuts: Vec<usize> = turns
             .iter()
             .map(|(turn, _)| turn.start)
@@ -231,7 +226,7 @@ impl Encoder<'_> {
             .any(|(range, id)| range.end > at && !self.tokenizer.is_special(*id))
     }
 
-    fn in_pieces(&self, text: &str, cuts: &[usize]) -> Result<Encoded, String> {
+    fn in_pieces(&self, text: &str, cuts: &[usize]) -> RowResult<Encoded> {
         let mut all = Encoded::default();
         let mut from = 0;
         for to in cuts.iter().copied().chain([text.len()]) {
@@ -240,7 +235,7 @@ impl Encoder<'_> {
             } else {
                 self.tokenizer.encode_continuation(&text[from..to])
             }
-            .map_err(words)?;
+            .map_err(refused)?;
             all.ids.extend(piece.ids);
             all.bytes.extend(piece.bytes.into_iter().map(|range| range.start + from..range.end + from));
             from = to;
@@ -248,7 +243,7 @@ impl Encoder<'_> {
         Ok(all)
     }
 
-    fn completion(&self, prompt: &str, completion: &str) -> Result<Option<EncodedRow>, String> {
+    fn completion(&self, prompt: &str, completion: &str) -> RowResult<Option<EncodedRow>> {
         if self.tokenizer.has_chat_template() {
             let messages = [Message::user(prompt), Message::assistant(completion)];
             return self.chat(&messages, &Extras::default());
@@ -262,15 +257,15 @@ impl Encoder<'_> {
     }
 
     /// Without a chat template: the prompt's text, the completion's text, EOS.
-    fn plain_split(&self, prompt: &str, completion: &str) -> Result<Split, String> {
-        let before = self.tokenizer.encode_bare(prompt).map_err(words)?.ids;
+    fn plain_split(&self, prompt: &str, completion: &str) -> RowResult<Split> {
+        let before = self.tokenizer.encode_bare(prompt).map_err(refused)?.ids;
         let prompt_ids = self.tokenizer.with_bos(before);
         let mut completion = if prompt.is_empty() {
             self.tokenizer.encode_bare(completion)
         } else {
             self.tokenizer.encode_continuation(completion)
         }
-        .map_err(words)?
+        .map_err(refused)?
         .ids;
         self.close(&mut completion);
         let ended = self.ends(&completion);
@@ -288,12 +283,12 @@ impl Encoder<'_> {
         ids.last().is_some_and(|id| self.tokenizer.stop_tokens().contains(id))
     }
 
-    fn text(&self, text: &str) -> Result<EncodedRow, String> {
-        let ids = self.tokenizer.encode_bare(text).map_err(words)?.ids;
+    fn text(&self, text: &str) -> RowResult<EncodedRow> {
+        let ids = self.tokenizer.encode_bare(text).map_err(refused)?.ids;
         let mut tokens = self.tokenizer.with_bos(ids);
         self.close(&mut tokens);
         if tokens.len() < 2 {
-            return Err("the text is a single token: nothing can be predicted".into());
+            return Err(RowError::OneTokenText);
         }
         let ended = self.ends(&tokens);
         let trained = (0..tokens.len()).map(|index| index > 0).collect();
@@ -316,7 +311,7 @@ impl Encoder<'_> {
     }
 
     /// Prompt and completion of a preference row.
-    fn prompted(&self, prompt: &Prompt, completion: Vec<Message>, extras: &Extras) -> Result<Split, String> {
+    fn prompted(&self, prompt: &Prompt, completion: Vec<Message>, extras: &Extras) -> RowResult<Split> {
         if let (Prompt::Text(text), [answer], false) =
             (prompt, completion.as_slice(), self.tokenizer.has_chat_template())
         {
@@ -325,12 +320,12 @@ impl Encoder<'_> {
         let mut messages = prompt.clone().into_messages();
         messages.iter_mut().for_each(|message| message.weight = 0.0);
         if completion.iter().any(|message| message.weight != 0.0 && message.weight != 1.0) {
-            return Err("a `weight` other than 0 and 1 is for conversations: a completion is compared whole".into());
+            return Err(RowError::PartialWeight);
         }
         messages.extend(completion);
         let (text, turns) = self.render(&messages, extras, true)?;
         let (Some((first, _)), Some((last, _))) = (turns.first().cloned(), turns.last().cloned()) else {
-            return Err("no message of the completion is to be trained on".into());
+            return Err(RowError::UntrainedCompletion);
         };
         // One span from the completion's start to its last end of turn.
         let whole = Turn { start: first.start, ..last };
@@ -338,7 +333,7 @@ impl Encoder<'_> {
         let from = document.trained.iter().position(|&trained| trained).unwrap_or(0);
         let to = document.trained.iter().rposition(|&trained| trained).map_or(0, |last| last + 1);
         if from == 0 || to <= from {
-            return Err("the prompt is empty once rendered".into());
+            return Err(RowError::EmptyPrompt);
         }
         Ok(Split {
             prompt: document.tokens[..from].to_vec(),

@@ -4,17 +4,17 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::columns::{Columns, reward};
 use crate::encode::{EncodedRow, encode};
 use crate::error::{DataError, Result};
 use crate::example::{Document, Example, Examples, Role};
-use crate::format::{FORMAT_HELP, Format, unknown};
+use crate::format::{self, Format, Layout, Row};
 use crate::options::{DataOptions, TooLong};
 use crate::report::DatasetReport;
-use crate::rows::{RawRow, RowReader};
+use crate::row_error::{RowError, RowResult};
+use crate::rows::{self, ParsedRow, RawRow};
 use crate::tokenizer::ChatTokenizer;
 
 /// Rows that are parsed before a format is settled on, and the rows that are
@@ -36,7 +36,7 @@ pub(crate) struct Intake {
 /// [`DataError::Read`]; [`DataError::File`] if no row can be used, with the
 /// cause; [`DataError::TooLong`] if such rows are to be refused.
 pub(crate) fn take_in(path: &Path, tokenizer: &ChatTokenizer, options: &DataOptions) -> Result<Intake> {
-    let mut reader = RowReader::open(path)?;
+    let mut reader = rows::open(path)?;
     let mut taker = Taker::new(path, tokenizer, options);
     let mut size = FIRST_BATCH;
     while taker.wants_more() {
@@ -57,14 +57,11 @@ pub(crate) fn take_in(path: &Path, tokenizer: &ChatTokenizer, options: &DataOpti
     taker.finish()
 }
 
-/// A row as JSON, or why it is none.
-type ParsedRow = Result<Map<String, Value>, String>;
-
 struct Taker<'a> {
     path: &'a Path,
     tokenizer: &'a ChatTokenizer,
     options: &'a DataOptions,
-    format: Option<Format>,
+    format: Option<&'static Format>,
     columns: Columns<'a>,
     seen: HashSet<u128>,
     made: Vec<Example>,
@@ -98,17 +95,17 @@ impl<'a> Taker<'a> {
     }
 
     fn take(&mut self, batch: Vec<RawRow>) -> Result<()> {
-        let parsed: Vec<(usize, ParsedRow)> = batch.into_par_iter().map(|row| (row.line, row.parse())).collect();
+        let parsed: Vec<(usize, ParsedRow)> = batch.into_par_iter().map(|row| (row.line, (row.parse)())).collect();
         if self.format.is_none() {
             self.format = most_frequent(parsed.iter().filter_map(|(_, row)| row.as_ref().ok()));
         }
         parsed.iter().filter_map(|(_, row)| row.as_ref().ok()).for_each(|row| self.columns.note(row));
         let (tokenizer, options, format) = (self.tokenizer, self.options, self.format);
-        let encoded: Vec<(usize, Result<Option<EncodedRow>, String>)> = parsed
+        let encoded: Vec<(usize, RowResult<Option<EncodedRow>>)> = parsed
             .into_par_iter()
             .map(|(line, row)| {
                 let row = row.and_then(|row| match format {
-                    None => Err(unknown(&row, String::new())),
+                    None => Err(format::unknown(&row, None)),
                     Some(format) => read(tokenizer, options, format, &row),
                 });
                 (line, row)
@@ -120,7 +117,7 @@ impl<'a> Taker<'a> {
             }
             self.report.rows += 1;
             match row {
-                Err(reason) => self.report.add_bad_row(line, reason),
+                Err(error) => self.report.add_bad_row(line, &error),
                 Ok(None) => self.report.dropped_untrained += 1,
                 Ok(Some(row)) => self.add(line, row)?,
             }
@@ -135,8 +132,7 @@ impl<'a> Taker<'a> {
         if let (Some(size), Some(greatest)) = (self.options.vocab_size, greatest)
             && greatest as usize >= size
         {
-            let reason = format!("token id {greatest} is not in the model's vocabulary of {size}");
-            self.report.add_bad_row(line, reason);
+            self.report.add_bad_row(line, &RowError::Vocabulary { id: greatest, size });
             return Ok(());
         }
         let hash = hash(&example);
@@ -184,24 +180,22 @@ impl<'a> Taker<'a> {
         let Some(format) = self.format.filter(|_| !self.made.is_empty()) else {
             return Err(self.nothing_left());
         };
-        self.report.format = format.name().to_owned();
-        self.report.layout = self.layout(format).to_owned();
+        self.report.format = format.name.to_owned();
+        self.report.layout = self.layout(format.layout).to_owned();
         self.report.used = self.made.len();
         self.warn();
         let sequence_length = self.options.sequence_length;
-        let examples = Examples { kind: format.kind(), sequence_length, list: self.made };
+        let examples = Examples { kind: format.kind, sequence_length, list: self.made };
         Ok(Intake { examples, hashes: self.hashes, report: self.report })
     }
 
-    fn layout(&self, format: Format) -> &'static str {
-        match format {
-            Format::Tokens | Format::PairTokens | Format::LabelledTokens => "token ids as they are",
-            Format::Text => "the text as it is, with an end-of-text token",
+    fn layout(&self, layout: Layout) -> &'static str {
+        match layout {
+            Layout::Ids => "token ids as they are",
+            Layout::Text => "the text as it is, with an end-of-text token",
             _ if self.tokenizer.has_chat_template() => "the model's chat template",
-            Format::PromptCompletion | Format::Pairs | Format::Labelled => {
-                "the completion right behind its prompt, with an end-of-text token"
-            }
-            _ => "the plain layout (### User, ### Assistant): the model has no chat template",
+            Layout::Completion => "the completion right behind its prompt, with an end-of-text token",
+            Layout::Conversation => "the plain layout (### User, ### Assistant): the model has no chat template",
         }
     }
 
@@ -251,7 +245,7 @@ impl<'a> Taker<'a> {
                     format!("no row can be used; the first bad one is line {}: {}", bad.line, bad.reason)
                 }),
                 if self.format.is_none() {
-                    FORMAT_HELP.to_owned()
+                    format::help()
                 } else {
                     "Correct the rows; `finetune data check` lists them all.".to_owned()
                 },
@@ -305,12 +299,7 @@ impl<'a> Taker<'a> {
 }
 
 /// A row as documents; see [`encode`].
-fn read(
-    tokenizer: &ChatTokenizer,
-    options: &DataOptions,
-    format: Format,
-    row: &Map<String, Value>,
-) -> Result<Option<EncodedRow>, String> {
+fn read(tokenizer: &ChatTokenizer, options: &DataOptions, format: &Format, row: &Row) -> RowResult<Option<EncodedRow>> {
     let content = format.read(row)?;
     let (columns, reward) = (Columns::read(&options.columns, row)?, reward(row));
     let mut encoded = encode(tokenizer, content, options.train_on)?;
@@ -325,8 +314,8 @@ fn rows(count: usize) -> String {
     if count == 1 { "1 row".into() } else { format!("{count} rows") }
 }
 
-fn most_frequent<'r>(rows: impl Iterator<Item = &'r Map<String, Value>>) -> Option<Format> {
-    let mut counts: Vec<(Format, usize)> = Vec::new();
+fn most_frequent<'r>(rows: impl Iterator<Item = &'r Row>) -> Option<&'static Format> {
+    let mut counts: Vec<(&'static Format, usize)> = Vec::new();
     for format in rows.filter_map(Format::of) {
         match counts.iter_mut().find(|(known, _)| *known == format) {
             Some((_, count)) => *count += 1,

@@ -32,6 +32,9 @@ pub enum TrainOn {
     All,
 }
 
+/// The sequence length of a run whose recipe names none, in tokens.
+pub const DEFAULT_SEQUENCE_LENGTH: usize = 1024;
+
 /// How to turn a file into examples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -62,7 +65,7 @@ pub struct DataOptions {
 impl Default for DataOptions {
     fn default() -> Self {
         Self {
-            sequence_length: 2048,
+            sequence_length: DEFAULT_SEQUENCE_LENGTH,
             too_long: TooLong::Drop,
             validation_fraction: 0.0,
             seed: 0,

@@ -1,6 +1,10 @@
 //! What was found in a dataset: counts, bad rows, and three rows to look at.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
+use crate::row_error::{BadRowKind, RowError};
 
 /// Bad rows that are listed one by one; more are only counted.
 pub const LISTED_BAD_ROWS: usize = 100;
@@ -20,7 +24,7 @@ pub struct RenderedSample {
     /// Line in the file, from 1.
     pub line: usize,
     /// The text in order, cut where training starts and stops; the flag says
-    /// whether the piece's tokens are targets.
+    /// whether the piece's tokens are trained.
     pub pieces: Vec<(String, bool)>,
 }
 
@@ -29,7 +33,7 @@ pub struct RenderedSample {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DatasetReport {
-    /// Name of the format the rows are in, as [`crate::Format::name`] gives it.
+    /// Name of the format the rows are in, for people.
     pub format: String,
     /// How a row became tokens: the model's chat template, the plain layout,
     /// or ids as they were.
@@ -42,7 +46,7 @@ pub struct DatasetReport {
     pub used: usize,
     /// Tokens of the used rows.
     pub tokens: usize,
-    /// Targets among them.
+    /// Trained tokens among them.
     pub trained_tokens: usize,
     /// Rows equal to an earlier row.
     pub duplicates: usize,
@@ -61,6 +65,9 @@ pub struct DatasetReport {
     pub bad_rows: Vec<BadRow>,
     /// How many there are in all.
     pub bad_row_count: usize,
+    /// How many there are of each kind. Empty in reports that were written before
+    /// rows were counted by kind.
+    pub bad_row_kinds: BTreeMap<BadRowKind, usize>,
     /// Used rows in which some trained turn lacks its end-of-turn token.
     pub without_end_of_turn: usize,
     /// Tokens of the longest row before any cut, bad rows excepted.
@@ -71,21 +78,22 @@ pub struct DatasetReport {
     pub validation_rows: usize,
     /// Their tokens.
     pub validation_tokens: usize,
-    /// Their targets.
+    /// Their trained tokens.
     pub validation_trained_tokens: usize,
     /// Rows of a validation file that could not be used.
     pub validation_bad_rows: Vec<BadRow>,
-    /// SHA-256 of the validation file, where one was given.
+    /// SHA-256 of the validation file, if one was given.
     pub validation_sha256: Option<String>,
     /// What the user should know but need not act on.
     pub warnings: Vec<String>,
 }
 
 impl DatasetReport {
-    pub(crate) fn add_bad_row(&mut self, line: usize, reason: String) {
+    pub(crate) fn add_bad_row(&mut self, line: usize, error: &RowError) {
         self.bad_row_count += 1;
+        *self.bad_row_kinds.entry(error.kind()).or_default() += 1;
         if self.bad_rows.len() < LISTED_BAD_ROWS {
-            self.bad_rows.push(BadRow { line, reason });
+            self.bad_rows.push(BadRow { line, reason: error.to_string() });
         }
     }
 }

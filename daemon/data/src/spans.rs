@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use minijinja::Value;
 
+use crate::row_error::{RowError, RowResult};
 use crate::template::{ChatTemplate, Extras};
 
 /// A turn of the assistant in the rendered text, in bytes.
@@ -37,7 +38,7 @@ const STAND_IN: &str = "\u{fdd2}";
 /// `contents` are the messages' texts.
 ///
 /// # Errors
-/// The reason, in words for the user, if a turn cannot be found.
+/// A turn that cannot be found.
 pub(crate) fn find_turns(
     template: &ChatTemplate,
     messages: &[Value],
@@ -45,7 +46,7 @@ pub(crate) fn find_turns(
     extras: &Extras,
     full: &str,
     wanted: &[usize],
-) -> Result<Vec<Turn>, String> {
+) -> RowResult<Vec<Turn>> {
     let finder = Finder { template, messages, contents, extras, full };
     let mut turns = Vec::with_capacity(wanted.len());
     for &index in wanted {
@@ -174,12 +175,15 @@ impl Finder<'_> {
 
     /// The blocks the template itself marks with `{% generation %}`, where
     /// the other ways fail.
-    fn tagged(&self, wanted: &[usize], failed: usize) -> Result<Vec<Turn>, String> {
-        let lost = || format!("the chat template does not show where message {} (assistant) is rendered", failed + 1);
+    fn tagged(&self, wanted: &[usize], failed: usize) -> RowResult<Vec<Turn>> {
+        let lost = || RowError::TurnNotShown(failed + 1);
         if !self.template.is_tagged() {
             return Err(lost());
         }
-        let spans = self.template.generation_spans(self.messages, self.extras).map_err(|error| error.to_string())?;
+        let spans = self
+            .template
+            .generation_spans(self.messages, self.extras)
+            .map_err(|error| RowError::Refused(error.to_string()))?;
         let answers: Vec<usize> = (0..self.messages.len())
             .filter(|&index| {
                 let role = self.messages[index].get_attr("role");

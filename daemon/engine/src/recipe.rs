@@ -14,7 +14,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use finetuned_data::{TooLong, TrainOn};
+use finetuned_data::{DEFAULT_SEQUENCE_LENGTH, TooLong, TrainOn};
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
@@ -238,7 +238,7 @@ keys! {
 
         /// Most tokens of a row. The memory of the activations grows with it. For
         /// longer rows see data.too_long.
-        sequence_length: usize = 1024, at_least(2), unit("tokens");
+        sequence_length: usize = DEFAULT_SEQUENCE_LENGTH, at_least(2), unit("tokens");
 
         /// Put several short rows into one sequence, each seeing only itself: fewer
         /// wasted positions on short rows, and more rows per step.

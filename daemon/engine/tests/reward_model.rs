@@ -201,7 +201,7 @@ fn with_both(ops: &Device, needs: Needs) -> Trainer {
     let objective = Both { needs };
     let needs = AlignmentNeeds { value_head: true, ..AlignmentNeeds::only(DataKind::Pairs) };
     let objective = Objective::Alignment(Box::new(Declared { needs, objective }));
-    trainer_of(ops, reward_model(&ops, wave), objective, 2)
+    trainer_of(ops, reward_model(ops, wave), objective, 2)
 }
 
 #[test]

@@ -201,6 +201,11 @@ impl Gpu {
         (self.limits.panel_bytes.min(self.facts.largest_buffer) / 4) as usize
     }
 
+    /// The most bytes that lists of so many indices take while they are kept.
+    pub(crate) fn kept_index_bytes(&self, indices: usize) -> u64 {
+        (4 * KEPT_WORDS * indices) as u64
+    }
+
     /// Indices on the device.
     pub(crate) fn indices(&self, op: &'static str, words: &[u32]) -> Result<Tensor> {
         let mut kept = self.words.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,16 +1,65 @@
 //! Conversations: `messages`, ShareGPT, and the formats with one question.
 
 use finetuned_plugin_api::suggest::nearest;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Content, extras, flag, list, string, string_of, weight};
+use super::fields::{extras, flag, kind_of, list, string, string_of, weight};
+use super::{Content, Format, Layout, Row};
+use crate::example::DataKind;
 use crate::message::Message;
-use crate::rows::kind_of;
+use crate::row_error::{RowError, RowResult};
+
+/// What the formats of this file have in common.
+const CONVERSATION: Format = Format {
+    name: "",
+    kind: DataKind::Supervised,
+    layout: Layout::Conversation,
+    keys: &[],
+    optional: &[],
+    lists: &[],
+    read: messages_row,
+};
+
+/// `messages`: a list of `role` and `content`.
+pub(super) static MESSAGES: Format =
+    Format { name: "chat messages", keys: &[&["messages"]], lists: &["messages", "tools"], ..CONVERSATION };
+
+/// `conversations`: a list of `from` and `value`.
+pub(super) static SHARE_GPT: Format = Format {
+    name: "ShareGPT conversations",
+    keys: &[&["conversations", "conversation"]],
+    lists: &["conversations", "conversation"],
+    read: sharegpt_row,
+    ..CONVERSATION
+};
+
+/// `instruction`, perhaps `input`, and `output` (or `response`).
+pub(super) static INSTRUCTION: Format = Format {
+    name: "instruction/output",
+    keys: &[&["instruction"], &["output", "response"]],
+    optional: &["input"],
+    read: instruction_row,
+    ..CONVERSATION
+};
+
+/// `prompt` and `completion` (or `response`), texts or lists of messages.
+pub(super) static PROMPT_COMPLETION: Format = Format {
+    name: "prompt/completion",
+    layout: Layout::Completion,
+    keys: &[&["prompt"], &["completion", "response"]],
+    lists: &["prompt", "completion"],
+    read: completion_row,
+    ..CONVERSATION
+};
+
+/// `question` and `answer`.
+pub(super) static QUESTION_ANSWER: Format =
+    Format { name: "question/answer", keys: &[&["question"], &["answer"]], read: question_row, ..CONVERSATION };
 
 const ROLES: &[&str] = &["system", "user", "assistant", "tool"];
 
 /// Roles by the names that datasets give them.
-fn role(name: &str) -> Result<&'static str, String> {
+fn role(name: &str) -> RowResult<&'static str> {
     Ok(match name {
         "system" | "developer" => "system",
         "user" | "human" | "prompter" => "user",
@@ -18,17 +67,14 @@ fn role(name: &str) -> Result<&'static str, String> {
         "tool" | "function" | "observation" | "ipython" | "function_response" | "tool_response" => "tool",
         "function_call" | "tool_call" => "assistant",
         other => {
-            let hint = match nearest(other, ROLES.iter().copied()) {
-                Some(known) => format!("did you mean `{known}`?"),
-                None => format!("expected {}", ROLES.join(", ")),
-            };
-            return Err(format!("unknown role `{other}`: {hint}"));
+            let meant = nearest(other, ROLES.iter().copied());
+            return Err(RowError::UnknownRole { role: other.to_owned(), meant, known: ROLES });
         }
     })
 }
 
 /// A message's text: a string, nothing, or parts of type text.
-fn text(value: Option<&Value>, name: &str) -> Result<String, String> {
+fn text(value: Option<&Value>, name: &str) -> RowResult<String> {
     match value {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),
@@ -39,33 +85,35 @@ fn text(value: Option<&Value>, name: &str) -> Result<String, String> {
                     (Value::String(text), _) | (_, Some(Value::String(text))) => all += text,
                     _ => {
                         let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
-                        return Err(format!("`{name}` has a part of type `{kind}`: only text can be trained on"));
+                        return Err(RowError::NotText { key: name.to_owned(), kind: kind.to_owned() });
                     }
                 }
             }
             Ok(all)
         }
-        Some(other) => Err(format!("`{name}` is {}: expected a string", kind_of(other))),
+        Some(other) => Err(RowError::value(name, kind_of(other), "a string")),
     }
 }
 
+/// A message that has not this key, perhaps because of a slip.
+fn lacks(message: &Row, key: &'static str) -> RowError {
+    let meant = message.keys().find(|other| nearest(other, [key]).is_some()).cloned();
+    RowError::MessageLacks { key, meant }
+}
+
 /// One message of `role` and `content`, or of `from` and `value`.
-fn message(value: &Value) -> Result<Message, String> {
+fn message(value: &Value) -> RowResult<Message> {
     let Value::Object(map) = value else {
-        return Err(format!("it is {}: expected an object", kind_of(value)));
+        return Err(RowError::NotAMessage(kind_of(value)));
     };
     let role_key = if map.contains_key("role") { "role" } else { "from" };
     let text_key = ["content", "value", "text"].into_iter().find(|key| map.contains_key(*key));
     if !map.contains_key(role_key) {
-        let slip = map.keys().find_map(|key| nearest(key, ["role"]).map(|_| key));
-        let hint = slip.map(|key| format!("; did you mean it by `{key}`?")).unwrap_or_default();
-        return Err(format!("no `role`{hint}"));
+        return Err(lacks(map, "role"));
     }
     let calls = map.get("tool_calls").is_some_and(|calls| !calls.is_null());
     if text_key.is_none() && !calls {
-        let slip = map.keys().find_map(|key| nearest(key, ["content"]).map(|_| key));
-        let hint = slip.map(|key| format!("; did you mean it by `{key}`?")).unwrap_or_default();
-        return Err(format!("no `content`{hint}"));
+        return Err(lacks(map, "content"));
     }
     let role = role(string(map, role_key)?)?;
     let mut message = Message::new(role, text(text_key.and_then(|key| map.get(key)), text_key.unwrap_or("content"))?);
@@ -88,7 +136,7 @@ fn message(value: &Value) -> Result<Message, String> {
         unpack_arguments(calls);
     }
     if message.is_assistant() && message.content.trim().is_empty() && !calls {
-        return Err("the assistant's text is empty".into());
+        return Err(RowError::EmptyAnswer);
     }
     Ok(message)
 }
@@ -111,27 +159,31 @@ fn unpack_arguments(calls: &mut Value) {
 }
 
 /// A list of messages; errors name the message by its number.
-pub(super) fn messages(items: &[Value], key: &str) -> Result<Vec<Message>, String> {
-    items
-        .iter()
-        .enumerate()
-        .map(|(index, item)| message(item).map_err(|reason| format!("`{key}`: message {}: {reason}", index + 1)))
-        .collect()
+pub(super) fn messages(items: &[Value], key: &str) -> RowResult<Vec<Message>> {
+    let read = |(index, item)| {
+        let named = |source| RowError::Message { key: key.to_owned(), number: index + 1, source: Box::new(source) };
+        message(item).map_err(named)
+    };
+    items.iter().enumerate().map(read).collect()
 }
 
 /// # Errors
 /// If no message is the assistant's.
-fn with_answer(messages: Vec<Message>, key: &str) -> Result<Vec<Message>, String> {
+fn with_answer(messages: Vec<Message>, key: &str) -> RowResult<Vec<Message>> {
     if messages.is_empty() {
-        return Err(format!("`{key}` is empty"));
+        return Err(RowError::empty(key));
     }
     if !messages.iter().any(Message::is_assistant) {
-        return Err(format!("`{key}` has no message of the assistant: there is nothing to learn"));
+        return Err(RowError::NoAssistant(key.to_owned()));
     }
     Ok(messages)
 }
 
-pub(super) fn messages_row(row: &Map<String, Value>, key: &str) -> Result<Content, String> {
+fn messages_row(row: &Row) -> RowResult<Content> {
+    conversation(row, "messages")
+}
+
+fn conversation(row: &Row, key: &str) -> RowResult<Content> {
     let mut messages = with_answer(messages(list(row, key)?, key)?, key)?;
     if let Some(Value::String(system)) = row.get("system")
         && !system.is_empty()
@@ -142,55 +194,55 @@ pub(super) fn messages_row(row: &Map<String, Value>, key: &str) -> Result<Conten
     Ok(Content::Chat { messages, extras: extras(row)? })
 }
 
-pub(super) fn sharegpt_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn sharegpt_row(row: &Row) -> RowResult<Content> {
     let key = if row.contains_key("conversations") { "conversations" } else { "conversation" };
-    messages_row(row, key)
+    conversation(row, key)
 }
 
 /// `system`, where a row of one question has it.
-pub(super) fn system_of(row: &Map<String, Value>) -> Option<Message> {
+pub(super) fn system_of(row: &Row) -> Option<Message> {
     match row.get("system") {
         Some(Value::String(system)) if !system.trim().is_empty() => Some(Message::system(system.clone())),
         _ => None,
     }
 }
 
-pub(super) fn instruction_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn instruction_row(row: &Row) -> RowResult<Content> {
     let (answer, key) = string_of(row, &["output", "response"])?;
     if answer.trim().is_empty() {
-        return Err(format!("`{key}` is empty"));
+        return Err(RowError::empty(key));
     }
     let mut question = string(row, "instruction")?.to_owned();
     if let Some(input) = row.get("input").filter(|input| !input.is_null()) {
         let Value::String(input) = input else {
-            return Err(format!("`input` is {}: expected a string", kind_of(input)));
+            return Err(RowError::value("input", kind_of(input), "a string"));
         };
         if !input.trim().is_empty() {
             question = if question.is_empty() { input.clone() } else { format!("{question}\n\n{input}") };
         }
     }
     if question.trim().is_empty() {
-        return Err("`instruction` is empty".into());
+        return Err(RowError::empty("instruction"));
     }
     let mut messages: Vec<Message> = system_of(row).into_iter().collect();
     messages.extend([Message::user(question), Message::assistant(answer)]);
     Ok(Content::Chat { messages, extras: extras(row)? })
 }
 
-pub(super) fn question_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn question_row(row: &Row) -> RowResult<Content> {
     let (question, answer) = (string(row, "question")?, string(row, "answer")?);
     if question.trim().is_empty() {
-        return Err("`question` is empty".into());
+        return Err(RowError::empty("question"));
     }
     if answer.trim().is_empty() {
-        return Err("`answer` is empty".into());
+        return Err(RowError::empty("answer"));
     }
     let mut messages: Vec<Message> = system_of(row).into_iter().collect();
     messages.extend([Message::user(question), Message::assistant(answer)]);
     Ok(Content::Chat { messages, extras: extras(row)? })
 }
 
-pub(super) fn completion_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn completion_row(row: &Row) -> RowResult<Content> {
     let key = if row.contains_key("completion") { "completion" } else { "response" };
     match (row.get("prompt"), row.get(key)) {
         (Some(Value::Array(prompt)), Some(Value::Array(completion))) => {
@@ -208,7 +260,7 @@ pub(super) fn completion_row(row: &Map<String, Value>) -> Result<Content, String
                 message.weight = 0.0;
             }
             if completion.trim().is_empty() {
-                return Err(format!("`{key}` is empty"));
+                return Err(RowError::empty(key));
             }
             all.push(Message::assistant(completion.clone()));
             Ok(Content::Chat { messages: all, extras: extras(row)? })
@@ -216,7 +268,7 @@ pub(super) fn completion_row(row: &Map<String, Value>) -> Result<Content, String
         _ => {
             let (prompt, completion) = (string(row, "prompt")?, string(row, key)?);
             if completion.is_empty() {
-                return Err(format!("`{key}` is empty"));
+                return Err(RowError::empty(key));
             }
             if let Some(system) = system_of(row) {
                 let messages = vec![system, Message::user(prompt), Message::assistant(completion)];

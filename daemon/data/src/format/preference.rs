@@ -1,17 +1,52 @@
 //! Rows with a preference: pairs of completions, and completions with a label.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::chat::{messages, system_of};
-use super::{Content, Prompt, extras, flag, string};
+use super::fields::{extras, flag, kind_of, string};
+use super::{Content, Format, Layout, PROMPT_KEYS, Prompt, Row};
+use crate::example::DataKind;
 use crate::message::Message;
-use crate::rows::kind_of;
+use crate::row_error::{RowError, RowResult};
+
+/// `prompt`, `chosen` and `rejected`.
+pub(super) static PAIRS: Format = Format {
+    name: "preference pairs",
+    kind: DataKind::Pairs,
+    layout: Layout::Completion,
+    keys: &[PROMPT_KEYS, &["chosen"], &["rejected"]],
+    optional: &[],
+    lists: &["prompt", "chosen", "rejected"],
+    read: pair_row,
+};
+
+/// `chosen` and `rejected`, each with the prompt in it.
+pub(super) static IMPLICIT_PAIRS: Format = Format {
+    name: "preference pairs with the prompt inside",
+    kind: DataKind::Pairs,
+    layout: Layout::Conversation,
+    keys: &[&["chosen"], &["rejected"]],
+    optional: &[],
+    lists: &["chosen", "rejected"],
+    read: implicit_row,
+};
+
+/// `prompt`, `completion` and a `label`.
+pub(super) static LABELLED: Format = Format {
+    name: "labelled completions",
+    kind: DataKind::Labelled,
+    layout: Layout::Completion,
+    keys: &[&["prompt"], &["completion"], &["label"]],
+    optional: &[],
+    lists: &["prompt", "completion"],
+    read: labelled_row,
+};
 
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
 /// A transcript as hh-rlhf writes it, as messages. `None` if the text is none.
-pub(super) fn transcript(text: &str) -> Option<Vec<Message>> {
+fn transcript(text: &str) -> Option<Vec<Message>> {
     // Some copies lack the blank line before the first turn.
     let text = format!("\n\n{}", text.trim_start_matches('\n'));
     if !text.starts_with(HUMAN) && !text.starts_with(ASSISTANT) {
@@ -34,37 +69,28 @@ pub(super) fn transcript(text: &str) -> Option<Vec<Message>> {
 }
 
 /// One side of a pair that brings its prompt along: messages or a transcript.
-fn whole_side(value: &Value, key: &str) -> Result<Vec<Message>, String> {
+fn whole_side(value: &Value, key: &str) -> RowResult<Vec<Message>> {
     match value {
         Value::Array(items) => messages(items, key),
-        Value::String(text) => transcript(text).ok_or_else(|| {
-            format!(
-                "`{key}` is a text without turns, and there is no `prompt`: expected messages, \
-                 a `prompt`, or a transcript of \"Human:\" and \"Assistant:\""
-            )
-        }),
-        other => Err(format!("`{key}` is {}: expected a string or a list", kind_of(other))),
+        Value::String(text) => transcript(text).ok_or_else(|| RowError::NoTurns(key.to_owned())),
+        other => Err(RowError::value(key, kind_of(other), "a string or a list")),
     }
 }
 
-pub(super) fn implicit_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn implicit_row(row: &Row) -> RowResult<Content> {
     let chosen = whole_side(&row["chosen"], "chosen")?;
     let rejected = whole_side(&row["rejected"], "rejected")?;
     split_common(chosen, rejected, row)
 }
 
 /// Takes the messages that both sides begin with as the prompt.
-fn split_common(
-    mut chosen: Vec<Message>,
-    mut rejected: Vec<Message>,
-    row: &Map<String, Value>,
-) -> Result<Content, String> {
+fn split_common(mut chosen: Vec<Message>, mut rejected: Vec<Message>, row: &Row) -> RowResult<Content> {
     if chosen == rejected {
-        return Err("`chosen` and `rejected` are the same".into());
+        return Err(RowError::Same("chosen", "rejected"));
     }
     let common = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
     if common == 0 {
-        return Err("`chosen` and `rejected` do not begin with the same prompt".into());
+        return Err(RowError::NoCommonPrompt);
     }
     let prompt: Vec<Message> = chosen.drain(..common).collect();
     rejected.drain(..common);
@@ -73,36 +99,32 @@ fn split_common(
 }
 
 /// A completion must be the assistant's, and end with the assistant.
-fn answer(mut messages: Vec<Message>, key: &str) -> Result<Vec<Message>, String> {
+fn answer(mut messages: Vec<Message>, key: &str) -> RowResult<Vec<Message>> {
     while messages.last().is_some_and(|last| !last.is_assistant()) {
         messages.pop();
     }
     match messages.first() {
-        None => Err(format!("`{key}` has no answer of the assistant")),
-        Some(first) if !first.is_assistant() => {
-            Err("`chosen` and `rejected` differ before the answer: their prompts are not the same".into())
-        }
-        Some(_) if messages.iter().any(|message| message.role == "user") => {
-            Err(format!("`{key}` goes on with another message of the user behind the answer that differs"))
-        }
+        None => Err(RowError::NoAnswer(key.to_owned())),
+        Some(first) if !first.is_assistant() => Err(RowError::PromptsDiffer),
+        Some(_) if messages.iter().any(|message| message.role == "user") => Err(RowError::GoesOn(key.to_owned())),
         Some(_)
             if messages
                 .iter()
                 .all(|message| message.content.trim().is_empty() && !message.extra.contains_key("tool_calls")) =>
         {
-            Err(format!("`{key}` is empty"))
+            Err(RowError::empty(key))
         }
         Some(_) => Ok(messages),
     }
 }
 
 /// `prompt` (or `question`, `instruction`), and a `system` text before it.
-fn prompt_of(row: &Map<String, Value>) -> Result<Prompt, String> {
-    let key = ["prompt", "question", "instruction"].into_iter().find(|key| row.contains_key(*key)).unwrap_or("prompt");
+fn prompt_of(row: &Row) -> RowResult<Prompt> {
+    let key = PROMPT_KEYS.iter().find(|key| row.contains_key(**key)).copied().unwrap_or("prompt");
     let prompt = match &row[key] {
         Value::Array(items) => Prompt::Messages(messages(items, key)?),
         Value::String(text) if text.trim().is_empty() => {
-            return Err(format!("`{key}` is empty"));
+            return Err(RowError::empty(key));
         }
         Value::String(text) => match transcript(text) {
             // "…\n\nAssistant:" only opens the turn that the completion fills.
@@ -113,7 +135,7 @@ fn prompt_of(row: &Map<String, Value>) -> Result<Prompt, String> {
             None => Prompt::Text(text.clone()),
         },
         other => {
-            return Err(format!("`{key}` is {}: expected a string or a list", kind_of(other)));
+            return Err(RowError::value(key, kind_of(other), "a string or a list"));
         }
     };
     Ok(match system_of(row) {
@@ -129,20 +151,20 @@ fn prompt_of(row: &Map<String, Value>) -> Result<Prompt, String> {
 }
 
 /// A completion beside a prompt: a text or the assistant's messages.
-fn completion_of(row: &Map<String, Value>, key: &str) -> Result<Vec<Message>, String> {
+fn completion_of(row: &Row, key: &str) -> RowResult<Vec<Message>> {
     match &row[key] {
         Value::Array(items) => answer(messages(items, key)?, key),
         _ => {
             let text = string(row, key)?;
             if text.trim().is_empty() {
-                return Err(format!("`{key}` is empty"));
+                return Err(RowError::empty(key));
             }
             Ok(vec![Message::assistant(text)])
         }
     }
 }
 
-pub(super) fn pair_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn pair_row(row: &Row) -> RowResult<Content> {
     // Some sets repeat the prompt as the first messages of both sides.
     if let (Value::Array(chosen), Value::Array(rejected)) = (&row["chosen"], &row["rejected"]) {
         let (chosen, rejected) = (messages(chosen, "chosen")?, messages(rejected, "rejected")?);
@@ -158,12 +180,12 @@ pub(super) fn pair_row(row: &Map<String, Value>) -> Result<Content, String> {
     }
     let (chosen, rejected) = (completion_of(row, "chosen")?, completion_of(row, "rejected")?);
     if chosen == rejected {
-        return Err("`chosen` and `rejected` are the same".into());
+        return Err(RowError::Same("chosen", "rejected"));
     }
     Ok(Content::Pair { prompt: prompt_of(row)?, chosen, rejected, extras: extras(row)? })
 }
 
-pub(super) fn labelled_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn labelled_row(row: &Row) -> RowResult<Content> {
     Ok(Content::Labelled {
         prompt: prompt_of(row)?,
         completion: completion_of(row, "completion")?,

@@ -1,32 +1,69 @@
 //! Rows that are token ids already.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Content, flag, list, weight};
+use super::fields::{flag, list, weight};
+use super::{Content, Format, Layout, Row};
+use crate::example::DataKind;
+use crate::row_error::{RowError, RowResult};
 
-fn ids(row: &Map<String, Value>, key: &str) -> Result<Vec<u32>, String> {
+/// `input_ids`, and `labels` with -100 where nothing is trained.
+pub(super) static TOKENS: Format = Format {
+    name: "tokenised",
+    kind: DataKind::Supervised,
+    layout: Layout::Ids,
+    keys: &[&["input_ids"]],
+    optional: &["labels"],
+    lists: &["input_ids"],
+    read: tokens_row,
+};
+
+/// `prompt_ids`, `chosen_ids` and `rejected_ids`.
+pub(super) static PAIR_TOKENS: Format = Format {
+    name: "tokenised preference pairs",
+    kind: DataKind::Pairs,
+    layout: Layout::Ids,
+    keys: &[&["prompt_ids"], &["chosen_ids"], &["rejected_ids"]],
+    optional: &[],
+    lists: &[],
+    read: pair_row,
+};
+
+/// `prompt_ids`, `completion_ids`, `label`, perhaps `KL_completion_ids`.
+pub(super) static LABELLED_TOKENS: Format = Format {
+    name: "tokenised labelled completions",
+    kind: DataKind::Labelled,
+    layout: Layout::Ids,
+    keys: &[&["prompt_ids"], &["completion_ids"], &["label"]],
+    optional: &[],
+    lists: &[],
+    read: labelled_row,
+};
+
+fn ids(row: &Row, key: &'static str) -> RowResult<Vec<u32>> {
     list(row, key)?
         .iter()
         .enumerate()
         .map(|(index, value)| {
-            value
-                .as_u64()
-                .and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| format!("`{key}`[{index}] is {value}: expected a token id"))
+            value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| RowError::NotAnId {
+                key,
+                index,
+                got: value.to_string(),
+            })
         })
         .collect()
 }
 
-fn some_ids(row: &Map<String, Value>, key: &str) -> Result<Vec<u32>, String> {
+fn some_ids(row: &Row, key: &'static str) -> RowResult<Vec<u32>> {
     let ids = ids(row, key)?;
-    if ids.is_empty() { Err(format!("`{key}` is empty")) } else { Ok(ids) }
+    if ids.is_empty() { Err(RowError::empty(key)) } else { Ok(ids) }
 }
 
 /// `input_ids` with `labels` as Hugging Face has them: `labels[i]` is token `i`
 /// itself if it is trained, else -100. The first token is predicted from nothing
 /// and never trained. `weights[i]` is the weight of token `i` in the loss; 0
 /// leaves the token out.
-pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
+fn tokens_row(row: &Row) -> RowResult<Content> {
     let mut ids = some_ids(row, "input_ids")?;
     let mut trained = vec![true; ids.len()];
     if row.get("labels").is_some_and(|labels| !labels.is_null()) {
@@ -37,11 +74,7 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
                 Some(-100) => false,
                 Some(label) if label == i64::from(ids[index]) => true,
                 _ => {
-                    return Err(format!(
-                        "`labels`[{index}] is {label} where `input_ids` has {}: a label is the \
-                         token at its own place, or -100",
-                        ids[index]
-                    ));
+                    return Err(RowError::Label { index, label: label.to_string(), id: ids[index] });
                 }
             };
         }
@@ -65,29 +98,24 @@ pub(super) fn row(row: &Map<String, Value>) -> Result<Content, String> {
         ids = (0..ids.len()).filter(keep).map(|index| ids[index]).collect();
     }
     if ids.len() < 2 {
-        return Err("the row has fewer than two tokens: nothing can be predicted".into());
+        return Err(RowError::OneToken);
     }
     trained[0] = false;
     if !trained.contains(&true) {
-        let cause = match (row.contains_key("weights"), row.contains_key("labels")) {
-            (false, _) => "every label is -100",
-            (true, false) => "no token has a weight above 0",
-            (true, true) => "no token has a label and a weight above 0",
-        };
-        return Err(format!("{cause}: there is nothing to learn"));
+        return Err(RowError::Untrained { weights: row.contains_key("weights"), labels: row.contains_key("labels") });
     }
     Ok(Content::Tokens { ids, trained, weights })
 }
 
-pub(super) fn pair_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn pair_row(row: &Row) -> RowResult<Content> {
     let (chosen, rejected) = (some_ids(row, "chosen_ids")?, some_ids(row, "rejected_ids")?);
     if chosen == rejected {
-        return Err("`chosen_ids` and `rejected_ids` are the same".into());
+        return Err(RowError::Same("chosen_ids", "rejected_ids"));
     }
     Ok(Content::PairTokens { prompt: some_ids(row, "prompt_ids")?, chosen, rejected })
 }
 
-pub(super) fn labelled_row(row: &Map<String, Value>) -> Result<Content, String> {
+fn labelled_row(row: &Row) -> RowResult<Content> {
     let kl_completion = match row.get("KL_completion_ids") {
         None | Some(Value::Null) => None,
         Some(_) => Some(some_ids(row, "KL_completion_ids")?),
@@ -100,9 +128,9 @@ pub(super) fn labelled_row(row: &Map<String, Value>) -> Result<Content, String> 
     })
 }
 
-fn same_length(key: &str, got: usize, expected: usize) -> Result<(), String> {
+fn same_length(key: &'static str, got: usize, expected: usize) -> RowResult<()> {
     if got == expected {
         return Ok(());
     }
-    Err(format!("`{key}` has {got} entries, `input_ids` has {expected}"))
+    Err(RowError::Length { key, got, expected })
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::BadRowKind;
 use crate::example::{DataKind, Document};
 use crate::options::{TooLong, TrainOn};
 use crate::testing::tokenizer;
@@ -225,6 +226,10 @@ fn bad_rows_are_named_by_line_and_reason_and_the_others_go_on() {
         (14, "expected a JSON object, got a list"),
         (16, "the line is cut off: the file looks incomplete"),
     ];
+    let kinds = &prepared.report.bad_row_kinds;
+    let counted = [BadRowKind::Unreadable, BadRowKind::Format, BadRowKind::Value, BadRowKind::NothingToLearn]
+        .map(|kind| kinds.get(&kind).copied().unwrap_or_default());
+    assert_eq!((counted, kinds.len()), ([4, 2, 6, 1], 4), "{kinds:?}");
     let expected: Vec<(usize, String)> = expected.iter().map(|(line, reason)| (*line, (*reason).to_owned())).collect();
     assert_eq!(reasons(&prepared), expected);
 }

@@ -1,196 +1,176 @@
-//! Rows of a file, one at a time: JSON lines, a JSON array, or a list inside a
-//! JSON object; plain or gzip.
+//! Rows of a file, one at a time, whatever kind of file it is.
+//!
+//! A kind of file is a [`RowSource`] and an entry of [`SOURCES`]. The endings of
+//! its names, how its content is recognised, its rows, and how a file that is cut
+//! off shows, are in one place. The inbox asks for them here.
 
 mod input;
-mod scan;
-mod sniff;
+mod json;
 
-use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result};
-use input::Input;
-use scan::{Element, Scanner};
-use sniff::{Layout, sniff};
+use crate::row_error::RowResult;
+use input::{Input, PACKINGS};
 
-/// Longer rows are refused one by one: a missing newline must not pull a whole
-/// file into memory.
-pub(crate) const LARGEST_ROW_BYTES: usize = 64 << 20;
+/// The kinds of files, in order of precedence: the first that recognises a file
+/// reads it. JSON is last, because it takes what no other kind does and says what
+/// is wrong with it.
+const SOURCES: &[&dyn RowSource] = &[&json::Json];
 
-/// The bytes of one row, or why there are none.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct RawRow {
-    /// Line the row begins on, from 1.
-    pub line: usize,
-    pub bytes: std::result::Result<Vec<u8>, String>,
-    /// Whether the file ended right behind it, without a newline.
-    pub at_end: bool,
-}
+/// A kind of file that rows are read from.
+pub(crate) trait RowSource: Sync {
+    /// What it is called, in a message.
+    fn name(&self) -> &'static str;
 
-impl RawRow {
-    fn bad(line: usize, reason: impl Into<String>) -> Self {
-        Self { line, bytes: Err(reason.into()), at_end: false }
-    }
+    /// The endings of its files' names before they are packed, in lower case and in
+    /// order of precedence.
+    fn endings(&self) -> &'static [&'static str];
 
-    /// The row as a JSON object.
+    /// Whether a file of this name (in lower case), whose unpacked content begins
+    /// with `head`, is of this kind.
+    fn recognises(&self, name: &str, head: &[u8]) -> bool;
+
+    /// Opens a file that it recognises.
     ///
     /// # Errors
-    /// The reason, in words for the user.
-    pub fn parse(&self) -> std::result::Result<Map<String, Value>, String> {
-        let bytes = self.bytes.as_ref().map_err(Clone::clone)?;
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            let at = error.valid_up_to();
-            let (line, column) = place(&bytes[..at]);
-            let line = if line > 1 { format!("line {}, ", self.line + line - 1) } else { String::new() };
-            format!("not UTF-8: byte 0x{:02x} at {line}column {column}", bytes[at])
-        })?;
-        let error = match serde_json::from_str::<Value>(text) {
-            Ok(Value::Object(map)) => return Ok(map),
-            Ok(other) => {
-                return Err(format!("expected a JSON object, got {}", kind_of(&other)));
-            }
-            Err(error) => error,
-        };
-        if error.is_eof() && self.at_end {
-            return Err("the line is cut off: the file looks incomplete".into());
-        }
-        let message = error.to_string();
-        let message = message.split(" at line ").next().unwrap_or(&message);
-        let line = if error.line() > 1 { format!("line {}, ", self.line + error.line() - 1) } else { String::new() };
-        Err(format!("not JSON: {message} at {line}column {}", error.column()))
-    }
-}
+    /// [`DataError::Read`], and [`DataError::File`] if it cannot be used.
+    fn open(&self, path: &Path) -> Result<Box<dyn Rows>>;
 
-/// Line and column, from 1, of what follows `before`.
-fn place(before: &[u8]) -> (usize, usize) {
-    let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
-    let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
-    (line, column)
-}
-
-/// What a JSON value is, in words.
-pub(crate) fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// Reads a file's rows in order, and its hash.
-pub(crate) struct RowReader {
-    path: PathBuf,
-    scanner: Scanner,
-    mode: Mode,
-}
-
-enum Mode {
-    Lines,
-    Array,
-    Whole,
-    Done,
-}
-
-impl RowReader {
+    /// Why a file at rest that is not packed looks cut off, in words, if it does;
+    /// see [`what_is_missing`].
+    ///
     /// # Errors
-    /// [`DataError::Read`], and [`DataError::File`] for what is no JSON.
-    pub fn open(path: &Path) -> Result<Self> {
-        let layout = sniff(path)?;
-        let mut scanner = Scanner::new(Input::open(path)?);
-        let read = DataError::reading(path);
-        scanner.skip_byte_order_mark().map_err(read)?;
-        let mode = match layout {
-            Layout::Lines => Mode::Lines,
-            Layout::Whole => Mode::Whole,
-            Layout::Array => {
-                scanner.enter_array().map_err(read)?;
-                Mode::Array
-            }
-            Layout::Inside => {
-                scanner.enter_first_list(&[]).map_err(read)?;
-                Mode::Array
-            }
-        };
-        Ok(Self { path: path.to_owned(), scanner, mode })
-    }
+    /// Reading.
+    fn what_is_missing(&self, name: &str, file: &mut File) -> io::Result<Option<String>>;
+}
 
-    /// The next row; blank lines are none.
+/// An open file of rows.
+pub(crate) trait Rows {
+    /// The next row.
     ///
     /// # Errors
     /// [`DataError::Read`].
-    pub fn next(&mut self) -> Result<Option<RawRow>> {
-        let row = match self.mode {
-            Mode::Lines => self.next_line(),
-            Mode::Array => self.next_element(),
-            Mode::Whole => {
-                self.mode = Mode::Done;
-                self.scanner
-                    .rest(LARGEST_ROW_BYTES)
-                    .map(|(line, bytes)| Some(RawRow { line, bytes: bytes.ok_or_else(too_large), at_end: true }))
-            }
-            Mode::Done => Ok(None),
-        };
-        row.map_err(DataError::reading(&self.path))
-    }
+    fn next(&mut self) -> Result<Option<RawRow>>;
 
     /// Reads what is left and returns the SHA-256 of the file's bytes, in hex.
     ///
     /// # Errors
     /// [`DataError::Read`].
-    pub fn finish(self) -> Result<String> {
-        self.scanner.into_input().finish().map_err(DataError::reading(&self.path))
-    }
+    fn finish(self: Box<Self>) -> Result<String>;
+}
 
-    fn next_line(&mut self) -> std::io::Result<Option<RawRow>> {
-        loop {
-            let Some((line, bytes, ended)) = self.scanner.line(LARGEST_ROW_BYTES)? else {
-                return Ok(None);
-            };
-            let Some(mut bytes) = bytes else { return Ok(Some(RawRow::bad(line, too_large()))) };
-            while bytes.last().is_some_and(u8::is_ascii_whitespace) {
-                bytes.pop();
-            }
-            if bytes.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            return Ok(Some(RawRow { line, bytes: Ok(bytes), at_end: !ended }));
-        }
-    }
+/// A row as it was cut from its file.
+pub(crate) struct RawRow {
+    /// The line that it begins on, from 1; in a file without lines the row's number.
+    pub line: usize,
+    /// Parses it. Apart from the reading, because many rows are parsed at the same
+    /// time.
+    pub parse: Box<dyn FnOnce() -> ParsedRow + Send>,
+}
 
-    fn next_element(&mut self) -> std::io::Result<Option<RawRow>> {
-        let row = match self.scanner.element(LARGEST_ROW_BYTES)? {
-            Element::Value { line, bytes } => {
-                return Ok(Some(RawRow { line, bytes: Ok(bytes), at_end: false }));
-            }
-            Element::End => None,
-            Element::TooLarge { line } => Some(RawRow::bad(line, too_large())),
-            Element::CutOff { line } => Some(RawRow::bad(line, "the file ends inside the list: it looks incomplete")),
-        };
-        self.mode = Mode::Done;
-        Ok(row)
+/// A row by its keys, or why it has none.
+pub(crate) type ParsedRow = RowResult<Map<String, Value>>;
+
+/// Opens a file of rows.
+///
+/// # Errors
+/// [`DataError::Read`], and [`DataError::File`] for a file of no known kind.
+pub(crate) fn open(path: &Path) -> Result<Box<dyn Rows>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let mut input = Input::open(path)?;
+    let head = input.head().map_err(DataError::reading(path))?;
+    match SOURCES.iter().find(|source| source.recognises(&name, head)) {
+        Some(source) => source.open(path),
+        None => Err(DataError::File {
+            path: path.to_owned(),
+            problem: format!("this is {}", foreign(head).unwrap_or("an unknown kind of file")),
+            remedy: format!("Datasets are {}: convert it first.", readable()),
+        }),
     }
 }
 
-fn too_large() -> String {
-    format!("the row is larger than {} MiB", LARGEST_ROW_BYTES >> 20)
+/// What a file that is of no kind we read is, by its first bytes.
+fn foreign(head: &[u8]) -> Option<&'static str> {
+    const MAGIC: &[(&[u8], &str)] = &[
+        (b"PAR1", "a Parquet file"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x28\xb5\x2f\xfd", "a zstd file"),
+        (b"ARROW1", "an Arrow file"),
+        (b"BZh", "a bzip2 file"),
+    ];
+    MAGIC.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
 }
 
-/// Whether anything but white space is left.
-pub(crate) fn only_blank(input: &mut impl BufRead) -> std::io::Result<bool> {
-    loop {
-        let chunk = input.fill_buf()?;
-        if chunk.is_empty() {
-            return Ok(true);
+/// What can be read, in words.
+fn readable() -> String {
+    let kinds: Vec<&str> = SOURCES.iter().map(|source| source.name()).collect();
+    let packings: Vec<&str> = PACKINGS.iter().map(|packing| packing.name).collect();
+    format!("{}, plain or {}", kinds.join(", "), packings.join(", "))
+}
+
+static ENDINGS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let packed = PACKINGS.iter().map(|packing| packing.ending);
+    let endings = || SOURCES.iter().flat_map(|source| source.endings());
+    [""].into_iter().chain(packed).flat_map(|packed| endings().map(move |ending| format!("{ending}{packed}"))).collect()
+});
+
+/// The ending of a dataset's name, in lower case, and its rank among the endings,
+/// which decides if two datasets share a stem. `None` for a name that is not a
+/// dataset's, and for an ending without a stem.
+pub fn dataset_ending(name: &str) -> Option<(usize, &'static str)> {
+    let name = name.to_lowercase();
+    let fits = |(_, ending): &(usize, &str)| name.len() > ending.len() && name.ends_with(ending);
+    ENDINGS.iter().map(String::as_str).enumerate().find(fits)
+}
+
+/// Why a dataset at rest looks cut off, in words, if it does: a copy that broke off
+/// is not to be trained on. The file's name decides how it is read, and one without
+/// a known ending is read like JSON. The end of a packed file shows only when it is
+/// read.
+///
+/// # Errors
+/// Reading.
+pub fn what_is_missing(name: &str, file: &mut File) -> io::Result<Option<String>> {
+    if file.metadata()?.len() == 0 {
+        return Ok(Some("it is empty".into()));
+    }
+    let name = name.to_lowercase();
+    if PACKINGS.iter().any(|packing| name.ends_with(packing.ending)) {
+        return Ok(None);
+    }
+    let by_name = |source: &&&dyn RowSource| source.endings().iter().any(|ending| name.ends_with(ending));
+    match SOURCES.iter().find(by_name).or(SOURCES.last()) {
+        Some(source) => source.what_is_missing(&name, file),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_file_may_be_packed_in_every_way() {
+        for (rank, ending) in [".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz"].iter().enumerate() {
+            assert_eq!(dataset_ending(&format!("A{}", ending.to_uppercase())), Some((rank, *ending)));
+            assert_eq!(dataset_ending(ending), None);
         }
-        if !chunk.iter().all(u8::is_ascii_whitespace) {
-            return Ok(false);
-        }
-        let length = chunk.len();
-        input.consume(length);
+        assert_eq!(dataset_ending("a.gz"), None);
+        assert_eq!(dataset_ending("a.toml"), None);
+    }
+
+    #[test]
+    fn a_name_without_a_known_ending_is_looked_at_like_json_lines() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "{\"a\":1}\n{\"a\":").unwrap();
+        let missing = |name: &str| what_is_missing(name, &mut File::open(file.path()).unwrap()).unwrap();
+        assert!(missing("validation").unwrap().contains("last line"));
+        assert_eq!(missing("a.jsonl.gz"), None);
     }
 }

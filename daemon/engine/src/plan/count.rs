@@ -208,6 +208,7 @@ impl Count {
         let after_heads = bytes().1;
         differentiation.backward(forward, head, &dh)?;
         let peak = bytes().1;
+        let tokens = micro.batch.tokens.len();
         let name = match (self.heads.language, self.heads.value) {
             _ if peak > after_heads => "backward pass",
             _ if peak == after_forward => "forward pass",
@@ -215,11 +216,10 @@ impl Count {
             (true, true) => "heads",
             (false, _) => "value head's rows",
         };
-        let tokens = micro.batch.tokens.len();
         let inputs = 4 * (tokens * self.model.blocks.len() * self.model.config.hidden_size) as u64;
         Ok(MicroBatchCount {
             kept,
-            most: (name, peak - lasting - kept),
+            most: (name, peak - lasting - kept + device.index_bytes(tokens)),
             offloaded: if self.keep == Keep::InputsOnHost { inputs } else { 0 },
             flops: self.counting.take_flops(),
             tokens,

@@ -101,7 +101,7 @@ impl Folder {
                 folder.folders.insert(name, metadata);
             } else if metadata.is_file() {
                 folder.files.insert(name, metadata);
-            } else if names::dataset_ending(&name).is_some() {
+            } else if finetuned_data::dataset_ending(&name).is_some() {
                 let text = "not a regular file".to_string();
                 remarks.push(Remark { path: relative.join(&name), text, receipt: None });
             }
@@ -111,8 +111,11 @@ impl Folder {
 
     /// Datasets of this folder with what decides their receipts' names.
     fn datasets(&self) -> Vec<(String, bool)> {
-        let files =
-            self.files.keys().filter(|name| names::dataset_ending(name).is_some()).map(|name| (name.clone(), false));
+        let files = self
+            .files
+            .keys()
+            .filter(|name| finetuned_data::dataset_ending(name).is_some())
+            .map(|name| (name.clone(), false));
         let folders = self.folders.keys().map(|name| (name.clone(), true));
         // Only the inbox itself has datasets that are folders.
         if self.relative.as_os_str().is_empty() { files.chain(folders).collect() } else { files.collect() }
@@ -121,7 +124,7 @@ impl Folder {
     fn add_files(&self, listing: &mut Listing) {
         let siblings = self.datasets();
         for (name, metadata) in &self.files {
-            if names::dataset_ending(name).is_none() {
+            if finetuned_data::dataset_ending(name).is_none() {
                 continue;
             }
             let present = [RECIPE_FILE.to_string(), names::sidecar(name)];

@@ -2,7 +2,6 @@
 //! dataset at rest, once: train it, it is trained already, or refuse it.
 
 mod claims;
-mod complete;
 mod listing;
 mod names;
 pub mod receipt;
@@ -290,7 +289,7 @@ fn first_missing(inbox: &Path, effective: &recipe::Effective) -> Result<Option<S
     for path in std::iter::once(&effective.data).chain(&effective.validation) {
         let mut file = open_beneath(inbox, path).with_context(|| path.display())?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if let Some(missing) = complete::what_is_missing(&name, &mut file).with_context(|| path.display())? {
+        if let Some(missing) = finetuned_data::what_is_missing(&name, &mut file).with_context(|| path.display())? {
             return Ok(Some(missing));
         }
     }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use finetuned_data::dataset_ending;
+
 /// Our own folders in an inbox.
 pub const RECEIPTS: &str = "_receipts";
 pub const DONE: &str = "_done";
@@ -19,15 +21,6 @@ pub fn is_ignored(name: &str) -> bool {
         || unfinished.iter().any(|end| lower.ends_with(end))
         || known.iter().any(|k| k.eq_ignore_ascii_case(name))
 }
-
-/// The ending of a dataset's name, and its rank among the endings, which decides if two
-/// datasets share a stem.
-pub fn dataset_ending(name: &str) -> Option<(usize, &'static str)> {
-    let lower = name.to_lowercase();
-    ENDINGS.iter().copied().enumerate().find(|(_, ending)| lower.len() > ending.len() && lower.ends_with(ending))
-}
-
-const ENDINGS: &[&str] = &[".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz"];
 
 /// `support` of `support.jsonl`.
 pub fn stem(name: &str) -> &str {

@@ -203,7 +203,7 @@ fn folder_files(
         .map_err(|error| Error::bad_input(format!("{}: {error}", candidate.path.display())))?;
     let mut found: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| names::dataset_ending(name).is_some() && !names::is_ignored(name))
+        .filter(|name| finetuned_data::dataset_ending(name).is_some() && !names::is_ignored(name))
         .filter(|name| validation.as_deref().and_then(Path::file_name) != Some(std::ffi::OsStr::new(name)))
         .collect();
     found.sort();

@@ -50,7 +50,7 @@ pub fn take(source: &mut File, source_path: &Path, datasets: &Path, limit: u64) 
 /// `data.jsonl`: the content is named by its folder, the ending tells its kind.
 fn file_name(source: &Path) -> String {
     let name = source.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let ending = super::names::dataset_ending(&name).map_or(".jsonl", |(_, ending)| ending);
+    let ending = finetuned_data::dataset_ending(&name).map_or(".jsonl", |(_, ending)| ending);
     format!("data{ending}")
 }
 

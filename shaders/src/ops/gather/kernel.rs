@@ -80,6 +80,12 @@ pub(crate) fn rows(gpu: &Gpu, op: &'static str, x: &Tensor, indices: &[u32], sca
     Ok(y)
 }
 
+/// The most bytes of the lists by which [`add_rows`] sorts so many indices: a place per
+/// index, and a row with its range of places per group.
+pub(crate) fn sorted_index_bytes(indices: usize) -> u64 {
+    (4 * 4 * indices) as u64
+}
+
 /// out's rows at `indices` += scale · dy's rows.
 pub(crate) fn add_rows(
     gpu: &Gpu,

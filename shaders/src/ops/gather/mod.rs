@@ -14,6 +14,18 @@ use crate::error::{Result, TensorError, shape_error};
 use crate::tensor::Tensor;
 
 impl Device {
+    /// Bytes of the lists of indices that lie on the device while micro-batches of so
+    /// many tokens go through it.
+    #[cfg_attr(not(feature = "gpu"), expect(clippy::only_used_in_recursion, reason = "only a GPU keeps lists"))]
+    pub fn index_bytes(&self, tokens: usize) -> u64 {
+        match self.backend() {
+            Backend::Cpu(_) => 0,
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(gpu) => gpu.kept_index_bytes(tokens) + kernel::sorted_index_bytes(tokens),
+            Backend::Counting(count) => count.like.index_bytes(tokens),
+        }
+    }
+
     /// Rows of x `[N, C]` at `indices`, as `[M, C]`.
     pub fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Result<Tensor> {
         self.timed(Operation::GatherRows, || match self.backend() {

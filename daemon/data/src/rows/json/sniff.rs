@@ -4,16 +4,16 @@
 use std::io::BufRead;
 use std::path::Path;
 
-use super::input::Input;
+use super::LARGEST_ROW_BYTES;
 use super::scan::Scanner;
-use super::{LARGEST_ROW_BYTES, only_blank};
 use crate::error::{DataError, Result};
-use crate::format::{Format, ROW_LIST_KEYS};
+use crate::format::{Format, list_keys};
+use crate::rows::input::Input;
 
 /// Where a file's rows are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// One object a line.
+    /// One object per line.
     Lines,
     /// One list of objects.
     Array,
@@ -23,9 +23,11 @@ pub(super) enum Layout {
     Whole,
 }
 
+/// Where the rows of a file are.
+///
 /// # Errors
-/// [`DataError::Read`], and [`DataError::File`] for a file that is empty, of
-/// another kind, or in another encoding.
+/// [`DataError::Read`], and [`DataError::File`] for a file that is empty, in
+/// another encoding, or not JSON.
 pub(super) fn sniff(path: &Path) -> Result<Layout> {
     let read = DataError::reading(path);
     let refuse = |problem: &str, remedy: &str| DataError::File {
@@ -35,20 +37,6 @@ pub(super) fn sniff(path: &Path) -> Result<Layout> {
     };
     let mut input = Input::open(path)?;
     let head = input.fill_buf().map_err(read)?;
-    for (magic, name) in [
-        (&b"PAR1"[..], "a Parquet file"),
-        (b"PK\x03\x04", "a zip archive"),
-        (b"\x28\xb5\x2f\xfd", "a zstd file"),
-        (b"ARROW1", "an Arrow file"),
-        (b"BZh", "a bzip2 file"),
-    ] {
-        if head.starts_with(magic) {
-            return Err(refuse(
-                &format!("this is {name}"),
-                "Datasets are JSON lines or JSON, plain or gzip: convert it first.",
-            ));
-        }
-    }
     if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
         return Err(refuse("the file is in UTF-16", "Save it as UTF-8."));
     }
@@ -104,8 +92,24 @@ fn inside_or_whole(path: &Path) -> Result<Layout> {
     let read = DataError::reading(path);
     let mut scanner = Scanner::new(Input::open(path)?);
     scanner.skip_byte_order_mark().map_err(read)?;
-    match scanner.enter_first_list(ROW_LIST_KEYS).map_err(read)? {
-        Some(key) if !ROW_LIST_KEYS.contains(&key.as_str()) => Ok(Layout::Inside),
+    let lists = list_keys();
+    match scanner.enter_first_list(&lists).map_err(read)? {
+        Some(key) if !lists.contains(&key.as_str()) => Ok(Layout::Inside),
         _ => Ok(Layout::Whole),
+    }
+}
+
+/// Whether anything but white space is left.
+fn only_blank(input: &mut impl BufRead) -> std::io::Result<bool> {
+    loop {
+        let chunk = input.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok(true);
+        }
+        if !chunk.iter().all(u8::is_ascii_whitespace) {
+            return Ok(false);
+        }
+        let length = chunk.len();
+        input.consume(length);
     }
 }

@@ -6,34 +6,27 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 use serde::de::IgnoredAny;
 
-/// The most of a last line that is looked at; a longer one is taken as whole
-/// and left to the reading of the dataset.
+/// Most bytes of a last line that are looked at. A longer one is taken as whole and
+/// left to the reading of the dataset.
 const LONGEST_LAST_LINE: u64 = 64 << 20;
 
-/// Why a file looks cut off, if it does. `name` decides how it is read.
+/// Why a file looks cut off, if it does. Its name, in lower case, decides how it
+/// is read.
 ///
 /// # Errors
 /// Reading.
-pub fn what_is_missing(name: &str, file: &mut File) -> io::Result<Option<String>> {
-    let size = file.metadata()?.len();
-    if size == 0 {
-        return Ok(Some("it is empty".into()));
-    }
-    let lower = name.to_lowercase();
-    if lower.ends_with(".gz") {
-        // The end of a compressed file shows when it is read.
-        return Ok(None);
-    }
-    if lower.ends_with(".json") {
+pub(super) fn what_is_missing(name: &str, file: &mut File) -> io::Result<Option<String>> {
+    if name.ends_with(".json") {
         return whole_document(file);
     }
+    let size = file.metadata()?.len();
     last_line(file, size)
 }
 
 fn whole_document(file: &mut File) -> io::Result<Option<String>> {
     file.seek(SeekFrom::Start(0))?;
     let mut rows = serde_json::Deserializer::from_reader(BufReader::new(file)).into_iter::<IgnoredAny>();
-    // One array, or rows one after another as in JSONL; what is wrong with a
+    // One list, or rows one after another as in JSON lines. What is wrong with a
     // whole document is told when the dataset is read.
     loop {
         match rows.next() {
@@ -81,6 +74,7 @@ fn last_line(file: &mut File, size: u64) -> io::Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::what_is_missing;
 
     fn missing(name: &str, content: &str) -> Option<String> {
         let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 
 use std::io::{self, BufRead};
 
-use super::input::Input;
+use crate::rows::input::Input;
 
 /// What comes next in a list.
 #[derive(Debug)]
@@ -17,6 +17,10 @@ pub(super) enum Element {
     /// The file ends before the list does.
     CutOff { line: usize },
 }
+
+/// A line without its end: its number, its bytes (`None` if they are more than the
+/// limit), and whether it had an end.
+pub(super) type Line = (usize, Option<Vec<u8>>, bool);
 
 /// A reader that counts lines.
 pub(super) struct Scanner<R = Input> {
@@ -64,10 +68,8 @@ impl<R: BufRead> Scanner<R> {
         Ok(())
     }
 
-    /// The next line without its end, its number, and whether it had an end;
-    /// no bytes if it is longer than `limit`.
-    #[allow(clippy::type_complexity)]
-    pub fn line(&mut self, limit: usize) -> io::Result<Option<(usize, Option<Vec<u8>>, bool)>> {
+    /// The next line.
+    pub fn line(&mut self, limit: usize) -> io::Result<Option<Line>> {
         let number = self.line;
         let (mut bytes, mut fits, mut any) = (Vec::new(), true, false);
         loop {

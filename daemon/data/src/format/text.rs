@@ -1,0 +1,24 @@
+//! Rows that are one text.
+
+use super::fields::string;
+use super::{Content, Format, Layout, Row};
+use crate::example::DataKind;
+use crate::row_error::{RowError, RowResult};
+
+/// `text`: all of it is trained.
+pub(super) static TEXT: Format = Format {
+    name: "text",
+    kind: DataKind::Supervised,
+    layout: Layout::Text,
+    keys: &[&["text"]],
+    optional: &[],
+    lists: &[],
+    read: text,
+};
+
+fn text(row: &Row) -> RowResult<Content> {
+    match string(row, "text")? {
+        "" => Err(RowError::empty("text")),
+        text => Ok(Content::Text(text.to_owned())),
+    }
+}
