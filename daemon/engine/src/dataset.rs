@@ -50,7 +50,7 @@ fn prepare(data: &Path, validation: Option<&Path>, base: &BaseModel, recipe: &Re
     let config = &base.files.config;
     let mut options = options(recipe, config.vocab_size);
     // Learned positions end somewhere; rotary ones do not.
-    if config.architecture == finetuned_formats::Architecture::Gpt2 {
+    if config.family.parts.position_embedding.is_some() {
         options.sequence_length = options.sequence_length.min(config.max_positions);
     }
     Ok(finetuned_data::prepare(data, validation, &base.tokenizer, &options)?)

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::shape::ModelShape;
 use crate::model::streams;
+use finetuned_formats::families::{MlpInput, NormKind, Parts, Projection, QkNormOver};
 use finetuned_formats::{FormatError, ModelConfig, RandomTensor, StoredType, TensorInfo, TensorSource};
 
 /// Random values for every tensor of a configuration. The device that loads a matrix
@@ -13,24 +13,68 @@ pub struct RandomWeights {
 }
 
 impl RandomWeights {
+    /// The tensors that the parts of the configuration's family have, each linear
+    /// layer with a bias, whether the configuration asks for it or not.
     pub fn new(config: &ModelConfig) -> RandomWeights {
-        let shape = ModelShape::of(config);
+        let parts = &config.family.parts;
         let c = config.hidden_size;
         let mut shapes = BTreeMap::new();
-        for linear in &shape.linears {
-            shapes.insert(format!("{}.weight", linear.module), vec![linear.outputs, linear.inputs]);
-            shapes.insert(format!("{}.bias", linear.module), vec![linear.outputs]);
+        shapes.insert(parts.embedding.to_string(), vec![config.vocab_size, c]);
+        shapes.insert(parts.head.to_string(), vec![config.vocab_size, c]);
+        if let Some(name) = parts.position_embedding {
+            shapes.insert(name.to_string(), vec![config.max_positions, c]);
         }
+        let mut norms = vec![(parts.final_norm.to_string(), c)];
         for i in 0..config.layers {
-            for name in ["input_layernorm", "post_attention_layernorm"] {
-                shapes.insert(format!("model.layers.{i}.{name}.weight"), vec![c]);
+            let at = |name: &str| format!("{}.{i}.{name}", parts.layers);
+            norms.extend(layer_norms(parts, config).into_iter().map(|(name, width)| (at(name), width)));
+            for (name, inputs, outputs) in layer_linears(parts, config) {
+                let shape = if parts.transposed { vec![inputs, outputs] } else { vec![outputs, inputs] };
+                shapes.insert(format!("{}.weight", at(name)), shape);
+                shapes.insert(format!("{}.bias", at(name)), vec![outputs]);
             }
         }
-        shapes.insert("model.norm.weight".into(), vec![c]);
-        shapes.insert("model.embed_tokens.weight".into(), vec![config.vocab_size, c]);
-        shapes.insert("lm_head.weight".into(), vec![config.vocab_size, c]);
+        for (module, width) in norms {
+            if parts.norm == NormKind::Layer {
+                shapes.insert(format!("{module}.bias"), vec![width]);
+            }
+            shapes.insert(format!("{module}.weight"), vec![width]);
+        }
         RandomWeights { shapes }
     }
+}
+
+/// Names and widths of a layer's norms.
+fn layer_norms(parts: &Parts, config: &ModelConfig) -> Vec<(&'static str, usize)> {
+    let stream = [parts.norm_attention, parts.post_attention, parts.norm_mlp, parts.post_mlp];
+    let mut norms: Vec<_> = stream.into_iter().flatten().map(|name| (name, config.hidden_size)).collect();
+    if let Some(norm) = &parts.qk_norm {
+        let d = config.head_dim;
+        let (query, key) = match norm.over {
+            QkNormOver::Head => (d, d),
+            QkNormOver::Token => (config.heads * d, config.kv_heads * d),
+        };
+        norms.extend([(norm.query, query), (norm.key, key)]);
+    }
+    norms
+}
+
+/// Names, inputs and outputs of a layer's linear layers.
+fn layer_linears(parts: &Parts, config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
+    let (c, f) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let mut linears = match parts.projection {
+        Projection::Split { query, key, value } => vec![(query, c, q), (key, c, kv), (value, c, kv)],
+        Projection::Fused(name) => vec![(name, c, q + 2 * kv)],
+    };
+    linears.push((parts.attention_output, q, c));
+    match parts.mlp_input {
+        MlpInput::Gated { gate, up } => linears.extend([(gate, c, f), (up, c, f)]),
+        MlpInput::FusedGated(name) => linears.push((name, c, 2 * f)),
+        MlpInput::Plain(name) => linears.push((name, c, f)),
+    }
+    linears.push((parts.mlp_output, f, c));
+    linears
 }
 
 impl TensorSource for RandomWeights {
@@ -71,7 +115,26 @@ impl TensorSource for RandomWeights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::build::{LoadOptions, load};
+    use finetuned_formats::FAMILIES;
     use finetuned_shaders::WeightKind;
+    use std::path::Path;
+
+    #[test]
+    fn the_decoder_of_every_family_finds_the_tensors_that_it_asks_for() {
+        let device = finetuned_shaders::Device::cpu(Some(2)).expect("a device");
+        let options = LoadOptions { trainable: true, nf4: None, context: 16 };
+        for family in FAMILIES {
+            let json = serde_json::json!({
+                "model_type": family.model_type, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "pad_token_id": 3, "eos_token_id": 2,
+                "bos_token_id": 1,
+            });
+            let config = ModelConfig::from_json(json, Path::new(family.model_type)).expect("a configuration");
+            let model = load(&device, &config, &RandomWeights::new(&config), &options);
+            assert!(model.is_ok(), "{}: {:?}", family.model_type, model.err());
+        }
+    }
 
     #[test]
     fn what_a_device_makes_is_what_the_source_would_read() {
@@ -79,7 +142,7 @@ mod tests {
             "num_attention_heads":4,"num_key_value_heads":2,"intermediate_size":64,"max_position_embeddings":64,
             "rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true}"#;
         let json = serde_json::from_str(text).expect("json");
-        let config = ModelConfig::from_json(json, std::path::Path::new("a test")).expect("a configuration");
+        let config = ModelConfig::from_json(json, Path::new("a test")).expect("a configuration");
         let source = RandomWeights::new(&config);
         let name = "model.layers.3.self_attn.k_proj.weight";
         let shape = source.info(name).expect("a tensor").shape;

@@ -12,7 +12,7 @@ use finetuned_engine::model::decoder::{Decoder, Keep};
 use finetuned_engine::model::parameters::Gradients;
 use finetuned_engine::plugins;
 use finetuned_engine::train::step::{StepOptions, Trainer};
-use finetuned_formats::read_peft;
+use finetuned_formats::{FAMILIES, read_peft};
 use finetuned_shaders::{Device, StatisticSet, TokenCoefficients};
 use serde_json::{Map, Value, json};
 
@@ -43,68 +43,58 @@ fn folder(architecture: &str, kind: &str) -> String {
 
 const KINDS: [&str; 5] = ["full", "lora", "qlora", "rslora", "dora"];
 
-fn logits_and_log_probabilities(device: &TestDevice) {
+fn logits_and_log_probabilities(device: &TestDevice, architecture: &str) {
     let ops = device.ops.clone();
-    for architecture in ARCHITECTURES {
-        let ids = ids(&format!("{architecture}/forward.safetensors"), "input_ids");
-        let batch = batch(&ids);
-        let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
-        for kind in KINDS.into_iter().filter(|kind| has(architecture, kind)) {
-            let model = model(&ops, architecture, kind);
-            let logits = model.logits(&ops, &batch, &rows, &Pass::evaluation(true)).expect("logits");
-            let expected = &tensors(&format!("{}/forward.safetensors", folder(architecture, kind)))["logits"].1;
-            let difference = largest_difference(&ops.read(&logits).expect("read"), expected);
-            assert!(difference < device.forward, "{architecture} {kind}: logits differ by {difference}");
-        }
-        let model = model(&ops, architecture, "base");
-        let forward = model.forward(&ops, &batch, &Pass::evaluation(false), Keep::Nothing).expect("forward");
-        let t = ids[0].len();
-        let rows: Vec<u32> = (0..batch.tokens.len() as u32).filter(|r| !(*r as usize + 1).is_multiple_of(t)).collect();
-        let targets: Vec<u32> = rows.iter().map(|r| batch.tokens[*r as usize + 1]).collect();
-        let head = model.head_input(&ops, &forward, &rows).expect("head");
-        let logp = ops
-            .token_logp(&head.h, &model.lm_head(), &targets, StatisticSet::default())
-            .expect("log-probabilities")
-            .logp;
-        let expected = &tensors(&format!("{architecture}/forward.safetensors"))["token_logp"].1;
-        let difference = largest_difference(&logp, expected);
-        assert!(difference < device.forward, "{architecture}: log-probabilities differ by {difference}");
+    let ids = ids(&format!("{architecture}/forward.safetensors"), "input_ids");
+    let batch = batch(&ids);
+    let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
+    for kind in KINDS.into_iter().filter(|kind| has(architecture, kind)) {
+        let model = model(&ops, architecture, kind);
+        let logits = model.logits(&ops, &batch, &rows, &Pass::evaluation(true)).expect("logits");
+        let expected = &tensors(&format!("{}/forward.safetensors", folder(architecture, kind)))["logits"].1;
+        let difference = largest_difference(&ops.read(&logits).expect("read"), expected);
+        assert!(difference < device.forward, "{architecture} {kind}: logits differ by {difference}");
     }
+    let model = model(&ops, architecture, "base");
+    let forward = model.forward(&ops, &batch, &Pass::evaluation(false), Keep::Nothing).expect("forward");
+    let t = ids[0].len();
+    let rows: Vec<u32> = (0..batch.tokens.len() as u32).filter(|r| !(*r as usize + 1).is_multiple_of(t)).collect();
+    let targets: Vec<u32> = rows.iter().map(|r| batch.tokens[*r as usize + 1]).collect();
+    let head = model.head_input(&ops, &forward, &rows).expect("head");
+    let logp =
+        ops.token_logp(&head.h, &model.lm_head(), &targets, StatisticSet::default()).expect("log-probabilities").logp;
+    let expected = &tensors(&format!("{architecture}/forward.safetensors"))["token_logp"].1;
+    let difference = largest_difference(&logp, expected);
+    assert!(difference < device.forward, "{architecture}: log-probabilities differ by {difference}");
 }
 
-fn every_gradient(device: &TestDevice, checkpointing: &[bool]) {
+fn every_gradient(device: &TestDevice, architecture: &str, checkpointing: &[bool]) {
     let ops = device.ops.clone();
-    for architecture in ARCHITECTURES {
-        let path = format!("{architecture}/forward.safetensors");
-        let (ids, labels) = (ids(&path, "input_ids"), ids_of(&path, "labels"));
-        let examples = examples(&ids, &labels);
-        for kind in KINDS.into_iter().filter(|kind| has(architecture, kind)) {
-            for &checkpointing in checkpointing {
-                let model = model(&ops, architecture, kind);
-                let gradients = gradients(&ops, &model, &ids, &examples, checkpointing);
-                let expected = tensors(&format!("{}/grads.safetensors", folder(architecture, kind)));
-                let mut compared = 0;
-                for (id, gradient) in gradients.iter() {
-                    let parameter = model.parameters.get(id);
-                    let Some((shape, expected)) = expected.get(&golden_name(&parameter.name, &expected)) else {
-                        panic!("{architecture} {kind}: no golden gradient of {}", parameter.name)
-                    };
-                    let mut values = ops.read(gradient).expect("read");
-                    if parameter.transposed_on_disk {
-                        values =
-                            finetuned_engine::model::build::transposed(&values, parameter.shape[0], parameter.shape[1]);
-                    }
-                    assert_eq!(shape.iter().product::<usize>(), values.len());
-                    let error = relative(&values, expected);
-                    assert!(
-                        error < device.gradient,
-                        "{architecture} {kind} {}: gradient off by {error}",
-                        parameter.name
-                    );
-                    compared += 1;
+    let path = format!("{architecture}/forward.safetensors");
+    let (ids, labels) = (ids(&path, "input_ids"), ids_of(&path, "labels"));
+    let examples = examples(&ids, &labels);
+    for kind in KINDS.into_iter().filter(|kind| has(architecture, kind)) {
+        for &checkpointing in checkpointing {
+            let model = model(&ops, architecture, kind);
+            let gradients = gradients(&ops, &model, &ids, &examples, checkpointing);
+            let expected = tensors(&format!("{}/grads.safetensors", folder(architecture, kind)));
+            let mut compared = 0;
+            for (id, gradient) in gradients.iter() {
+                let parameter = model.parameters.get(id);
+                let Some((shape, expected)) = expected.get(&golden_name(&parameter.name, &expected)) else {
+                    panic!("{architecture} {kind}: no golden gradient of {}", parameter.name)
+                };
+                let mut values = ops.read(gradient).expect("read");
+                if parameter.transposed_on_disk {
+                    values =
+                        finetuned_engine::model::build::transposed(&values, parameter.shape[0], parameter.shape[1]);
                 }
-                assert_eq!(compared, expected.len(), "{architecture} {kind}: every golden gradient has its own");
+                assert_eq!(shape.iter().product::<usize>(), values.len());
+                let error = relative(&values, expected);
+                assert!(error < device.gradient, "{architecture} {kind} {}: gradient off by {error}", parameter.name);
+                compared += 1;
             }
+            assert_eq!(compared, expected.len(), "{architecture} {kind}: every golden gradient has its own");
         }
     }
 }
@@ -197,56 +187,90 @@ fn assert_close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     }
 }
 
-fn ten_steps_follow_pytorch(device: &TestDevice) {
-    for architecture in ARCHITECTURES {
-        let curves = curves(architecture);
-        for kind in KINDS.into_iter().filter(|kind| curves.get(kind).is_some()) {
-            let (losses, norms) = run_curve(device, architecture, kind, 2);
-            let what = format!("{} {architecture} {kind}", device.name);
-            assert_close(&format!("{what} loss"), &losses, &numbers(&curves[kind]["loss"]), device.curve);
-            assert_close(&format!("{what} norm"), &norms, &numbers(&curves[kind]["grad_norm"]), device.curve);
-        }
+fn ten_steps_follow_pytorch(device: &TestDevice, architecture: &str) {
+    let curves = curves(architecture);
+    for kind in KINDS.into_iter().filter(|kind| curves.get(kind).is_some()) {
+        let (losses, norms) = run_curve(device, architecture, kind, 2);
+        let what = format!("{} {architecture} {kind}", device.name);
+        assert_close(&format!("{what} loss"), &losses, &numbers(&curves[kind]["loss"]), device.curve);
+        assert_close(&format!("{what} norm"), &norms, &numbers(&curves[kind]["grad_norm"]), device.curve);
     }
 }
 
-#[test]
-fn logits_and_log_probabilities_on_the_cpu() {
-    logits_and_log_probabilities(&on_cpu());
+/// The tests of each golden model, in a module of its name: `cargo test gemma2` runs
+/// that family's.
+macro_rules! golden_models {
+    ($($model:ident,)*) => {
+        const MODELS: &[&str] = &[$(stringify!($model)),*];
+
+        $(mod $model {
+            use super::*;
+
+            const MODEL: &str = stringify!($model);
+
+            #[test]
+            fn logits_and_log_probabilities_on_the_cpu() {
+                logits_and_log_probabilities(&on_cpu(), MODEL);
+            }
+
+            #[test]
+            fn logits_and_log_probabilities_on_a_gpu() {
+                on_gpu().iter().for_each(|device| logits_and_log_probabilities(device, MODEL));
+            }
+
+            #[test]
+            fn every_gradient_on_the_cpu() {
+                every_gradient(&on_cpu(), MODEL, &[false, true]);
+            }
+
+            #[test]
+            fn every_gradient_on_a_gpu() {
+                on_gpu().iter().for_each(|device| every_gradient(device, MODEL, &[true]));
+            }
+
+            #[test]
+            fn ten_steps_follow_pytorch_on_the_cpu() {
+                ten_steps_follow_pytorch(&on_cpu(), MODEL);
+            }
+
+            #[test]
+            fn ten_steps_follow_pytorch_on_a_gpu() {
+                on_gpu().iter().for_each(|device| ten_steps_follow_pytorch(device, MODEL));
+            }
+
+            #[test]
+            fn greedy_continuations_on_the_cpu() {
+                greedy_continuations(&on_cpu(), MODEL);
+            }
+
+            #[test]
+            fn greedy_continuations_on_a_gpu() {
+                on_gpu().iter().for_each(|device| greedy_continuations(device, MODEL));
+            }
+        })*
+    };
+}
+
+golden_models! {
+    llama,
+    llama3,
+    mistral,
+    qwen2,
+    qwen3,
+    gemma2,
+    gemma3,
+    phi3,
+    smollm3,
+    gpt2,
+    olmo2,
 }
 
 #[test]
-fn logits_and_log_probabilities_on_a_gpu() {
-    on_gpu().iter().for_each(logits_and_log_probabilities);
-}
-
-#[test]
-fn every_gradient_on_the_cpu() {
-    every_gradient(&on_cpu(), &[false, true]);
-}
-
-#[test]
-fn every_gradient_on_a_gpu() {
-    on_gpu().iter().for_each(|device| every_gradient(device, &[true]));
-}
-
-#[test]
-fn ten_steps_follow_pytorch_on_the_cpu() {
-    ten_steps_follow_pytorch(&on_cpu());
-}
-
-#[test]
-fn ten_steps_follow_pytorch_on_a_gpu() {
-    on_gpu().iter().for_each(ten_steps_follow_pytorch);
-}
-
-#[test]
-fn greedy_continuations_on_the_cpu() {
-    greedy_continuations(&on_cpu());
-}
-
-#[test]
-fn greedy_continuations_on_a_gpu() {
-    on_gpu().iter().for_each(greedy_continuations);
+fn every_family_has_golden_numbers() {
+    let tested: Vec<&str> = MODELS.iter().map(|model| files(model).config.family.model_type).collect();
+    for family in FAMILIES {
+        assert!(tested.contains(&family.model_type), "no golden model is a {}", family.model_type);
+    }
 }
 
 #[test]
@@ -260,24 +284,22 @@ fn accumulation_changes_nothing_but_rounding() {
     }
 }
 
-fn greedy_continuations(device: &TestDevice) {
+fn greedy_continuations(device: &TestDevice, architecture: &str) {
     let ops = device.ops.clone();
-    for architecture in ARCHITECTURES {
-        let greedy = &curves(architecture)["greedy"];
-        let list = |key: &str| numbers(&greedy[key]).iter().map(|n| *n as u32).collect::<Vec<_>>();
-        let (prompt, expected) = (list("prompt"), list("completion"));
-        let model = model(&ops, architecture, "base");
-        let pass = Pass::evaluation(true);
-        let mut caches = model.caches(&ops, prompt.len() + expected.len()).expect("caches");
-        let mut logits = ops.read(&model.decode(&ops, &prompt, &mut caches, 0, &pass).expect("prompt")).expect("read");
-        let mut got = Vec::new();
-        while got.len() < expected.len() {
-            let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("logits").0 as u32;
-            got.push(best);
-            let length = prompt.len() + got.len() - 1;
-            let next = model.decode(&ops, &[best], &mut caches, length, &pass).expect("decode");
-            logits = ops.read(&next).expect("read");
-        }
-        assert_eq!(got, expected, "{architecture}");
+    let greedy = &curves(architecture)["greedy"];
+    let list = |key: &str| numbers(&greedy[key]).iter().map(|n| *n as u32).collect::<Vec<_>>();
+    let (prompt, expected) = (list("prompt"), list("completion"));
+    let model = model(&ops, architecture, "base");
+    let pass = Pass::evaluation(true);
+    let mut caches = model.caches(&ops, prompt.len() + expected.len()).expect("caches");
+    let mut logits = ops.read(&model.decode(&ops, &prompt, &mut caches, 0, &pass).expect("prompt")).expect("read");
+    let mut got = Vec::new();
+    while got.len() < expected.len() {
+        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("logits").0 as u32;
+        got.push(best);
+        let length = prompt.len() + got.len() - 1;
+        let next = model.decode(&ops, &[best], &mut caches, length, &pass).expect("decode");
+        logits = ops.read(&next).expect("read");
     }
+    assert_eq!(got, expected, "{architecture}");
 }

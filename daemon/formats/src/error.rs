@@ -3,9 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The model types that the engine has a decoder for, as `config.json` spells them.
-pub const SUPPORTED_MODEL_TYPES: &str =
-    "llama, mistral, qwen2, qwen3, gemma2, gemma3_text (gemma3), phi3, smollm3, gpt2";
+use crate::families::supported_model_types;
 
 /// An error of reading or writing model files.
 ///
@@ -61,7 +59,7 @@ pub enum FormatError {
         got: String,
     },
     /// A model family without a decoder here.
-    #[error("{}: model type {model_type:?} is not supported; supported are: {SUPPORTED_MODEL_TYPES}", path.display())]
+    #[error("{}: model type {model_type:?} is not supported; supported are: {}", path.display(), supported_model_types())]
     UnsupportedModel {
         /// The file that names it.
         path: PathBuf,

@@ -14,6 +14,7 @@
 mod config;
 pub mod durable;
 mod error;
+pub mod families;
 mod files;
 mod folder;
 mod gguf;
@@ -23,8 +24,9 @@ mod safetensors;
 mod tensors;
 mod tokenizer;
 
-pub use config::{Activation, Architecture, ModelConfig, Rope, RopeScaling};
-pub use error::{FormatError, SUPPORTED_MODEL_TYPES};
+pub use config::{Activation, ModelConfig, Rope, RopeScaling};
+pub use error::FormatError;
+pub use families::{FAMILIES, Family, supported_model_types};
 pub use folder::{write_model_folder, write_sharded};
 pub use model::{ModelFiles, ModelKind};
 pub use peft::{

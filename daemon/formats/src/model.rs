@@ -41,7 +41,7 @@ impl std::fmt::Debug for ModelFiles {
         f.debug_struct("ModelFiles")
             .field("origin", &self.origin)
             .field("kind", &self.kind)
-            .field("architecture", &self.config.architecture)
+            .field("family", &self.config.family.model_type)
             .finish_non_exhaustive()
     }
 }
@@ -157,13 +157,10 @@ fn open_folder(folder: &Path) -> Result<ModelFiles, FormatError> {
 /// Catches early what would be a puzzle later: a config of another model, or
 /// weights that are an adapter.
 fn check_tensors(tensors: &dyn TensorSource, config: &ModelConfig, path: &Path) -> Result<(), FormatError> {
-    let embedding = match config.architecture {
-        crate::Architecture::Gpt2 => "transformer.wte.weight",
-        _ => "model.embed_tokens.weight",
-    };
-    let mut wanted = vec![embedding];
+    let parts = &config.family.parts;
+    let mut wanted = vec![parts.embedding];
     if !config.tied_embeddings {
-        wanted.push("lm_head.weight");
+        wanted.push(parts.head);
     }
     let expected = [config.vocab_size, config.hidden_size];
     for name in wanted {

@@ -1,7 +1,7 @@
 //! What a checkpoint is to the engine: named tensors that are read one at a time.
 
-use crate::config::Architecture;
 use crate::error::FormatError;
+use crate::families::Family;
 
 /// How a tensor's elements are stored in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,35 +123,18 @@ pub trait TensorSource: Send + Sync {
 
 /// The canonical name of a checkpoint's tensor, or `None` for one that is no
 /// part of the language model (vision towers, stored masks and tables).
-pub(crate) fn canonical_name(architecture: Architecture, stored: &str) -> Option<String> {
-    if architecture == Architecture::Gpt2 {
-        let bare = stored.strip_prefix("transformer.").unwrap_or(stored);
-        // Old checkpoints carry the causal mask as a tensor.
-        if bare.ends_with(".attn.bias") || bare.ends_with(".attn.masked_bias") {
-            return None;
-        }
-        if bare.starts_with("lm_head.") || bare.starts_with("score.") {
-            return Some(bare.to_string());
-        }
-        return Some(format!("transformer.{bare}"));
-    }
-    // Multimodal gemma3: `language_model.model.` in transformers 4,
-    // `model.language_model.` in 5.
-    let bare = stored
-        .strip_prefix("model.language_model.")
-        .or_else(|| stored.strip_prefix("language_model."))
-        .unwrap_or(stored);
-    let bare = bare.strip_prefix("model.").unwrap_or(bare);
-    if bare.starts_with("vision_tower.")
-        || bare.starts_with("multi_modal_projector.")
-        || bare.ends_with(".rotary_emb.inv_freq")
-    {
+pub(crate) fn canonical_name(family: &Family, stored: &str) -> Option<String> {
+    let names = &family.stored;
+    let bare = names.wrappers.iter().find_map(|wrapper| stored.strip_prefix(wrapper)).unwrap_or(stored);
+    let bare = bare.strip_prefix(names.prefix).unwrap_or(bare);
+    let foreign = names.foreign.iter().any(|foreign| bare.starts_with(foreign));
+    if foreign || names.tables.iter().any(|table| bare.ends_with(table)) {
         return None;
     }
     if bare.starts_with("lm_head.") || bare.starts_with("score.") {
         return Some(bare.to_string());
     }
-    Some(format!("model.{bare}"))
+    Some(format!("{}{bare}", names.prefix))
 }
 
 /// A buffer of `elements` zeros, or an error where memory for it cannot be had.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{assert_error, golden_json, llama_config};
-use finetuned_formats::{Activation, Architecture, FormatError, ModelConfig, RopeScaling};
+use finetuned_formats::{Activation, FormatError, ModelConfig, RopeScaling};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -18,20 +18,21 @@ fn golden(name: &str) -> ModelConfig {
 
 #[test]
 fn reads_transformers_own_configs() {
-    for (name, architecture) in [
-        ("llama", Architecture::Llama),
-        ("llama3", Architecture::Llama),
-        ("mistral", Architecture::Mistral),
-        ("qwen2", Architecture::Qwen2),
-        ("qwen3", Architecture::Qwen3),
-        ("gemma2", Architecture::Gemma2),
-        ("gemma3", Architecture::Gemma3),
-        ("phi3", Architecture::Phi3),
-        ("smollm3", Architecture::SmolLm3),
-        ("gpt2", Architecture::Gpt2),
+    for (name, model_type) in [
+        ("llama", "llama"),
+        ("llama3", "llama"),
+        ("mistral", "mistral"),
+        ("qwen2", "qwen2"),
+        ("qwen3", "qwen3"),
+        ("gemma2", "gemma2"),
+        ("gemma3", "gemma3_text"),
+        ("phi3", "phi3"),
+        ("smollm3", "smollm3"),
+        ("gpt2", "gpt2"),
+        ("olmo2", "olmo2"),
     ] {
         let config = golden(name);
-        assert_eq!(config.architecture, architecture, "{name}");
+        assert_eq!(config.family.model_type, model_type, "{name}");
         let sizes = (
             config.vocab_size,
             config.hidden_size,
@@ -40,11 +41,11 @@ fn reads_transformers_own_configs() {
             config.intermediate_size,
             config.max_positions,
         );
-        assert_eq!(sizes, (384, 64, 2, 4, 128, 256), "{name}");
+        assert_eq!(sizes, (384, 64, 2, 4, if name == "olmo2" { 64 } else { 128 }, 256), "{name}");
         assert_eq!(config.kv_heads, if name == "gpt2" { 4 } else { 2 }, "{name}");
         assert_eq!(config.bos_token, Some(0), "{name}");
         assert_eq!(config.eos_tokens, [2], "{name}");
-        assert_eq!(config.raw["architectures"][0], architecture.class_name());
+        assert_eq!(config.raw["architectures"][0], config.family.class_name);
     }
 }
 
@@ -57,14 +58,14 @@ fn tells_the_families_apart() {
     assert_eq!(gemma2.query_scale, 24f32.powf(-0.5));
     assert_eq!(gemma2.layer_is_sliding, [true, false]);
     assert_eq!(gemma2.sliding_window, Some(8));
-    assert!(!gemma2.qk_norm);
+    assert!(gemma2.family.parts.qk_norm.is_none());
     assert!(gemma2.tied_embeddings);
 
     let gemma3 = golden("gemma3");
     assert_eq!(gemma3.rope.theta, 1e6);
     assert_eq!(gemma3.local_rope_theta, Some(1e4));
     assert_eq!(gemma3.attention_softcap, None);
-    assert!(gemma3.qk_norm);
+    assert!(gemma3.family.parts.qk_norm.is_some());
 
     let mistral = golden("mistral");
     assert_eq!(mistral.layer_is_sliding, [true, true]);
@@ -77,7 +78,7 @@ fn tells_the_families_apart() {
 
     let qwen3 = golden("qwen3");
     assert_eq!(qwen3.head_dim, 32);
-    assert!(qwen3.qk_norm && !qwen3.attention_bias);
+    assert!(qwen3.family.parts.qk_norm.is_some() && !qwen3.attention_bias);
     assert_eq!(qwen3.query_scale, 32f32.powf(-0.5));
 
     let smollm3 = golden("smollm3");
@@ -89,6 +90,14 @@ fn tells_the_families_apart() {
     assert!(gpt2.attention_bias && gpt2.output_bias && gpt2.mlp_bias);
     assert_eq!(gpt2.layer_uses_rope, [false, false]);
     assert_eq!(gpt2.pad_token, None);
+
+    let olmo2 = golden("olmo2");
+    assert_eq!(olmo2.rope.theta, 500000.0);
+    assert_eq!(olmo2.norm_epsilon, 1e-5);
+    // What OLMo-2-1124-7B's file leaves out.
+    let olmo2 = parse(json!({"model_type": "olmo2", "num_attention_heads": 32})).unwrap();
+    assert_eq!((olmo2.kv_heads, olmo2.head_dim, olmo2.max_positions), (32, 128, 2048));
+    assert_eq!((olmo2.bos_token, olmo2.eos_tokens, olmo2.pad_token), (None, vec![50279], Some(1)));
 
     let phi3 = golden("phi3");
     assert_eq!(phi3.rope.rotary_dim, 16);

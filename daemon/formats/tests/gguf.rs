@@ -4,19 +4,20 @@
 mod common;
 
 use common::*;
-use finetuned_formats::{Architecture, ModelFiles, ModelKind, RopeScaling, StoredType};
+use finetuned_formats::{ModelFiles, ModelKind, RopeScaling, StoredType};
 use sha2::{Digest, Sha256};
 
-const FIXTURES: &[(&str, Architecture)] = &[
-    ("llama.gguf", Architecture::Llama),
-    ("spm-llama.gguf", Architecture::Llama),
-    ("qwen2.gguf", Architecture::Qwen2),
-    ("qwen3.gguf", Architecture::Qwen3),
-    ("gemma2.gguf", Architecture::Gemma2),
-    ("gemma3.gguf", Architecture::Gemma3),
-    ("phi3.gguf", Architecture::Phi3),
-    ("smollm3.gguf", Architecture::SmolLm3),
-    ("gpt2.gguf", Architecture::Gpt2),
+const FIXTURES: &[(&str, &str)] = &[
+    ("llama.gguf", "llama"),
+    ("spm-llama.gguf", "llama"),
+    ("qwen2.gguf", "qwen2"),
+    ("qwen3.gguf", "qwen3"),
+    ("gemma2.gguf", "gemma2"),
+    ("gemma3.gguf", "gemma3_text"),
+    ("phi3.gguf", "phi3"),
+    ("smollm3.gguf", "smollm3"),
+    ("gpt2.gguf", "gpt2"),
+    ("olmo2.gguf", "olmo2"),
 ];
 
 fn open(name: &str) -> ModelFiles {
@@ -27,10 +28,10 @@ fn open(name: &str) -> ModelFiles {
 #[test]
 fn reads_every_tensor_of_every_architecture() {
     let expected = golden_json("gguf/expected.json");
-    for (name, architecture) in FIXTURES {
+    for (name, model_type) in FIXTURES {
         let model = open(name);
         assert_eq!(model.kind, ModelKind::Gguf);
-        assert_eq!(model.config.architecture, *architecture);
+        assert_eq!(model.config.family.model_type, *model_type);
         let tensors = expected[name]["tensors"].as_object().unwrap();
         let mut names: Vec<&String> = tensors.keys().collect();
         names.sort();
@@ -106,6 +107,10 @@ fn reads_each_architectures_metadata() {
     assert_eq!(phi3.rope.rotary_dim, 8);
 
     assert_eq!(open("smollm3.gguf").config.layer_uses_rope, [true, true]);
+    let olmo2 = open("olmo2.gguf").config;
+    assert_eq!((olmo2.heads, olmo2.kv_heads, olmo2.head_dim), (2, 1, 8));
+    assert!(!olmo2.tied_embeddings && !olmo2.attention_bias);
+    assert_eq!(olmo2.rope.theta, 20000.0);
     let gpt2 = open("gpt2.gguf").config;
     assert_eq!((gpt2.intermediate_size, gpt2.max_positions), (64, 32));
     assert!(gpt2.tied_embeddings);
@@ -272,6 +277,16 @@ fn a_file_that_lies_is_an_error() {
     assert_error(lie(&|g| text(g, "tokenizer.ggml.model", "bert")), &["bert"]);
     assert_error(lie(&|g| text(g, "tokenizer.ggml.pre", "esperanto")), &["pre-tokenizer", "esperanto"]);
     assert_error(lie(&|g| g.set("tokenizer.ggml.eos_token_id", 4, &99u32.to_le_bytes())), &["eos_token_id", "99"]);
+
+    // OLMo 3 comes under OLMo 2's name; a window of 0 is none.
+    let olmo = |window: u32| {
+        let mut gguf = Gguf::decoder("olmo2");
+        gguf.embedding();
+        gguf.number("olmo2.attention.sliding_window", window);
+        gguf.open()
+    };
+    assert_error(olmo(4096), &["olmo2.attention.sliding_window = 4096", "OLMo 3"]);
+    assert!(olmo(0).is_ok());
 
     let mut nameless = Gguf::new();
     nameless.embedding();

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use finetuned_formats::{Architecture, PeftAdapter, PeftConfig, TargetModules, VALUE_HEAD};
+use finetuned_formats::{PeftAdapter, PeftConfig, TargetModules, VALUE_HEAD};
 use finetuned_plugin_api::optimizer::TensorKind;
 use finetuned_shaders::{Device, Weight};
 
@@ -24,7 +24,7 @@ const PREFIX: &str = "base_model.model.";
 /// A target that names no linear layer, a bad pattern, no memory.
 pub fn attach_fresh(device: &Device, model: &mut Decoder, recipe: &LoraRecipe, seed: u64) -> Result<(), EngineError> {
     let modules: Vec<&str> = model.linears().map(|l| l.module.as_str()).collect();
-    let config = config_of(&modules, recipe, model.config.architecture == Architecture::Gpt2)?;
+    let config = config_of(&modules, recipe, model.config.family.parts.transposed)?;
     attach(device, model, &config, |linear, rank| {
         let bound = 1.0 / (linear.inputs as f32).sqrt();
         let a = streams::adapter(seed, linear.place).uniform_vec(rank * linear.inputs, -bound, bound);
@@ -128,7 +128,7 @@ pub fn extract(device: &Device, model: &Decoder, base: &str) -> Result<PeftAdapt
         dora,
         rank_pattern,
         alpha_pattern,
-        fan_in_fan_out: model.config.architecture == Architecture::Gpt2,
+        fan_in_fan_out: model.config.family.parts.transposed,
         value_head: model.value_head.is_some(),
         // PEFT then wraps a model for sequence classification, and loads the head.
         task_type: Some(if model.value_head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),
@@ -234,7 +234,7 @@ fn choose(modules: &[&str], recipe: &LoraRecipe) -> Result<Vec<String>, EngineEr
 }
 
 /// The recipe as PEFT would write it down.
-fn config_of(modules: &[&str], recipe: &LoraRecipe, gpt2: bool) -> Result<PeftConfig, EngineError> {
+fn config_of(modules: &[&str], recipe: &LoraRecipe, transposed: bool) -> Result<PeftConfig, EngineError> {
     Ok(PeftConfig {
         rank: recipe.rank,
         alpha: recipe.alpha,
@@ -244,20 +244,7 @@ fn config_of(modules: &[&str], recipe: &LoraRecipe, gpt2: bool) -> Result<PeftCo
         dora: recipe.variant == Variant::Dora,
         rank_pattern: recipe.rank_pattern.iter().map(|(k, v)| (k.clone(), *v)).collect(),
         alpha_pattern: recipe.alpha_pattern.iter().map(|(k, v)| (k.clone(), *v)).collect(),
-        fan_in_fan_out: gpt2,
+        fan_in_fan_out: transposed,
         ..PeftConfig::default()
     })
-}
-
-/// The rank of each module's adapter under a configuration, 0 for none.
-pub fn ranks(modules: &[&str], config: &PeftConfig) -> Vec<usize> {
-    modules.iter().map(|m| if config.targets(m) { config.rank_of(m) } else { 0 }).collect()
-}
-
-/// As [`ranks`], of a recipe.
-///
-/// # Errors
-/// A target that names no layer.
-pub fn ranks_of_recipe(modules: &[&str], recipe: &LoraRecipe, gpt2: bool) -> Result<Vec<usize>, EngineError> {
-    Ok(ranks(modules, &config_of(modules, recipe, gpt2)?))
 }

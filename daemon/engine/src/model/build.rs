@@ -1,9 +1,9 @@
-//! From a checkpoint to a [`Decoder`]: which tensor is which part, family by
-//! family, and the loading, tensor by tensor.
+//! From a checkpoint to a [`Decoder`], tensor by tensor. Which tensor is which part
+//! is in the family's data.
 
+use finetuned_formats::families::{MlpInput, NormKind, Parts, Projection, QkNormOver};
 use finetuned_formats::{
-    Activation as StoredActivation, Architecture, ModelConfig, RandomTensor, Rope, RopeScaling, StoredType,
-    TensorSource,
+    Activation as StoredActivation, ModelConfig, RandomTensor, Rope, RopeScaling, StoredType, TensorSource,
 };
 use finetuned_plugin_api::optimizer::TensorKind;
 use finetuned_shaders::{Activation, AttentionSpec, Device, RotaryTable, Weight, WeightKind};
@@ -42,30 +42,24 @@ pub fn load(
     source: &dyn TensorSource,
     options: &LoadOptions,
 ) -> Result<Decoder, EngineError> {
-    let mut loader = Loader { device, source, options, parameters: Parameters::default(), linears: 0, config };
-    let names = Names::of(config.architecture);
+    let parts = &config.family.parts;
+    let mut loader = Loader { device, source, options, parameters: Parameters::default(), linears: 0, config, parts };
     let c = config.hidden_size;
     let context = options.context.max(1);
 
-    let embedding = loader.tensor(names.embedding, &[config.vocab_size, c], TensorKind::Embedding)?;
-    let position_embedding = match config.architecture {
-        Architecture::Gpt2 => {
-            let id = loader.tensor("transformer.wpe.weight", &[config.max_positions, c], TensorKind::Embedding)?;
-            Some(id)
-        }
-        _ => None,
-    };
+    let embedding = loader.tensor(parts.embedding, &[config.vocab_size, c], TensorKind::Embedding)?;
+    let position_embedding = parts
+        .position_embedding
+        .map(|name| loader.tensor(name, &[config.max_positions, c], TensorKind::Embedding))
+        .transpose()?;
     let blocks = (0..config.layers).map(|i| block(&mut loader, i)).collect::<Result<Vec<_>, _>>()?;
-    let final_norm = loader.norm(names.final_norm, c)?;
+    let final_norm = loader.norm(parts.final_norm, c)?;
     let head = if config.tied_embeddings {
         embedding
     } else {
-        loader.tensor(HEAD, &[config.vocab_size, c], TensorKind::Head)?
+        loader.tensor(parts.head, &[config.vocab_size, c], TensorKind::Head)?
     };
-    let embedding_scale = match config.architecture {
-        Architecture::Gemma2 | Architecture::Gemma3 => (c as f32).sqrt(),
-        _ => 1.0,
-    };
+    let embedding_scale = if parts.scaled_embedding { (c as f32).sqrt() } else { 1.0 };
     let reach = if position_embedding.is_some() { config.max_positions } else { context };
     let tables = rotary_tables(device, config, reach)?;
     Ok(Decoder {
@@ -90,26 +84,6 @@ pub(crate) fn stays_bf16(device: &Device, source: &dyn TensorSource, name: &str)
     !device.info().on_host && source.info(name).is_some_and(|info| info.stored == StoredType::BF16)
 }
 
-/// The embedding, of all families but GPT-2.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The language-model head where it is not the embedding.
-pub(crate) const HEAD: &str = "lm_head.weight";
-
-/// Names that differ between the Llama-like families and GPT-2.
-struct Names {
-    embedding: &'static str,
-    final_norm: &'static str,
-}
-
-impl Names {
-    fn of(architecture: Architecture) -> Names {
-        match architecture {
-            Architecture::Gpt2 => Names { embedding: "transformer.wte.weight", final_norm: "transformer.ln_f" },
-            _ => Names { embedding: EMBEDDING, final_norm: "model.norm" },
-        }
-    }
-}
-
 struct Loader<'a> {
     device: &'a Device,
     source: &'a dyn TensorSource,
@@ -117,6 +91,7 @@ struct Loader<'a> {
     parameters: Parameters,
     linears: u32,
     config: &'a ModelConfig,
+    parts: &'a Parts,
 }
 
 impl Loader<'_> {
@@ -195,20 +170,21 @@ impl Loader<'_> {
 
     fn norm(&mut self, module: &str, width: usize) -> Result<Norm, EngineError> {
         let weight = self.tensor(&format!("{module}.weight"), &[width], TensorKind::Norm)?;
-        let bias = match self.config.architecture {
-            Architecture::Gpt2 => Some(self.tensor(&format!("{module}.bias"), &[width], TensorKind::Norm)?),
-            _ => None,
-        };
-        let offset = match self.config.architecture {
-            Architecture::Gemma2 | Architecture::Gemma3 => 1.0,
-            _ => 0.0,
+        let (bias, offset) = match self.parts.norm {
+            NormKind::Rms { offset } => (None, offset),
+            NormKind::Layer => (Some(self.tensor(&format!("{module}.bias"), &[width], TensorKind::Norm)?), 0.0),
         };
         Ok(Norm { weight, bias, epsilon: self.config.norm_epsilon, offset })
     }
 
+    /// A norm of the stream within a layer, if the family has it.
+    fn stream_norm(&mut self, at: &str, name: Option<&str>) -> Result<Option<Norm>, EngineError> {
+        name.map(|name| self.norm(&format!("{at}.{name}"), self.config.hidden_size)).transpose()
+    }
+
     fn linear(&mut self, module: String, inputs: usize, outputs: usize, bias: bool) -> Result<Linear, EngineError> {
         let name = format!("{module}.weight");
-        let conv1d = self.config.architecture == Architecture::Gpt2;
+        let conv1d = self.parts.transposed;
         let kind = match self.options.nf4 {
             Some(double_quant) => WeightKind::Nf4 { double_quant },
             None => self.dense(&name),
@@ -243,7 +219,6 @@ fn block(l: &mut Loader, i: usize) -> Result<Block, EngineError> {
     let (c, d) = (config.hidden_size, config.head_dim);
     let (q, kv) = (config.heads * d, config.kv_heads * d);
     let f = config.intermediate_size;
-    let gemma = matches!(config.architecture, Architecture::Gemma2 | Architecture::Gemma3);
     let sliding = config.layer_is_sliding.get(i).copied().unwrap_or(false);
     let attention = AttentionSpec {
         heads: config.heads,
@@ -258,84 +233,67 @@ fn block(l: &mut Loader, i: usize) -> Result<Block, EngineError> {
         StoredActivation::GeluTanh => Activation::GeluTanh,
         StoredActivation::Gelu => Activation::Gelu,
     };
-    // Gemma 3 turns its sliding layers by a table of their own.
-    let rotary = match config.architecture {
-        Architecture::Gpt2 => None,
-        _ if !config.layer_uses_rope.get(i).copied().unwrap_or(true) => None,
-        _ => Some(usize::from(sliding && config.local_rope_theta.is_some())),
-    };
+    let parts = l.parts;
+    // Sliding layers may turn by another table.
+    let rotates = parts.position_embedding.is_none() && config.layer_uses_rope.get(i).copied().unwrap_or(true);
+    let rotary = rotates.then(|| usize::from(sliding && config.local_rope_theta.is_some()));
 
-    if config.architecture == Architecture::Gpt2 {
-        let at = format!("transformer.h.{i}");
-        let norm_attention = Some(l.norm(&format!("{at}.ln_1"), c)?);
-        let qkv = l.linear(format!("{at}.attn.c_attn"), c, 3 * c, true)?;
-        let projection = Products::Fused { linear: Box::new(qkv), widths: vec![q, kv, kv] };
-        let output = l.linear(format!("{at}.attn.c_proj"), c, c, true)?;
-        let norm_mlp = Some(l.norm(&format!("{at}.ln_2"), c)?);
-        let input = Products::Split(vec![l.linear(format!("{at}.mlp.c_fc"), c, f, true)?]);
-        let down = l.linear(format!("{at}.mlp.c_proj"), f, c, true)?;
-        return Ok(Block {
-            norm_attention,
-            attention: Attention { projection, query_norm: None, key_norm: None, output, spec: attention, rotary },
-            post_attention: None,
-            norm_mlp,
-            mlp: Mlp { input, kind: MlpKind::Plain, activation, output: down },
-            post_mlp: None,
-        });
-    }
-
-    let at = format!("model.layers.{i}");
-    let attn = format!("{at}.self_attn");
-    let mlp = format!("{at}.mlp");
-    let norm_attention = Some(l.norm(&format!("{at}.input_layernorm"), c)?);
-    let projection = if config.architecture == Architecture::Phi3 {
-        let qkv = l.linear(format!("{attn}.qkv_proj"), c, q + 2 * kv, false)?;
-        Products::Fused { linear: Box::new(qkv), widths: vec![q, kv, kv] }
-    } else {
-        Products::Split(vec![
-            l.linear(format!("{attn}.q_proj"), c, q, config.attention_bias)?,
-            l.linear(format!("{attn}.k_proj"), c, kv, config.attention_bias)?,
-            l.linear(format!("{attn}.v_proj"), c, kv, config.attention_bias)?,
-        ])
+    let at = format!("{}.{i}", parts.layers);
+    let norm_attention = l.stream_norm(&at, parts.norm_attention)?;
+    let bias = config.attention_bias;
+    let projection = match parts.projection {
+        Projection::Split { query, key, value } => Products::Split(vec![
+            l.linear(format!("{at}.{query}"), c, q, bias)?,
+            l.linear(format!("{at}.{key}"), c, kv, bias)?,
+            l.linear(format!("{at}.{value}"), c, kv, bias)?,
+        ]),
+        Projection::Fused(name) => {
+            let linear = Box::new(l.linear(format!("{at}.{name}"), c, q + 2 * kv, bias)?);
+            Products::Fused { linear, widths: vec![q, kv, kv] }
+        }
     };
-    let (query_norm, key_norm) = if config.qk_norm {
-        (Some(l.norm(&format!("{attn}.q_norm"), d)?), Some(l.norm(&format!("{attn}.k_norm"), d)?))
-    } else {
-        (None, None)
+    let (query_norm, key_norm) = match &parts.qk_norm {
+        None => (None, None),
+        Some(norms) => {
+            let (query, key) = match norms.over {
+                QkNormOver::Head => (d, d),
+                QkNormOver::Token => (q, kv),
+            };
+            let query_norm = l.norm(&format!("{at}.{}", norms.query), query)?;
+            (Some(query_norm), Some(l.norm(&format!("{at}.{}", norms.key), key)?))
+        }
     };
-    let output = l.linear(format!("{attn}.o_proj"), q, c, config.output_bias)?;
-    let (post_attention, norm_mlp, post_mlp) = if gemma {
-        (
-            Some(l.norm(&format!("{at}.post_attention_layernorm"), c)?),
-            Some(l.norm(&format!("{at}.pre_feedforward_layernorm"), c)?),
-            Some(l.norm(&format!("{at}.post_feedforward_layernorm"), c)?),
-        )
-    } else {
-        (None, Some(l.norm(&format!("{at}.post_attention_layernorm"), c)?), None)
+    let output = l.linear(format!("{at}.{}", parts.attention_output), q, c, config.output_bias)?;
+    let post_attention = l.stream_norm(&at, parts.post_attention)?;
+    let norm_mlp = l.stream_norm(&at, parts.norm_mlp)?;
+    let post_mlp = l.stream_norm(&at, parts.post_mlp)?;
+    let bias = config.mlp_bias;
+    let (kind, input) = match parts.mlp_input {
+        MlpInput::Gated { gate, up } => {
+            let gate = l.linear(format!("{at}.{gate}"), c, f, bias)?;
+            (MlpKind::Gated, Products::Split(vec![gate, l.linear(format!("{at}.{up}"), c, f, bias)?]))
+        }
+        MlpInput::FusedGated(name) => {
+            let linear = Box::new(l.linear(format!("{at}.{name}"), c, 2 * f, bias)?);
+            (MlpKind::Gated, Products::Fused { linear, widths: vec![f, f] })
+        }
+        MlpInput::Plain(name) => (MlpKind::Plain, Products::Split(vec![l.linear(format!("{at}.{name}"), c, f, bias)?])),
     };
-    let input = if config.architecture == Architecture::Phi3 {
-        let gate_up = l.linear(format!("{mlp}.gate_up_proj"), c, 2 * f, false)?;
-        Products::Fused { linear: Box::new(gate_up), widths: vec![f, f] }
-    } else {
-        Products::Split(vec![
-            l.linear(format!("{mlp}.gate_proj"), c, f, config.mlp_bias)?,
-            l.linear(format!("{mlp}.up_proj"), c, f, config.mlp_bias)?,
-        ])
-    };
-    let down = l.linear(format!("{mlp}.down_proj"), f, c, config.mlp_bias)?;
+    let down = l.linear(format!("{at}.{}", parts.mlp_output), f, c, bias)?;
     Ok(Block {
         norm_attention,
         attention: Attention { projection, query_norm, key_norm, output, spec: attention, rotary },
         post_attention,
         norm_mlp,
-        mlp: Mlp { input, kind: MlpKind::Gated, activation, output: down },
+        mlp: Mlp { input, kind, activation, output: down },
         post_mlp,
     })
 }
 
-/// The model's rotary tables: the main one, and Gemma 3's local one.
+/// The model's rotary tables: the main one, and that of sliding layers if they have
+/// another base.
 fn rotary_tables(device: &Device, config: &ModelConfig, positions: usize) -> Result<Vec<RotaryTable>, EngineError> {
-    if config.architecture == Architecture::Gpt2 {
+    if config.family.parts.position_embedding.is_some() {
         return Ok(Vec::new());
     }
     let mut ropes = vec![config.rope.clone()];

@@ -12,6 +12,5 @@ pub mod mlp;
 pub mod norm;
 pub mod parameters;
 pub mod products;
-pub mod shape;
 pub mod streams;
 pub mod value;

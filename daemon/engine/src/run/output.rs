@@ -69,7 +69,7 @@ pub fn save_model(
         map.insert("dtype".into(), "float32".into());
         if model.value_head.is_some() {
             // One label: what transformers needs to know to load `score`.
-            map.insert("architectures".into(), [model.config.architecture.reward_class_name()].as_slice().into());
+            map.insert("architectures".into(), [model.config.family.reward_class_name].as_slice().into());
             map.insert("id2label".into(), serde_json::json!({ "0": "LABEL_0" }));
             map.insert("label2id".into(), serde_json::json!({ "LABEL_0": 0 }));
         }

@@ -19,9 +19,6 @@ use finetuned_shaders::device::DeviceChoice;
 #[cfg(feature = "gpu")]
 use finetuned_shaders::gpu;
 
-pub const ARCHITECTURES: [&str; 10] =
-    ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"];
-
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 pub fn golden(name: &str) -> PathBuf {

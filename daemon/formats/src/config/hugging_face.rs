@@ -8,142 +8,11 @@
 
 use super::reader::Reader;
 use super::rope::{self, Rope, RopeScaling};
-use super::{Activation, Architecture, ModelConfig};
+use super::{Activation, ModelConfig};
 use crate::error::FormatError;
+use crate::families::{Bias, Family, OutputBias, Positions, QueryScale, RotaryLayers, Width, WindowPattern, Windows};
 use serde_json::{Map, Value, json};
 use std::path::Path;
-
-/// One model class's defaults.
-struct Defaults {
-    vocab_size: usize,
-    hidden_size: usize,
-    layers: usize,
-    heads: usize,
-    /// `None`: as many as query heads.
-    kv_heads: Option<usize>,
-    /// `None`: hidden_size / heads.
-    head_dim: Option<usize>,
-    intermediate_size: usize,
-    epsilon: f64,
-    max_positions: usize,
-    theta: f64,
-    tied: bool,
-    bos: Option<u32>,
-    eos: Option<u32>,
-    pad: Option<u32>,
-}
-
-fn defaults(architecture: Architecture) -> Defaults {
-    let llama = Defaults {
-        vocab_size: 32000,
-        hidden_size: 4096,
-        layers: 32,
-        heads: 32,
-        kv_heads: None,
-        head_dim: None,
-        intermediate_size: 11008,
-        epsilon: 1e-6,
-        max_positions: 2048,
-        theta: 10_000.0,
-        tied: false,
-        bos: Some(1),
-        eos: Some(2),
-        pad: None,
-    };
-    match architecture {
-        Architecture::Llama => llama,
-        Architecture::Mistral => {
-            Defaults { kv_heads: Some(8), intermediate_size: 14336, max_positions: 131_072, ..llama }
-        }
-        Architecture::Qwen2 => Defaults {
-            vocab_size: 151_936,
-            kv_heads: Some(32),
-            intermediate_size: 22016,
-            max_positions: 32768,
-            bos: None,
-            eos: None,
-            ..llama
-        },
-        Architecture::Qwen3 => Defaults {
-            vocab_size: 151_936,
-            kv_heads: Some(32),
-            head_dim: Some(128),
-            intermediate_size: 22016,
-            max_positions: 32768,
-            bos: None,
-            eos: None,
-            ..llama
-        },
-        Architecture::Gemma2 => Defaults {
-            vocab_size: 256_000,
-            hidden_size: 2304,
-            layers: 26,
-            heads: 8,
-            kv_heads: Some(4),
-            head_dim: Some(256),
-            intermediate_size: 9216,
-            max_positions: 8192,
-            tied: true,
-            bos: Some(2),
-            eos: Some(1),
-            pad: Some(0),
-            ..llama
-        },
-        Architecture::Gemma3 => Defaults {
-            vocab_size: 262_208,
-            hidden_size: 2304,
-            layers: 26,
-            heads: 8,
-            kv_heads: Some(4),
-            head_dim: Some(256),
-            intermediate_size: 9216,
-            max_positions: 131_072,
-            theta: 1_000_000.0,
-            tied: true,
-            bos: Some(2),
-            eos: Some(1),
-            pad: Some(0),
-            ..llama
-        },
-        Architecture::Phi3 => Defaults {
-            vocab_size: 32064,
-            hidden_size: 3072,
-            intermediate_size: 8192,
-            epsilon: 1e-5,
-            max_positions: 4096,
-            eos: Some(32000),
-            pad: Some(32000),
-            ..llama
-        },
-        Architecture::SmolLm3 => Defaults {
-            vocab_size: 128_256,
-            hidden_size: 2048,
-            layers: 36,
-            heads: 16,
-            kv_heads: Some(4),
-            max_positions: 32768,
-            theta: 2_000_000.0,
-            tied: true,
-            bos: Some(128_000),
-            eos: Some(128_001),
-            pad: Some(128_004),
-            ..llama
-        },
-        Architecture::Gpt2 => Defaults {
-            vocab_size: 50257,
-            hidden_size: 768,
-            layers: 12,
-            heads: 12,
-            intermediate_size: 3072,
-            epsilon: 1e-5,
-            max_positions: 1024,
-            tied: true,
-            bos: Some(50256),
-            eos: Some(50256),
-            ..llama
-        },
-    }
-}
 
 pub(super) fn parse(raw: Value, path: &Path) -> Result<ModelConfig, FormatError> {
     let raw = match raw {
@@ -157,24 +26,18 @@ pub(super) fn parse(raw: Value, path: &Path) -> Result<ModelConfig, FormatError>
         .text("model_type")?
         .ok_or_else(|| FormatError::missing(path, "model_type", "this is no transformers model configuration"))?
         .to_string();
-    let architecture = Architecture::from_model_type(&model_type)
+    let family = Family::of_model_type(&model_type)
         .ok_or_else(|| FormatError::UnsupportedModel { path: path.to_path_buf(), model_type: model_type.clone() })?;
-    let raw = match model_type.as_str() {
-        "gemma3" => text_half(raw, path)?,
-        _ => raw,
-    };
+    let raw = if family.wrapper == Some(model_type.as_str()) { text_half(family, raw, path)? } else { raw };
     refuse_quantised(&raw, path)?;
-    let config = match architecture {
-        Architecture::Gpt2 => gpt2(&raw, path)?,
-        _ => decoder(architecture, &raw, path)?,
-    };
+    let config = decoder(family, &raw, path)?;
     config.check(path)?;
     Ok(ModelConfig { raw: Value::Object(raw), ..config })
 }
 
-/// The multimodal gemma3 wraps its text model's config in `text_config`; the
-/// text half alone is a `gemma3_text`, which is what a fine-tune is saved as.
-fn text_half(mut raw: Map<String, Value>, path: &Path) -> Result<Map<String, Value>, FormatError> {
+/// A multimodal model wraps its text model's config in `text_config`. The text half
+/// alone is a model of the family, which is what a fine-tune is saved as.
+fn text_half(family: &Family, mut raw: Map<String, Value>, path: &Path) -> Result<Map<String, Value>, FormatError> {
     let mut text = match raw.remove("text_config") {
         Some(Value::Object(text)) => text,
         Some(other) => {
@@ -183,8 +46,8 @@ fn text_half(mut raw: Map<String, Value>, path: &Path) -> Result<Map<String, Val
         // Text-only checkpoints carry the same keys at the top.
         None => raw.clone(),
     };
-    text.insert("model_type".into(), json!("gemma3_text"));
-    text.insert("architectures".into(), json!(["Gemma3ForCausalLM"]));
+    text.insert("model_type".into(), json!(family.model_type));
+    text.insert("architectures".into(), json!([family.class_name]));
     for key in ["bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype"] {
         if let Some(value) = raw.get(key)
             && text.get(key).is_none_or(Value::is_null)
@@ -209,66 +72,79 @@ fn refuse_quantised(raw: &Map<String, Value>, path: &Path) -> Result<(), FormatE
     }
 }
 
-fn decoder(architecture: Architecture, raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig, FormatError> {
-    use Architecture::*;
+/// The value of the first of these keys that is there.
+fn first_size(reader: &Reader<'_>, keys: &[&str], default: usize) -> Result<usize, FormatError> {
+    for key in keys {
+        if let Some(size) = reader.size(key)? {
+            return Ok(size);
+        }
+    }
+    Ok(default)
+}
+
+/// What an error calls a key that has several names.
+fn name_of(keys: &[&'static str]) -> &'static str {
+    keys.first().copied().unwrap_or_default()
+}
+
+fn bias(reader: &Reader<'_>, bias: Bias) -> Result<bool, FormatError> {
+    match bias {
+        Bias::Always => Ok(true),
+        Bias::Never => Ok(false),
+        Bias::Key(key) => reader.flag_or(key, false),
+    }
+}
+
+fn decoder(family: &'static Family, raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig, FormatError> {
     let reader = Reader::new(raw, path);
-    let defaults = defaults(architecture);
-    let hidden_size = reader.size_or("hidden_size", defaults.hidden_size)?;
-    let layers = reader.size_or("num_hidden_layers", defaults.layers)?;
+    let facts = &family.config;
+    let (keys, defaults) = (&facts.keys, &facts.defaults);
+    for (flag, advice) in facts.refused {
+        if reader.flag_or(flag, false)? {
+            return Err(FormatError::unsupported(path, *flag, *advice));
+        }
+    }
+    let hidden_size = first_size(&reader, keys.hidden_size, defaults.hidden_size)?;
+    let layers = first_size(&reader, keys.layers, defaults.layers)?;
     // Bounded before any list of this length is made.
     if layers > 1 << 12 {
-        return Err(reader.wrong("num_hidden_layers", "at most 4096", layers.to_string()));
+        return Err(reader.wrong(name_of(keys.layers), "at most 4096", layers.to_string()));
     }
-    let heads = reader.size_or("num_attention_heads", defaults.heads)?;
-    let kv_heads = match (reader.has("num_key_value_heads"), defaults.kv_heads) {
+    let heads = first_size(&reader, keys.heads, defaults.heads)?;
+    let kv_heads = match (keys.kv_heads, defaults.kv_heads) {
+        (None, _) => heads,
+        (Some(key), Some(default)) if !reader.has(key) => default,
         // A null means "as many as query heads" in every class.
-        (true, _) | (false, None) => reader.size_or("num_key_value_heads", heads)?,
-        (false, Some(default)) => default,
+        (Some(key), _) => reader.size_or(key, heads)?,
     };
-    let head_dim = match reader.size("head_dim")?.or(defaults.head_dim) {
+    let own = keys.head_dim.map(|key| reader.size(key)).transpose()?.flatten();
+    let head_dim = match own.or(defaults.head_dim) {
         Some(head_dim) => head_dim,
         None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             return Err(reader.wrong(
-                "num_attention_heads",
-                format!("a divisor of hidden_size ({hidden_size})"),
+                name_of(keys.heads),
+                format!("a divisor of {} ({hidden_size})", name_of(keys.hidden_size)),
                 heads.to_string(),
             ));
         }
     };
-    let max_positions = reader.size_or("max_position_embeddings", defaults.max_positions)?;
-    let gemma = matches!(architecture, Gemma2 | Gemma3);
-
-    let activation_key = if gemma { "hidden_activation" } else { "hidden_act" };
-    let activation = match reader.text(activation_key)? {
-        Some(name) => activation(&reader, activation_key, name)?,
-        None if gemma => Activation::GeluTanh,
-        None => Activation::Silu,
+    let intermediate_size = match defaults.intermediate_size {
+        Width::Fixed(width) => width,
+        Width::TimesHidden(times) => hidden_size.saturating_mul(times),
     };
-
-    let (rope, local_rope_theta) = rope_of(architecture, &reader, &defaults, head_dim, max_positions)?;
-    let layer_uses_rope = layers_with_rope(architecture, &reader, layers)?;
-    let (sliding_window, layer_is_sliding) = sliding(architecture, &reader, layers, &layer_uses_rope)?;
-
-    if gemma && reader.flag_or("use_bidirectional_attention", false)? {
-        return Err(FormatError::unsupported(
-            path,
-            "use_bidirectional_attention",
-            "only causal language models can be trained",
-        ));
-    }
-    let attention_bias = match architecture {
-        Qwen2 => true,
-        Mistral | Phi3 => false,
-        _ => reader.flag_or("attention_bias", false)?,
+    let max_positions = first_size(&reader, keys.max_positions, defaults.max_positions)?;
+    let name = reader.text(keys.activation)?.unwrap_or(defaults.activation);
+    let activation = activation(&reader, keys.activation, name)?;
+    let (rope, local_rope_theta) = rope_of(family, &reader, head_dim, max_positions)?;
+    let layer_uses_rope = layers_with_rope(family, &reader, layers)?;
+    let (sliding_window, layer_is_sliding) = sliding(family, &reader, layers, &layer_uses_rope)?;
+    let attention_bias = bias(&reader, facts.attention_bias)?;
+    let output_bias = match facts.output_bias {
+        OutputBias::AsAttention => attention_bias,
+        OutputBias::Never => false,
     };
-    let output_bias = attention_bias && architecture != Qwen2;
-    let mlp_bias = matches!(architecture, Llama | SmolLm3) && reader.flag_or("mlp_bias", false)?;
-
     let softcap = |key: &str, default: Option<f64>| -> Result<Option<f32>, FormatError> {
-        if !gemma {
-            return Ok(None);
-        }
         let cap = if reader.has(key) { reader.number(key)? } else { default };
         match cap {
             Some(cap) if !(cap.is_finite() && cap > 0.0) => {
@@ -277,25 +153,35 @@ fn decoder(architecture: Architecture, raw: &Map<String, Value>, path: &Path) ->
             cap => Ok(cap.map(|cap| cap as f32)),
         }
     };
-    let gemma2 = architecture == Gemma2;
-    let attention_softcap = softcap("attn_logit_softcapping", gemma2.then_some(50.0))?;
-    let final_softcap = softcap("final_logit_softcapping", gemma2.then_some(30.0))?;
-    let query_scale = if gemma {
-        reader.number_or("query_pre_attn_scalar", 256.0)?.powf(-0.5) as f32
-    } else {
-        (head_dim as f64).powf(-0.5) as f32
+    let (attention_softcap, final_softcap) = match facts.softcaps {
+        Some(caps) => {
+            (softcap("attn_logit_softcapping", caps.attention)?, softcap("final_logit_softcapping", caps.logits)?)
+        }
+        None => (None, None),
+    };
+    let of_a_head = (head_dim as f64).powf(-0.5) as f32;
+    let query_scale = match facts.query_scale {
+        QueryScale::Head => of_a_head,
+        QueryScale::Scalar { key, default } => reader.number_or(key, default)?.powf(-0.5) as f32,
+        QueryScale::Flag(key) => {
+            if reader.flag_or(key, true)? {
+                of_a_head
+            } else {
+                1.0
+            }
+        }
     };
 
     Ok(ModelConfig {
-        architecture,
+        family,
         vocab_size: reader.size_or("vocab_size", defaults.vocab_size)?,
         hidden_size,
         layers,
         heads,
         kv_heads,
         head_dim,
-        intermediate_size: reader.size_or("intermediate_size", defaults.intermediate_size)?,
-        norm_epsilon: reader.number_or("rms_norm_eps", defaults.epsilon)? as f32,
+        intermediate_size: reader.size_or(keys.intermediate_size, intermediate_size)?,
+        norm_epsilon: reader.number_or(keys.epsilon, defaults.epsilon)? as f32,
         activation,
         max_positions,
         rope,
@@ -306,74 +192,10 @@ fn decoder(architecture: Architecture, raw: &Map<String, Value>, path: &Path) ->
         tied_embeddings: reader.flag_or("tie_word_embeddings", defaults.tied)?,
         attention_bias,
         output_bias,
-        mlp_bias,
+        mlp_bias: bias(&reader, facts.mlp_bias)?,
         attention_softcap,
         final_softcap,
         query_scale,
-        qk_norm: matches!(architecture, Qwen3 | Gemma3),
-        bos_token: token_or(&reader, "bos_token_id", defaults.bos)?,
-        eos_tokens: tokens_or(&reader, "eos_token_id", defaults.eos)?,
-        pad_token: token_or(&reader, "pad_token_id", defaults.pad)?,
-        raw: Value::Null,
-    })
-}
-
-fn gpt2(raw: &Map<String, Value>, path: &Path) -> Result<ModelConfig, FormatError> {
-    let reader = Reader::new(raw, path);
-    let defaults = defaults(Architecture::Gpt2);
-    // transformers accepts its general names for gpt2's own ones.
-    let either = |own: &str, general: &str, default: usize| -> Result<usize, FormatError> {
-        match reader.size(own)? {
-            Some(size) => Ok(size),
-            None => reader.size_or(general, default),
-        }
-    };
-    for flag in ["scale_attn_by_inverse_layer_idx", "add_cross_attention"] {
-        if reader.flag_or(flag, false)? {
-            return Err(FormatError::unsupported(path, flag, "use a plain GPT-2 checkpoint"));
-        }
-    }
-    let hidden_size = either("n_embd", "hidden_size", defaults.hidden_size)?;
-    let layers = either("n_layer", "num_hidden_layers", defaults.layers)?;
-    if layers > 1 << 12 {
-        return Err(reader.wrong("n_layer", "at most 4096", layers.to_string()));
-    }
-    let heads = either("n_head", "num_attention_heads", defaults.heads)?;
-    if heads == 0 || !hidden_size.is_multiple_of(heads) {
-        return Err(reader.wrong("n_head", format!("a divisor of n_embd ({hidden_size})"), heads.to_string()));
-    }
-    let head_dim = hidden_size / heads;
-    let query_scale =
-        if reader.flag_or("scale_attn_weights", true)? { (head_dim as f64).powf(-0.5) as f32 } else { 1.0 };
-    let activation = match reader.text("activation_function")? {
-        Some(name) => activation(&reader, "activation_function", name)?,
-        None => Activation::GeluTanh,
-    };
-    Ok(ModelConfig {
-        architecture: Architecture::Gpt2,
-        vocab_size: reader.size_or("vocab_size", defaults.vocab_size)?,
-        hidden_size,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_dim,
-        intermediate_size: reader.size_or("n_inner", hidden_size.saturating_mul(4))?,
-        norm_epsilon: reader.number_or("layer_norm_epsilon", defaults.epsilon)? as f32,
-        activation,
-        max_positions: either("n_positions", "max_position_embeddings", defaults.max_positions)?,
-        rope: Rope { theta: defaults.theta, rotary_dim: head_dim, scaling: RopeScaling::None },
-        local_rope_theta: None,
-        sliding_window: None,
-        layer_is_sliding: vec![false; layers],
-        layer_uses_rope: vec![false; layers],
-        tied_embeddings: reader.flag_or("tie_word_embeddings", true)?,
-        attention_bias: true,
-        output_bias: true,
-        mlp_bias: true,
-        attention_softcap: None,
-        final_softcap: None,
-        query_scale,
-        qk_norm: false,
         bos_token: token_or(&reader, "bos_token_id", defaults.bos)?,
         eos_tokens: tokens_or(&reader, "eos_token_id", defaults.eos)?,
         pad_token: token_or(&reader, "pad_token_id", defaults.pad)?,
@@ -388,12 +210,18 @@ fn activation(reader: &Reader<'_>, key: &str, name: &str) -> Result<Activation, 
 
 /// Rope of the (global) layers and the base of the sliding ones.
 fn rope_of(
-    architecture: Architecture,
+    family: &Family,
     reader: &Reader<'_>,
-    defaults: &Defaults,
     head_dim: usize,
     max_positions: usize,
 ) -> Result<(Rope, Option<f64>), FormatError> {
+    let default_theta = family.config.defaults.theta;
+    let (partial, local_theta) = match family.config.positions {
+        Positions::Rotary { partial, local_theta, .. } => (partial, local_theta),
+        Positions::Learned => {
+            return Ok((Rope { theta: default_theta, rotary_dim: head_dim, scaling: RopeScaling::None }, None));
+        }
+    };
     let v5 = reader.object("rope_parameters")?;
     let v4 = reader.object("rope_scaling")?;
     let nested = v5.filter(|rope| rope.contains_key("full_attention") || rope.contains_key("sliding_attention"));
@@ -416,12 +244,12 @@ fn rope_of(
     };
     let theta = match within("rope_theta")? {
         Some(theta) => theta,
-        None => reader.number_or("rope_theta", defaults.theta)?,
+        None => reader.number_or("rope_theta", default_theta)?,
     };
     if !(theta.is_finite() && theta > 0.0) {
         return Err(reader.wrong("rope_theta", "a positive number", theta.to_string()));
     }
-    let rotary_dim = if architecture == Architecture::Phi3 {
+    let rotary_dim = if partial {
         let fraction = match within("partial_rotary_factor")? {
             Some(fraction) => fraction,
             None => reader.number_or("partial_rotary_factor", 1.0)?,
@@ -432,8 +260,8 @@ fn rope_of(
     };
     let rope = Rope { theta, rotary_dim, scaling: rope::scaling(global, key, max_positions, reader)? };
 
-    let local = match (architecture, nested) {
-        (Architecture::Gemma3, Some(nested)) => {
+    let local = match (local_theta, nested) {
+        (Some(default), Some(nested)) => {
             let outer = Reader::within(nested, reader.path, "rope_parameters");
             let sliding = outer.object("sliding_attention")?;
             let key = "rope_parameters.sliding_attention";
@@ -441,7 +269,7 @@ fn rope_of(
                 return Err(FormatError::unsupported(
                     reader.path,
                     "rope scaling of the sliding layers",
-                    "no gemma3 checkpoint has it",
+                    "no checkpoint of the family has it",
                 ));
             }
             let theta = match sliding {
@@ -450,11 +278,11 @@ fn rope_of(
             };
             match theta {
                 Some(theta) => Some(theta),
-                None => Some(reader.number_or("rope_local_base_freq", 10_000.0)?),
+                None => Some(reader.number_or("rope_local_base_freq", default)?),
             }
         }
-        (Architecture::Gemma3, None) => Some(reader.number_or("rope_local_base_freq", 10_000.0)?),
-        _ => None,
+        (Some(default), None) => Some(reader.number_or("rope_local_base_freq", default)?),
+        (None, _) => None,
     };
     if let Some(theta) = local
         && !(theta.is_finite() && theta > 0.0)
@@ -464,10 +292,12 @@ fn rope_of(
     Ok((rope, local))
 }
 
-fn layers_with_rope(architecture: Architecture, reader: &Reader<'_>, layers: usize) -> Result<Vec<bool>, FormatError> {
-    if architecture != Architecture::SmolLm3 {
-        return Ok(vec![true; layers]);
-    }
+fn layers_with_rope(family: &Family, reader: &Reader<'_>, layers: usize) -> Result<Vec<bool>, FormatError> {
+    let default = match family.config.positions {
+        Positions::Learned => return Ok(vec![false; layers]),
+        Positions::Rotary { layers: RotaryLayers::All, .. } => return Ok(vec![true; layers]),
+        Positions::Rotary { layers: RotaryLayers::Listed { interval }, .. } => interval,
+    };
     if let Some(list) = reader.list("no_rope_layers")? {
         // The key's name notwithstanding, 1 means that the layer has rope.
         // transformers reads the first `layers` entries of a longer list.
@@ -484,7 +314,7 @@ fn layers_with_rope(architecture: Architecture, reader: &Reader<'_>, layers: usi
             })
             .collect();
     }
-    let interval = reader.size_or("no_rope_layer_interval", 4)?;
+    let interval = reader.size_or("no_rope_layer_interval", default)?;
     if interval == 0 {
         return Err(reader.wrong("no_rope_layer_interval", "at least 1", "0"));
     }
@@ -493,25 +323,27 @@ fn layers_with_rope(architecture: Architecture, reader: &Reader<'_>, layers: usi
 
 /// The window and the layers that have it.
 fn sliding(
-    architecture: Architecture,
+    family: &Family,
     reader: &Reader<'_>,
     layers: usize,
     uses_rope: &[bool],
 ) -> Result<(Option<usize>, Vec<bool>), FormatError> {
-    use Architecture::*;
-    let default = match architecture {
-        Llama | Gpt2 => return Ok((None, vec![false; layers])),
-        Phi3 | SmolLm3 => None,
-        _ => Some(4096),
+    let stored = |default: Option<usize>| {
+        if reader.has("sliding_window") { reader.size("sliding_window") } else { Ok(default) }
     };
-    let mut window = if reader.has("sliding_window") { reader.size("sliding_window")? } else { default };
-    if matches!(architecture, Qwen2 | Qwen3 | SmolLm3) && !reader.flag_or("use_sliding_window", false)? {
-        window = None;
-    }
-    if matches!(architecture, Mistral | Phi3) {
-        // Every layer or none; these classes do not read layer_types.
-        return Ok((window, vec![window.is_some(); layers]));
-    }
+    let (window, pattern) = match family.config.windows {
+        Windows::None => return Ok((None, vec![false; layers])),
+        Windows::EveryLayer(default) => {
+            // Every layer or none; these classes do not read layer_types.
+            let window = stored(default)?;
+            return Ok((window, vec![window.is_some(); layers]));
+        }
+        Windows::Listed { default, flagged, pattern } => {
+            let window = stored(default)?;
+            let used = !flagged || reader.flag_or("use_sliding_window", false)?;
+            (window.filter(|_| used), pattern)
+        }
+    };
     if let Some(list) = reader.list("layer_types")? {
         let slides = list
             .iter()
@@ -524,21 +356,21 @@ fn sliding(
             .collect::<Result<Vec<bool>, _>>()?;
         return Ok((window, slides));
     }
-    let slides = match architecture {
-        Gemma2 => (0..layers).map(|layer| layer % 2 == 0).collect(),
-        Gemma3 => {
+    let slides = match pattern {
+        WindowPattern::Alternating => (0..layers).map(|layer| layer % 2 == 0).collect(),
+        WindowPattern::AllButEvery(default) => {
             let pattern = match reader.size("sliding_window_pattern")? {
                 Some(pattern) => pattern,
-                None => reader.size_or("_sliding_window_pattern", 6)?,
+                None => reader.size_or("_sliding_window_pattern", default)?,
             };
             if pattern == 0 {
                 return Err(reader.wrong("sliding_window_pattern", "at least 1", "0"));
             }
             (1..=layers).map(|n| !n.is_multiple_of(pattern)).collect()
         }
-        SmolLm3 => uses_rope.iter().map(|rope| window.is_some() && !rope).collect(),
-        _ => {
-            let first = reader.size_or("max_window_layers", 28)?;
+        WindowPattern::WithoutRope => uses_rope.iter().map(|rope| window.is_some() && !rope).collect(),
+        WindowPattern::From(default) => {
+            let first = reader.size_or("max_window_layers", default)?;
             (0..layers).map(|layer| window.is_some() && layer >= first).collect()
         }
     };

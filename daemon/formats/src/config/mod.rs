@@ -8,95 +8,8 @@ pub(crate) use reader::Reader;
 pub use rope::{Rope, RopeScaling};
 
 use crate::error::FormatError;
+use crate::families::{Family, Positions};
 use std::path::Path;
-
-/// The model families that the engine has a decoder for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Architecture {
-    /// `llama`: Llama 1 to 3, SmolLM2, TinyLlama and their kin.
-    Llama,
-    /// `mistral`: llama with a sliding window in every layer.
-    Mistral,
-    /// `qwen2`: llama with biases on q, k and v.
-    Qwen2,
-    /// `qwen3`: llama with a norm on each q and k head.
-    Qwen3,
-    /// `gemma2`: four norms a layer, soft caps, alternating windows.
-    Gemma2,
-    /// `gemma3_text`: four norms a layer, q/k norms, two rope bases.
-    Gemma3,
-    /// `phi3`: llama with fused qkv and gate/up matrices.
-    Phi3,
-    /// `smollm3`: llama where every fourth layer has no rope.
-    SmolLm3,
-    /// `gpt2`: layer norm, learned positions, biases, Conv1D weights.
-    Gpt2,
-}
-
-impl Architecture {
-    /// The `model_type` of `config.json`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Architecture::Llama => "llama",
-            Architecture::Mistral => "mistral",
-            Architecture::Qwen2 => "qwen2",
-            Architecture::Qwen3 => "qwen3",
-            Architecture::Gemma2 => "gemma2",
-            Architecture::Gemma3 => "gemma3_text",
-            Architecture::Phi3 => "phi3",
-            Architecture::SmolLm3 => "smollm3",
-            Architecture::Gpt2 => "gpt2",
-        }
-    }
-
-    /// The class name that transformers writes under `architectures`.
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "LlamaForCausalLM",
-            Architecture::Mistral => "MistralForCausalLM",
-            Architecture::Qwen2 => "Qwen2ForCausalLM",
-            Architecture::Qwen3 => "Qwen3ForCausalLM",
-            Architecture::Gemma2 => "Gemma2ForCausalLM",
-            Architecture::Gemma3 => "Gemma3ForCausalLM",
-            Architecture::Phi3 => "Phi3ForCausalLM",
-            Architecture::SmolLm3 => "SmolLM3ForCausalLM",
-            Architecture::Gpt2 => "GPT2LMHeadModel",
-        }
-    }
-
-    /// The class that puts a `score` layer on the decoder in the language-model
-    /// head's place: what a reward model is.
-    pub fn reward_class_name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "LlamaForSequenceClassification",
-            Architecture::Mistral => "MistralForSequenceClassification",
-            Architecture::Qwen2 => "Qwen2ForSequenceClassification",
-            Architecture::Qwen3 => "Qwen3ForSequenceClassification",
-            Architecture::Gemma2 => "Gemma2ForSequenceClassification",
-            Architecture::Gemma3 => "Gemma3TextForSequenceClassification",
-            Architecture::Phi3 => "Phi3ForSequenceClassification",
-            Architecture::SmolLm3 => "SmolLM3ForSequenceClassification",
-            Architecture::Gpt2 => "GPT2ForSequenceClassification",
-        }
-    }
-
-    /// Reads a `model_type`. `gemma3` is the multimodal wrapper, of which the
-    /// text half is used.
-    pub fn from_model_type(model_type: &str) -> Option<Architecture> {
-        Some(match model_type {
-            "llama" => Architecture::Llama,
-            "mistral" => Architecture::Mistral,
-            "qwen2" => Architecture::Qwen2,
-            "qwen3" => Architecture::Qwen3,
-            "gemma2" => Architecture::Gemma2,
-            "gemma3" | "gemma3_text" => Architecture::Gemma3,
-            "phi3" => Architecture::Phi3,
-            "smollm3" => Architecture::SmolLm3,
-            "gpt2" => Architecture::Gpt2,
-            _ => return None,
-        })
-    }
-}
 
 /// The nonlinearity of the feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +41,7 @@ impl Activation {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The family.
-    pub architecture: Architecture,
+    pub family: &'static Family,
     /// Rows of the embedding matrix, which may exceed the tokenizer's tokens.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -173,8 +86,6 @@ pub struct ModelConfig {
     pub final_softcap: Option<f32>,
     /// What q·k is multiplied by: 1/√head_dim, or gemma's query_pre_attn_scalar^-½.
     pub query_scale: f32,
-    /// An RMS norm over each head of q and k, before rope.
-    pub qk_norm: bool,
     /// First token of a sequence, where the model has one.
     pub bos_token: Option<u32>,
     /// Tokens that end a sequence.
@@ -227,7 +138,7 @@ impl ModelConfig {
             ));
         }
         let rotary = self.rope.rotary_dim;
-        if self.architecture != Architecture::Gpt2
+        if matches!(self.family.config.positions, Positions::Rotary { .. })
             && (rotary == 0 || !rotary.is_multiple_of(2) || rotary > self.head_dim)
         {
             return Err(FormatError::setting(

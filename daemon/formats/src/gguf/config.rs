@@ -5,8 +5,9 @@
 //! `src/llama-model.cpp` (what is not stored and assumed from the size).
 
 use super::container::{GgufFile, Value as Stored};
-use crate::config::{Architecture, ModelConfig, RopeScaling};
+use crate::config::{ModelConfig, RopeScaling};
 use crate::error::FormatError;
+use crate::families::{Bias, FAMILIES, Family, GgufWindow, Positions, QueryScale, Width};
 use serde_json::{Map, Value, json};
 
 /// Metadata of one architecture: its keys stand under its name.
@@ -59,24 +60,16 @@ pub(crate) fn read_config(file: &GgufFile) -> Result<ModelConfig, FormatError> {
             "convert the model again with a current llama.cpp",
         )
     })?;
-    let architecture = match name {
-        "gemma3" => Architecture::Gemma3,
-        // No GGUF architecture has these names, which are transformers'.
-        "gemma3_text" => return Err(unsupported(file, name)),
-        name => Architecture::from_model_type(name).ok_or_else(|| unsupported(file, name))?,
-    };
+    let family =
+        FAMILIES.iter().find(|family| family.gguf.name == name).copied().ok_or_else(|| unsupported(file, name))?;
     let keys = Keys { file, prefix: name };
     if keys.size("expert_count")?.is_some_and(|n| n > 0) {
         return Err(FormatError::unsupported(&file.path, "a mixture of experts", "use a dense model"));
     }
     let mut raw = Map::new();
-    raw.insert("architectures".into(), json!([architecture.class_name()]));
-    raw.insert("model_type".into(), json!(architecture.model_type()));
-    if architecture == Architecture::Gpt2 {
-        gpt2(&keys, &mut raw)?;
-    } else {
-        decoder(architecture, &keys, &mut raw)?;
-    }
+    raw.insert("architectures".into(), json!([family.class_name]));
+    raw.insert("model_type".into(), json!(family.model_type));
+    decoder(family, &keys, &mut raw)?;
     for (key, stored) in [
         ("bos_token_id", "tokenizer.ggml.bos_token_id"),
         ("eos_token_id", "tokenizer.ggml.eos_token_id"),
@@ -103,23 +96,11 @@ fn vocab_size(file: &GgufFile) -> Result<usize, FormatError> {
     }
 }
 
-fn gpt2(keys: &Keys<'_>, raw: &mut Map<String, Value>) -> Result<(), FormatError> {
-    let hidden = keys.size_needed("embedding_length")?;
-    raw.insert("vocab_size".into(), json!(vocab_size(keys.file)?));
-    raw.insert("n_positions".into(), json!(keys.size_needed("context_length")?));
-    raw.insert("n_embd".into(), json!(hidden));
-    raw.insert("n_layer".into(), json!(keys.size_needed("block_count")?));
-    raw.insert("n_head".into(), json!(keys.size_needed("attention.head_count")?));
-    raw.insert("n_inner".into(), json!(keys.size("feed_forward_length")?.unwrap_or(hidden.saturating_mul(4))));
-    raw.insert("activation_function".into(), json!("gelu_new"));
-    raw.insert("layer_norm_epsilon".into(), json!(keys.float_needed("attention.layer_norm_epsilon")?));
-    raw.insert("tie_word_embeddings".into(), json!(true));
-    Ok(())
-}
-
-fn decoder(architecture: Architecture, keys: &Keys<'_>, raw: &mut Map<String, Value>) -> Result<(), FormatError> {
-    use Architecture::*;
+fn decoder(family: &Family, keys: &Keys<'_>, raw: &mut Map<String, Value>) -> Result<(), FormatError> {
     let file = keys.file;
+    let (facts, names) = (&family.gguf, &family.config.keys);
+    let mut set = |key: &str, value: Value| raw.insert(key.into(), value);
+    let first = |names: &[&'static str]| names.first().copied().unwrap_or_default();
     let hidden = keys.size_needed("embedding_length")?;
     let layers = keys.size_needed("block_count")?;
     let heads = keys.size_needed("attention.head_count")?;
@@ -139,120 +120,121 @@ fn decoder(architecture: Architecture, keys: &Keys<'_>, raw: &mut Map<String, Va
             value.to_string(),
         ));
     }
-    raw.insert("vocab_size".into(), json!(vocab_size(file)?));
-    raw.insert("hidden_size".into(), json!(hidden));
-    raw.insert("intermediate_size".into(), json!(keys.size_needed("feed_forward_length")?));
-    raw.insert("num_hidden_layers".into(), json!(layers));
-    raw.insert("num_attention_heads".into(), json!(heads));
-    raw.insert("num_key_value_heads".into(), json!(keys.size("attention.head_count_kv")?.unwrap_or(heads)));
-    raw.insert("head_dim".into(), json!(head_dim));
-    raw.insert("max_position_embeddings".into(), json!(positions));
-    raw.insert("rms_norm_eps".into(), json!(keys.float_needed("attention.layer_norm_rms_epsilon")?));
-    raw.insert("tie_word_embeddings".into(), json!(!file.tensors.contains_key("output.weight")));
-    let biased = file.tensors.contains_key("blk.0.attn_q.bias");
-    if matches!(architecture, Llama | Qwen3 | SmolLm3 | Gemma2 | Gemma3) {
-        raw.insert("attention_bias".into(), json!(biased));
+    let intermediate = match (keys.size("feed_forward_length")?, family.config.defaults.intermediate_size) {
+        (Some(width), _) => width,
+        (None, Width::TimesHidden(times)) => hidden.saturating_mul(times as u64),
+        (None, Width::Fixed(_)) => return Err(keys.absent("feed_forward_length")),
+    };
+    set("vocab_size", json!(vocab_size(file)?));
+    set(first(names.hidden_size), json!(hidden));
+    set(names.intermediate_size, json!(intermediate));
+    set(first(names.layers), json!(layers));
+    set(first(names.heads), json!(heads));
+    if let Some(key) = names.kv_heads {
+        set(key, json!(keys.size("attention.head_count_kv")?.unwrap_or(heads)));
     }
-    if matches!(architecture, Llama | SmolLm3) {
-        let biased = file.tensors.contains_key("blk.0.ffn_up.bias");
-        raw.insert("mlp_bias".into(), json!(biased));
+    if let Some(key) = names.head_dim {
+        set(key, json!(head_dim));
     }
-    let gemma = matches!(architecture, Gemma2 | Gemma3);
-    let (activation_key, activation) =
-        if gemma { ("hidden_activation", "gelu_pytorch_tanh") } else { ("hidden_act", "silu") };
-    raw.insert(activation_key.into(), json!(activation));
+    set(first(names.max_positions), json!(positions));
+    set(names.epsilon, json!(keys.float_needed(facts.epsilon)?));
+    let tied = facts.always_tied || !file.tensors.contains_key("output.weight");
+    set("tie_word_embeddings", json!(tied));
+    if let Bias::Key(key) = family.config.attention_bias {
+        set(key, json!(file.tensors.contains_key("blk.0.attn_q.bias")));
+    }
+    if let Bias::Key(key) = family.config.mlp_bias {
+        set(key, json!(file.tensors.contains_key("blk.0.ffn_up.bias")));
+    }
+    set(names.activation, json!(family.config.defaults.activation));
+    if let Positions::Rotary { partial, local_theta, .. } = family.config.positions {
+        rotary(family, keys, raw, head_dim, (partial, local_theta))?;
+        if partial {
+            let original = keys.size("rope.scaling.original_context_length")?;
+            raw.insert("original_max_position_embeddings".into(), json!(original.unwrap_or(positions)));
+        }
+    }
+    if let (QueryScale::Scalar { key, .. }, Some(wide)) = (family.config.query_scale, facts.wide_query_layers) {
+        let scalar = if layers == wide { hidden / heads.max(1) } else { head_dim };
+        raw.insert(key.into(), json!(scalar));
+    }
+    if let Some(caps) = family.config.softcaps {
+        // A cap that the family does not have by default is null if none is stored.
+        let attention = match caps.attention {
+            Some(default) => Some(keys.float("attn_logit_softcapping")?.unwrap_or(default)),
+            None => None,
+        };
+        raw.insert("attn_logit_softcapping".into(), json!(attention));
+        let logits = keys.float("final_logit_softcapping")?.or(caps.logits);
+        raw.insert("final_logit_softcapping".into(), json!(logits));
+    }
+    if let Some(interval) = facts.no_rope_interval {
+        raw.insert("no_rope_layer_interval".into(), json!(interval));
+    }
+    windows(facts.window, keys, raw, layers)
+}
 
+fn rotary(
+    family: &Family,
+    keys: &Keys<'_>,
+    raw: &mut Map<String, Value>,
+    head_dim: u64,
+    (partial, local_theta): (bool, Option<f64>),
+) -> Result<(), FormatError> {
     let rotary = keys.size("rope.dimension_count")?.unwrap_or(head_dim);
-    if rotary != head_dim && architecture != Phi3 {
+    if rotary != head_dim && !partial {
         return Err(FormatError::setting(
-            &file.path,
+            &keys.file.path,
             keys.key("rope.dimension_count"),
             format!("the length of a head ({head_dim})"),
             rotary.to_string(),
         ));
     }
-    let theta = match keys.float("rope.freq_base")? {
-        Some(theta) => theta,
-        // What llama.cpp assumes where a converter wrote nothing.
-        None if architecture == Gemma3 => 1_000_000.0,
-        None => 10_000.0,
-    };
+    let theta = keys.float("rope.freq_base")?.unwrap_or(family.gguf.theta);
     let mut rope = scaling(keys, theta, head_dim)?;
     rope.insert("rope_theta".into(), json!(theta));
-    match architecture {
-        Phi3 => {
-            rope.insert("partial_rotary_factor".into(), json!(rotary as f64 / head_dim.max(1) as f64));
-            raw.insert("rope_parameters".into(), Value::Object(rope));
-            let original = keys.size("rope.scaling.original_context_length")?;
-            raw.insert("original_max_position_embeddings".into(), json!(original.unwrap_or(positions)));
-            let window = keys.size("attention.sliding_window")?.filter(|&n| n > 0);
-            raw.insert("sliding_window".into(), json!(window));
-        }
-        Gemma3 => gemma3(keys, raw, rope, layers, hidden, heads, head_dim)?,
-        _ => {
-            raw.insert("rope_parameters".into(), Value::Object(rope));
-        }
+    if partial {
+        rope.insert("partial_rotary_factor".into(), json!(rotary as f64 / head_dim.max(1) as f64));
     }
-    match architecture {
-        Gemma2 => {
-            // llama.cpp tells the 27B model by its depth: there, and only
-            // there, the scale is not a head's.
-            let scalar = if layers == 46 { hidden / heads.max(1) } else { head_dim };
-            raw.insert("query_pre_attn_scalar".into(), json!(scalar));
-            raw.insert("attn_logit_softcapping".into(), json!(keys.float("attn_logit_softcapping")?.unwrap_or(50.0)));
-            raw.insert("final_logit_softcapping".into(), json!(keys.float("final_logit_softcapping")?.unwrap_or(30.0)));
-            let window = keys.size("attention.sliding_window")?.unwrap_or(4096);
-            raw.insert("sliding_window".into(), json!(window));
+    let rope = match local_theta {
+        None => Value::Object(rope),
+        Some(default) => {
+            let local = keys.float("rope.freq_base_swa")?.unwrap_or(default);
+            json!({
+                "full_attention": rope,
+                "sliding_attention": {"rope_type": "default", "rope_theta": local},
+            })
         }
-        Mistral => {
-            let window = keys.size("attention.sliding_window")?.filter(|&n| n > 0);
-            raw.insert("sliding_window".into(), json!(window));
-        }
-        Qwen2 | Qwen3 => {
-            raw.insert("use_sliding_window".into(), json!(false));
-            raw.insert("sliding_window".into(), Value::Null);
-        }
-        SmolLm3 => {
-            // Not stored: llama.cpp assumes every fourth layer, as the one
-            // published model has it.
-            raw.insert("no_rope_layer_interval".into(), json!(4));
-        }
-        _ => {}
-    }
+    };
+    raw.insert("rope_parameters".into(), rope);
     Ok(())
 }
 
-fn gemma3(
-    keys: &Keys<'_>,
-    raw: &mut Map<String, Value>,
-    global: Map<String, Value>,
-    layers: u64,
-    hidden: u64,
-    heads: u64,
-    head_dim: u64,
-) -> Result<(), FormatError> {
-    let local = keys.float("rope.freq_base_swa")?.unwrap_or(10_000.0);
-    raw.insert(
-        "rope_parameters".into(),
-        json!({
-            "full_attention": global,
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        }),
-    );
-    // The 27B model alone scales by its width; told by its depth, as above.
-    let scalar = if layers == 62 { hidden / heads.max(1) } else { head_dim };
-    raw.insert("query_pre_attn_scalar".into(), json!(scalar));
-    let softcap = keys.float("final_logit_softcapping")?;
-    raw.insert("final_logit_softcapping".into(), json!(softcap));
-    raw.insert("attn_logit_softcapping".into(), Value::Null);
-
-    let window = keys.size("attention.sliding_window")?.filter(|&n| n > 0);
+fn windows(facts: GgufWindow, keys: &Keys<'_>, raw: &mut Map<String, Value>, layers: u64) -> Result<(), FormatError> {
+    let stored = keys.size("attention.sliding_window")?;
+    let window = match facts {
+        GgufWindow::None => return Ok(()),
+        GgufWindow::Refused(advice) => {
+            let key = keys.key("attention.sliding_window");
+            return match stored {
+                Some(n) if n > 0 => Err(FormatError::unsupported(&keys.file.path, format!("{key} = {n}"), advice)),
+                _ => Ok(()),
+            };
+        }
+        GgufWindow::Off => {
+            raw.insert("use_sliding_window".into(), json!(false));
+            None
+        }
+        GgufWindow::Default(default) => Some(stored.unwrap_or(default)),
+        GgufWindow::Stored | GgufWindow::Layers(_) => stored.filter(|&n| n > 0),
+    };
     raw.insert("sliding_window".into(), json!(window));
+    let GgufWindow::Layers(default) = facts else { return Ok(()) };
     let layers = layers.min(1 << 12);
     let pattern_key = keys.key("attention.sliding_window_pattern");
     let slides: Vec<bool> = match keys.file.value(&pattern_key) {
         _ if window.is_none() => vec![false; layers as usize],
-        None => (1..=layers).map(|n| !n.is_multiple_of(6)).collect(),
+        None => (1..=layers).map(|n| !n.is_multiple_of(default)).collect(),
         Some(Stored::Bools(list)) => list.clone(),
         Some(_) => {
             let pattern = keys.size_needed("attention.sliding_window_pattern")?.max(1);

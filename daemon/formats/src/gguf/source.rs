@@ -4,8 +4,9 @@
 use super::container::{GgufFile, Tensor};
 use super::dequantize::dequantize;
 use super::names::canonical_name;
-use crate::config::{Architecture, ModelConfig};
+use crate::config::ModelConfig;
 use crate::error::FormatError;
+use crate::families::NormKind;
 use crate::tensors::{TensorInfo, TensorSource, zeros};
 use std::collections::BTreeMap;
 
@@ -43,11 +44,11 @@ impl GgufSource {
     pub(crate) fn new(file: GgufFile, config: &ModelConfig) -> Result<GgufSource, FormatError> {
         let mut places = BTreeMap::new();
         for (stored, tensor) in &file.tensors {
-            let Some(name) = canonical_name(config.architecture, stored) else {
+            let Some(name) = canonical_name(config.family, stored) else {
                 if !is_known_table(stored) {
                     return Err(FormatError::unsupported(
                         &file.path,
-                        format!("tensor {stored:?} in a {} model", config.architecture.model_type()),
+                        format!("tensor {stored:?} in a {} model", config.family.model_type),
                         "this variant of the architecture has no decoder here",
                     ));
                 }
@@ -147,18 +148,21 @@ fn unpermute(stored: &[f32], out: &mut [f32], row: usize) {
 }
 
 fn undo(config: &ModelConfig, name: &str, tensor: &Tensor) -> Undo {
-    use Architecture::*;
-    let q_or_k = name.contains(".self_attn.q_proj.") || name.contains(".self_attn.k_proj.");
-    match config.architecture {
-        // The converter permutes for what llama.cpp runs as "llama" (Mistral
-        // too) and for smollm3, whose converter inherits it.
-        Llama | Mistral | SmolLm3 if q_or_k => Undo::Permutation { head_dim: config.head_dim },
-        Gemma2 | Gemma3 if name.ends_with("norm.weight") => Undo::PlusOne,
-        Gpt2 if tensor.shape.len() == 2 && !name.ends_with("wte.weight") && !name.ends_with("wpe.weight") => {
-            Undo::Transposition
-        }
-        _ => Undo::Nothing,
+    let family = config.family;
+    let parts = &family.parts;
+    let is_of = |module: &&str| name.contains(&format!(".{module}."));
+    if family.gguf.permuted.iter().any(is_of) {
+        return Undo::Permutation { head_dim: config.head_dim };
     }
+    let offset = matches!(parts.norm, NormKind::Rms { offset } if offset != 0.0);
+    if offset && name.ends_with("norm.weight") {
+        return Undo::PlusOne;
+    }
+    let embedding = name == parts.embedding || Some(name) == parts.position_embedding;
+    if parts.transposed && tensor.shape.len() == 2 && !embedding {
+        return Undo::Transposition;
+    }
+    Undo::Nothing
 }
 
 /// Tensors that a supported file may hold besides weights.

@@ -62,7 +62,7 @@ impl SafetensorsSource {
 
     /// Registers one tensor of the shard that is about to be pushed.
     fn place(&mut self, shard: &SafetensorsFile, stored_name: String, config: &ModelConfig) -> Result<(), FormatError> {
-        let Some(name) = canonical_name(config.architecture, &stored_name) else {
+        let Some(name) = canonical_name(config.family, &stored_name) else {
             return Ok(());
         };
         if config.tied_embeddings && name == "lm_head.weight" {

@@ -84,8 +84,13 @@ impl Gguf {
 
     /// What a one-layer llama needs, its tensors aside.
     pub fn llama() -> Gguf {
+        Gguf::decoder("llama")
+    }
+
+    /// What a one-layer model of this architecture needs, its tensors aside.
+    pub fn decoder(architecture: &str) -> Gguf {
         let mut gguf = Gguf::new();
-        gguf.text("general.architecture", "llama");
+        gguf.text("general.architecture", architecture);
         for (key, value) in [
             ("context_length", 64),
             ("embedding_length", 4),
@@ -94,9 +99,9 @@ impl Gguf {
             ("attention.head_count", 2),
             ("attention.head_count_kv", 1),
         ] {
-            gguf.number(&format!("llama.{key}"), value);
+            gguf.number(&format!("{architecture}.{key}"), value);
         }
-        gguf.float("llama.attention.layer_norm_rms_epsilon", 1e-5);
+        gguf.float(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-5);
         gguf.tokenizer();
         gguf
     }

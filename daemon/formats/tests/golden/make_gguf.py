@@ -112,10 +112,10 @@ class Model:
         self.writer.write_kv_data_to_file()
         self.writer.write_tensors_to_file()
         self.writer.close()
-        # transformers reads no GGUF file of smollm3, and for these two it
-        # forgets that the space before a text is doubled, or (phi3) swallowed.
+        # transformers reads no GGUF file of smollm3 and olmo2, and for the other two
+        # it forgets that the space before a text is doubled, or (phi3) swallowed.
         ids = {}
-        if self.name not in ("smollm3.gguf", "spm-llama.gguf", "phi3.gguf"):
+        if self.name not in ("smollm3.gguf", "olmo2.gguf", "spm-llama.gguf", "phi3.gguf"):
             tokenizer = AutoTokenizer.from_pretrained(HERE, gguf_file=self.name)
             ids = {text: tokenizer.encode(text) for text in TEXTS}
         expected[self.name] = {"tensors": self.tensors, "ids": ids}
@@ -242,7 +242,7 @@ def llama():
 
 
 def decoder(name, arch, tokenizer, *, heads=2, kv=1, permuted=False, biased=False, tied=True, qk_norm=False,
-            gemma=False, fused=False, more=lambda w: None):  # fmt: skip
+            gemma=False, fused=False, norms_behind=False, more=lambda w: None):  # fmt: skip
     """The other llama-like architectures, small and in f32."""
     m = Model(name, arch)
     hidden, dim, ff, layers = 16, 8, 24, 2
@@ -253,7 +253,8 @@ def decoder(name, arch, tokenizer, *, heads=2, kv=1, permuted=False, biased=Fals
     m.matrix("token_embd.weight", "model.embed_tokens.weight", T.F32, vocab, hidden)
     for i in range(layers):
         b, h = f"blk.{i}.", f"model.layers.{i}."
-        m.vector(b + "attn_norm.weight", h + "input_layernorm.weight", hidden, gemma)
+        if not norms_behind:
+            m.vector(b + "attn_norm.weight", h + "input_layernorm.weight", hidden, gemma)
         if fused:
             m.matrix(b + "attn_qkv.weight", h + "self_attn.qkv_proj.weight", T.F32, (heads + 2 * kv) * dim, hidden)
         else:
@@ -263,13 +264,17 @@ def decoder(name, arch, tokenizer, *, heads=2, kv=1, permuted=False, biased=Fals
                 if biased:
                     m.vector(b + f"attn_{part}.bias", h + f"self_attn.{part}_proj.bias", n * dim)
         if qk_norm:
-            m.vector(b + "attn_q_norm.weight", h + "self_attn.q_norm.weight", dim, gemma)
-            m.vector(b + "attn_k_norm.weight", h + "self_attn.k_norm.weight", dim, gemma)
+            q_width, k_width = (heads * dim, kv * dim) if norms_behind else (dim, dim)
+            m.vector(b + "attn_q_norm.weight", h + "self_attn.q_norm.weight", q_width, gemma)
+            m.vector(b + "attn_k_norm.weight", h + "self_attn.k_norm.weight", k_width, gemma)
         m.matrix(b + "attn_output.weight", h + "self_attn.o_proj.weight", T.F32, hidden, heads * dim)
         if gemma:
             m.vector(b + "post_attention_norm.weight", h + "post_attention_layernorm.weight", hidden, True)
             m.vector(b + "ffn_norm.weight", h + "pre_feedforward_layernorm.weight", hidden, True)
             m.vector(b + "post_ffw_norm.weight", h + "post_feedforward_layernorm.weight", hidden, True)
+        elif norms_behind:
+            m.vector(b + "post_attention_norm.weight", h + "post_attention_layernorm.weight", hidden)
+            m.vector(b + "post_ffw_norm.weight", h + "post_feedforward_layernorm.weight", hidden)
         else:
             m.vector(b + "ffn_norm.weight", h + "post_attention_layernorm.weight", hidden)
         if fused:
@@ -356,6 +361,7 @@ def phi3_window(w):
 
 decoder("phi3.gguf", "phi3", sentencepiece, fused=True, tied=False, more=phi3_window)
 decoder("spm-llama.gguf", "llama", sentencepiece, permuted=True, biased=False, tied=False, more=lambda w: w.add_rope_dimension_count(8))
+decoder("olmo2.gguf", "olmo2", lambda w: byte_level(w, "dbrx", bos=0, add_bos=False), qk_norm=True, norms_behind=True, tied=False)
 
 with open(os.path.join(HERE, "expected.json"), "w") as f:
     json.dump(expected, f, indent=1, ensure_ascii=True)

@@ -172,7 +172,7 @@ pub(crate) fn read_tokenizer(file: &GgufFile, config: &ModelConfig) -> Result<To
         }
         "llama" => {
             let vocabulary = Vocabulary::read(file, true)?;
-            let parts = sentencepiece::build(&vocabulary, config.architecture)?;
+            let parts = sentencepiece::build(&vocabulary, config.family)?;
             (vocabulary, parts)
         }
         other => {

@@ -5,8 +5,8 @@
 //! piece into two pieces is listed, best score first.
 
 use super::{Kind, Parts, Vocabulary, added_token};
-use crate::config::Architecture;
 use crate::error::FormatError;
+use crate::families::Family;
 use serde_json::{Map, Value, json};
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -14,9 +14,9 @@ use std::collections::HashMap;
 /// SentencePiece's visible space.
 const SPACE: &str = "▁";
 
-pub(super) fn build(vocabulary: &Vocabulary<'_>, architecture: Architecture) -> Result<Parts, FormatError> {
+pub(super) fn build(vocabulary: &Vocabulary<'_>, family: &Family) -> Result<Parts, FormatError> {
     let file = vocabulary.file;
-    let gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
+    let spaces_are_pieces = family.gguf.spaces_are_pieces;
     let scores = file.floats("tokenizer.ggml.scores")?;
     let count = vocabulary.tokens.len();
     if scores.is_none_or(|scores| scores.len() != count) {
@@ -31,7 +31,7 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>, architecture: Architecture) -> 
     for (token, kind) in vocabulary.tokens.iter().zip(&vocabulary.kinds) {
         // The converter spells Gemma's runs of spaces out.
         let spaces = !token.is_empty() && token.bytes().all(|b| b == b' ');
-        if gemma && *kind == Kind::UserDefined && spaces {
+        if spaces_are_pieces && *kind == Kind::UserDefined && spaces {
             pieces.push(SPACE.repeat(token.len()));
         } else {
             pieces.push(token.clone());
@@ -46,8 +46,8 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>, architecture: Architecture) -> 
         }
     }
 
-    let add_prefix = !gemma && file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let merges = merges(vocabulary, &pieces, &ids, scores, gemma);
+    let add_prefix = !spaces_are_pieces && file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let merges = merges(vocabulary, &pieces, &ids, scores, spaces_are_pieces);
     let unk = vocabulary.unk.map(|id| pieces[id as usize].clone());
 
     let mut model = Map::new();
@@ -84,14 +84,14 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>, architecture: Architecture) -> 
         pre_tokenizer: Value::Null,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
         model,
-        added_tokens: added_tokens(vocabulary, &pieces, architecture),
+        added_tokens: added_tokens(vocabulary, &pieces, family),
     })
 }
 
-fn added_tokens(vocabulary: &Vocabulary<'_>, pieces: &[String], architecture: Architecture) -> Vec<Value> {
+fn added_tokens(vocabulary: &Vocabulary<'_>, pieces: &[String], family: &Family) -> Vec<Value> {
     // Phi-3's own tokens swallow the space after them, which a GGUF file does
     // not say; llama.cpp knows it by the model's name too.
-    let phi3 = architecture == Architecture::Phi3;
+    let tokens_swallow_space = family.gguf.tokens_swallow_space;
     let keeps_space = ["<unk>", "<s>", "<|endoftext|>"];
     pieces
         .iter()
@@ -103,7 +103,7 @@ fn added_tokens(vocabulary: &Vocabulary<'_>, pieces: &[String], architecture: Ar
                 Kind::UserDefined => false,
                 _ => return None,
             };
-            let rstrip = phi3 && !keeps_space.contains(&piece.as_str());
+            let rstrip = tokens_swallow_space && !keeps_space.contains(&piece.as_str());
             Some(added_token(id, piece, special, rstrip))
         })
         .collect()
@@ -118,10 +118,10 @@ fn merges(
     pieces: &[String],
     ids: &HashMap<&str, usize>,
     scores: &[f32],
-    gemma: bool,
+    spaces_are_pieces: bool,
 ) -> Vec<Value> {
     let joins = |id: usize| {
-        matches!(vocabulary.kinds[id], Kind::Normal) || (gemma && vocabulary.kinds[id] == Kind::UserDefined)
+        matches!(vocabulary.kinds[id], Kind::Normal) || (spaces_are_pieces && vocabulary.kinds[id] == Kind::UserDefined)
     };
     let mut found: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
     for (id, piece) in pieces.iter().enumerate() {
@@ -130,7 +130,7 @@ fn merges(
         }
         let score = match vocabulary.kinds[id] {
             Kind::UserDefined => f32::INFINITY,
-            _ if gemma => -(id as f32),
+            _ if spaces_are_pieces => -(id as f32),
             _ => scores[id],
         };
         for (at, _) in piece.char_indices().skip(1) {
