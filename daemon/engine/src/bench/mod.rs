@@ -20,7 +20,7 @@ use self::compare::LossBench;
 pub use self::report::{BenchReport, LossReport, OperationTime};
 pub use self::shapes::{SHAPES, shape_config};
 use crate::base::BaseModel;
-use crate::devices::{self, rate::matrix_rate};
+use crate::devices::{self, rate::matrix_peak};
 use crate::error::EngineError;
 use crate::model::{adapter, build};
 use crate::plan::Counter;
@@ -157,7 +157,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer, step_options, true)?;
     trainer.reserve(step_bytes)?;
 
-    let mut peak = matrix_peak(&ops)?;
+    let mut peak = best_peak(&ops)?;
     let mut times = Vec::new();
     let mut loss = 0.0;
     for step in 1..=options.steps + 1 {
@@ -169,7 +169,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
             times.push(started.elapsed().as_secs_f64());
         }
     }
-    peak = peak.max(matrix_peak(&ops)?);
+    peak = peak.max(best_peak(&ops)?);
     let peak_bytes = ops.allocated_bytes().1;
     let copy_bytes_per_second = copy_rate(&ops)?;
     let operations = match &profile {
@@ -242,10 +242,10 @@ fn copy_rate(ops: &Device) -> Result<f64, EngineError> {
 }
 
 /// The best of several measurements of a large product.
-fn matrix_peak(ops: &Device) -> Result<f64, EngineError> {
+fn best_peak(ops: &Device) -> Result<f64, EngineError> {
     let mut best: f64 = 0.0;
     for _ in 0..5 {
-        best = best.max(matrix_rate(ops)?);
+        best = best.max(matrix_peak(ops)?);
     }
     Ok(best)
 }
