@@ -8,10 +8,8 @@
 //! measures beside it, milliseconds are of the best run.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Instant;
 
-use finetuned_shaders::cpu::Cpu;
 use finetuned_shaders::random::Key;
 use finetuned_shaders::{
     Activation, AttentionSpec, Device, Head, RotaryTable, Segments, StatisticSet, Tensor, TokenCoefficients, Weight,
@@ -34,7 +32,7 @@ const MEASURE: f64 = 2.0 * (M * C * C) as f64;
 const LAYER_MEASURES: f64 = 3.0 * 2.0 * (N * (2 * C * C + 2 * C * G * D + 3 * C * F)) as f64 / MEASURE;
 
 struct Bench {
-    cpu: Arc<Device>,
+    cpu: Device,
     filter: String,
     start: Instant,
     place: u32,
@@ -123,7 +121,7 @@ impl Bench {
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let threads = arguments.get(1).and_then(|a| a.parse().ok());
-    let cpu = Cpu::new(threads).expect("threads");
+    let cpu = Device::cpu(threads).expect("threads");
     let filter = arguments.get(2).cloned().unwrap_or_default();
     let ones = |shape: &[usize]| cpu.upload(shape, &vec![1.0; shape.iter().product()]).expect("memory");
     let operands = (ones(&[M, C]), ones(&[C, C]));
@@ -177,7 +175,7 @@ fn registers() -> f64 {
 }
 
 fn products(b: &mut Bench) {
-    let ops = Arc::clone(&b.cpu);
+    let ops = b.cpu.clone();
     // Forward twice where activations are recomputed, backward once.
     for (name, inputs, outputs, count) in
         [("q, o", C, C, 2.0), ("k, v", C, G * D, 2.0), ("gate, up", C, F, 2.0), ("down", F, C, 1.0)]
@@ -209,7 +207,7 @@ fn products(b: &mut Bench) {
 }
 
 fn adapters(b: &mut Bench) {
-    let ops = Arc::clone(&b.cpu);
+    let ops = b.cpu.clone();
     for (name, inputs, outputs, count) in
         [("q, o", C, C, 2.0), ("k, v", C, G * D, 2.0), ("gate, up", C, F, 2.0), ("down", F, C, 1.0)]
     {
@@ -244,7 +242,7 @@ fn adapters(b: &mut Bench) {
 }
 
 fn rows(b: &mut Bench) {
-    let ops = Arc::clone(&b.cpu);
+    let ops = b.cpu.clone();
     let (x, dy, w) = (b.random(&[N, C]), b.random(&[N, C]), b.random(&[C]));
     let wide = 4.0 * (N * C) as f64;
     let (_, rstd) = ops.rms_norm(&x, &w, 1e-5, 0.0).expect("norm");
@@ -273,7 +271,7 @@ fn rows(b: &mut Bench) {
 }
 
 fn attention(b: &mut Bench) {
-    let ops = Arc::clone(&b.cpu);
+    let ops = b.cpu.clone();
     // Turns, so that repeating one leaves the size of the numbers alone.
     let angles: Vec<f32> = (0..N * D / 2).map(|i| i as f32 * 0.1).collect();
     let turn =
@@ -305,7 +303,7 @@ fn attention(b: &mut Bench) {
 }
 
 fn head(b: &mut Bench) {
-    let ops = Arc::clone(&b.cpu);
+    let ops = b.cpu.clone();
     let h = b.random(&[N, C]);
     let weight = Weight::Dense(b.random(&[V, C]));
     let targets: Vec<u32> = (0..N as u32).map(|i| i * 37 % V as u32).collect();
@@ -325,7 +323,7 @@ fn head(b: &mut Bench) {
 }
 
 fn decode(b: &mut Bench) {
-    let ops = Arc::clone(&b.cpu);
+    let ops = b.cpu.clone();
     for (name, inputs, outputs) in [("q", C, C), ("gate", C, F), ("down", F, C), ("head", C, V)] {
         // Several weights in turn, as in a model: one alone would stay in a cache.
         let count = (256 << 20) / (4 * inputs * outputs);

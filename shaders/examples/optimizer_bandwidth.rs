@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use finetuned_plugin_api::optimizer::{TensorKind, TensorShape};
 use finetuned_plugin_api::program::{Program, Rule, Scalars, StateType};
-use finetuned_shaders::cpu::Cpu;
+use finetuned_shaders::Device;
 
 fn adamw(tensor: &TensorShape, kinds: [StateType; 2]) -> Result<Program, Box<dyn std::error::Error>> {
     let rule = Rule::new(tensor);
@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let tensor = TensorShape { shape: vec![rows, columns], name: "w".into(), kind: TensorKind::Matrix };
     let eight_bit = [StateType::BlockwiseU8 { signed: true }, StateType::BlockwiseU8 { signed: false }];
-    let device = Cpu::new(Some(threads))?;
+    let device = Device::cpu(Some(threads))?;
     for (name, program) in [
         ("lion", lion(&tensor)?),
         ("adamw", adamw(&tensor, [StateType::F32; 2])?),

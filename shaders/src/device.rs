@@ -1,8 +1,8 @@
 //! From the words of `--device` to a device.
 
+#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
-use crate::cpu::Cpu;
 use crate::error::{Result, TensorError};
 use crate::gpu::{self, Compiler, GpuEntry, Products, TensorCores};
 use crate::ops::Device;
@@ -137,13 +137,13 @@ fn absent(asked: &str, all: &[GpuEntry]) -> TensorError {
 ///
 /// # Errors
 /// Words that name no device, a GPU that is not there or cannot be opened.
-pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<Device>> {
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Device> {
     match asked.parse::<DeviceChoice>()?.find()? {
         #[cfg(feature = "gpu")]
-        Some(entry) => Ok(Arc::new(gpu::open(&entry)?)),
+        Some(entry) => Ok(Arc::new(gpu::open(&entry)?).into()),
         #[cfg(not(feature = "gpu"))]
         Some(entry) => Err(absent(&entry.spec, &[])),
-        None => Cpu::new(threads),
+        None => Device::cpu(threads),
     }
 }
 

@@ -5,11 +5,11 @@
 #![deny(unsafe_code)]
 
 pub mod conformance;
-pub mod counting;
-pub mod cpu;
+pub(crate) mod cpu;
 pub mod device;
 pub mod error;
 pub mod gpu;
+mod ledger;
 pub mod ops;
 pub mod profile;
 pub mod random;
@@ -17,7 +17,7 @@ pub mod tensor;
 
 pub use error::{Result, TensorError};
 pub use ops::{
-    Activation, AttentionSpec, Device, DeviceInfo, Head, Ops, Reading, RotaryTable, Segments, StatisticSet,
+    Activation, AttentionSpec, Counting, Device, DeviceInfo, Head, RotaryTable, Segments, StatisticSet,
     TokenCoefficients, TokenStatistics, Weight, WeightKind,
 };
-pub use tensor::{DType, Tensor};
+pub use tensor::{DType, Reading, Tensor};

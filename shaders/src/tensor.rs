@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use crate::counting::ledger::Counted;
 use crate::cpu::HostBuffer;
 use crate::error::{Result, TensorError, shape_error};
 #[cfg(feature = "gpu")]
 use crate::gpu::GpuBuffer;
+use crate::ledger::Counted;
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,3 +132,6 @@ impl Tensor {
         Ok(())
     }
 }
+
+/// A tensor's values on their way to the host: calling it waits for them.
+pub type Reading<'a> = Box<dyn FnOnce() -> Result<Vec<f32>> + Send + 'a>;

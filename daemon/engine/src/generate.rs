@@ -1,7 +1,6 @@
 //! Generation: a KV cache, greedy or sampled, adapters on or off.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use finetuned_data::ChatTokenizer;
@@ -68,7 +67,7 @@ pub struct Generation {
 
 /// A model ready to write.
 pub struct Generator {
-    ops: Arc<Device>,
+    ops: Device,
     model: Decoder,
     tokenizer: ChatTokenizer,
     adapters: bool,
@@ -91,15 +90,15 @@ impl Generator {
         // rotary tables for more than this cost memory that no answer needs.
         let context = opened.files.config.max_positions.min(32 * 1024);
         let options = LoadOptions { trainable: false, nf4: None, context };
-        let mut decoder = load(ops.as_ref(), &opened.files.config, opened.files.tensors.as_ref(), &options)?;
+        let mut decoder = load(&ops, &opened.files.config, opened.files.tensors.as_ref(), &options)?;
         if let Some(folder) = adapter {
-            adapter::attach_peft(ops.as_ref(), &mut decoder, &read_peft(folder)?)?;
+            adapter::attach_peft(&ops, &mut decoder, &read_peft(folder)?)?;
         }
         Ok(Generator { ops, model: decoder, tokenizer: opened.tokenizer, adapters: true })
     }
 
     /// From parts that are already there.
-    pub fn from_parts(ops: Arc<Device>, model: Decoder, tokenizer: ChatTokenizer) -> Generator {
+    pub fn from_parts(ops: Device, model: Decoder, tokenizer: ChatTokenizer) -> Generator {
         Generator { ops, model, tokenizer, adapters: true }
     }
 
@@ -158,7 +157,7 @@ impl Generator {
         if prompt.len() >= context {
             return Err(EngineError::PromptTooLong { tokens: prompt.len(), context });
         }
-        let ops = self.ops.as_ref();
+        let ops = &self.ops;
         let pass = Pass::evaluation(self.adapters);
         let capacity = (prompt.len() + options.max_tokens).min(context);
         let mut caches = self.model.caches(ops, capacity)?;

@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_decoder_of_every_family_finds_the_tensors_that_it_asks_for() {
-        let device = finetuned_shaders::cpu::Cpu::new(Some(2)).expect("a device");
+        let device = finetuned_shaders::Device::cpu(Some(2)).expect("a device");
         let options = LoadOptions { trainable: true, nf4: None, context: 16 };
         for family in FAMILIES {
             let json = serde_json::json!({
@@ -131,7 +131,7 @@ mod tests {
                 "bos_token_id": 1,
             });
             let config = ModelConfig::from_json(json, Path::new(family.model_type)).expect("a configuration");
-            let model = load(device.as_ref(), &config, &RandomWeights::new(&config), &options);
+            let model = load(&device, &config, &RandomWeights::new(&config), &options);
             assert!(model.is_ok(), "{}: {:?}", family.model_type, model.err());
         }
     }
@@ -148,7 +148,7 @@ mod tests {
         let shape = source.info(name).expect("a tensor").shape;
         let random = source.random(name).expect("a matrix is random");
         let key = streams::made_up(&random);
-        let ops = finetuned_shaders::cpu::Cpu::new(Some(2)).expect("a device");
+        let ops = finetuned_shaders::Device::cpu(Some(2)).expect("a device");
         let weight = ops.random_weight(&shape, random.scale, key, WeightKind::F32).expect("a weight");
         assert!(ops.read_weight(&weight).expect("its values") == source.read_f32(name).expect("its values"));
         // No two tensors are alike; norms are ones; other names are refused.

@@ -48,7 +48,7 @@ fn a_frozen_checkpoint_of_bf16_stays_that_on_a_gpu() {
     // Tied and untied heads, biases, GPT-2's transposed matrices.
     for architecture in ["llama", "qwen2", "gpt2"] {
         let source = InBf16(files(architecture));
-        let (cpu, gpu) = (cpu(), device.ops.as_ref());
+        let (cpu, gpu) = (cpu(), &device.ops);
         let tokens: Vec<u32> = (0..40).map(|i| (i * 37) % 300).collect();
         let batch = TokenBatch::from_documents([&tokens[..23], &tokens[23..]]);
         let rows: Vec<u32> = (0..40).collect();
@@ -56,7 +56,7 @@ fn a_frozen_checkpoint_of_bf16_stays_that_on_a_gpu() {
             let logits = model.logits(ops, &batch, &rows, &Pass::evaluation(false)).expect("logits");
             ops.read(&logits).expect("a read")
         };
-        let want = logits(cpu.as_ref(), &loaded(cpu.as_ref(), &source, false).0);
+        let want = logits(&cpu, &loaded(&cpu, &source, false).0);
         let (frozen, half) = loaded(gpu, &source, false);
         let got = logits(gpu, &frozen);
         let far = got.iter().zip(&want).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);

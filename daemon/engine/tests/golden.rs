@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::*;
 use finetuned_data::{Examples, Row};
 use finetuned_engine::model::adapter;
@@ -51,18 +49,18 @@ fn logits_and_log_probabilities(device: &TestDevice, architecture: &str) {
     let batch = batch(&ids);
     let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
     for kind in KINDS.into_iter().filter(|kind| has(architecture, kind)) {
-        let model = model(ops.as_ref(), architecture, kind);
-        let logits = model.logits(ops.as_ref(), &batch, &rows, &Pass::evaluation(true)).expect("logits");
+        let model = model(&ops, architecture, kind);
+        let logits = model.logits(&ops, &batch, &rows, &Pass::evaluation(true)).expect("logits");
         let expected = &tensors(&format!("{}/forward.safetensors", folder(architecture, kind)))["logits"].1;
         let difference = largest_difference(&ops.read(&logits).expect("read"), expected);
         assert!(difference < device.forward, "{architecture} {kind}: logits differ by {difference}");
     }
-    let model = model(ops.as_ref(), architecture, "base");
-    let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(false), Keep::Nothing).expect("forward");
+    let model = model(&ops, architecture, "base");
+    let forward = model.forward(&ops, &batch, &Pass::evaluation(false), Keep::Nothing).expect("forward");
     let t = ids[0].len();
     let rows: Vec<u32> = (0..batch.tokens.len() as u32).filter(|r| !(*r as usize + 1).is_multiple_of(t)).collect();
     let targets: Vec<u32> = rows.iter().map(|r| batch.tokens[*r as usize + 1]).collect();
-    let head = model.head_input(ops.as_ref(), &forward, &rows).expect("head");
+    let head = model.head_input(&ops, &forward, &rows).expect("head");
     let logp =
         ops.token_logp(&head.h, &model.lm_head(), &targets, StatisticSet::default()).expect("log-probabilities").logp;
     let expected = &tensors(&format!("{architecture}/forward.safetensors"))["token_logp"].1;
@@ -77,7 +75,7 @@ fn every_gradient(device: &TestDevice, architecture: &str, checkpointing: &[bool
     let examples = examples(&ids, &labels);
     for kind in KINDS.into_iter().filter(|kind| has(architecture, kind)) {
         for &checkpointing in checkpointing {
-            let model = model(ops.as_ref(), architecture, kind);
+            let model = model(&ops, architecture, kind);
             let gradients = gradients(&ops, &model, &ids, &examples, checkpointing);
             let expected = tensors(&format!("{}/grads.safetensors", folder(architecture, kind)));
             let mut compared = 0;
@@ -113,13 +111,7 @@ fn golden_name(name: &str, expected: &Tensors) -> String {
 }
 
 /// Gradients of the mean loss over all trained tokens.
-fn gradients(
-    ops: &Arc<Device>,
-    model: &Decoder,
-    ids: &[Vec<i64>],
-    examples: &Examples,
-    checkpointing: bool,
-) -> Gradients {
+fn gradients(ops: &Device, model: &Decoder, ids: &[Vec<i64>], examples: &Examples, checkpointing: bool) -> Gradients {
     let batch = batch(ids);
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     let mut offset = 0;
@@ -132,7 +124,6 @@ fn gradients(
         }
         offset += document.len();
     }
-    let ops = ops.as_ref();
     let pass = Pass { training: true, adapters: true, seed: 1, step: 1, micro_batch: 0 };
     let mut gradients = Gradients::zeros(ops, &model.parameters).expect("memory");
     let forward = model
@@ -176,7 +167,7 @@ fn run_curve(device: &TestDevice, architecture: &str, kind: &str, micro_batch_si
         max_grad_norm: curve["clip"].as_f64().expect("clip"),
         seed: 1,
     };
-    let model = model(ops.as_ref(), architecture, kind);
+    let model = model(&ops, architecture, kind);
     let mut trainer = Trainer::new(ops, model, objective, optimizer, options, false).expect("trainer");
     let mut losses = Vec::new();
     let mut norms = Vec::new();
@@ -298,17 +289,16 @@ fn greedy_continuations(device: &TestDevice, architecture: &str) {
     let greedy = &curves(architecture)["greedy"];
     let list = |key: &str| numbers(&greedy[key]).iter().map(|n| *n as u32).collect::<Vec<_>>();
     let (prompt, expected) = (list("prompt"), list("completion"));
-    let model = model(ops.as_ref(), architecture, "base");
+    let model = model(&ops, architecture, "base");
     let pass = Pass::evaluation(true);
-    let mut caches = model.caches(ops.as_ref(), prompt.len() + expected.len()).expect("caches");
-    let mut logits =
-        ops.read(&model.decode(ops.as_ref(), &prompt, &mut caches, 0, &pass).expect("prompt")).expect("read");
+    let mut caches = model.caches(&ops, prompt.len() + expected.len()).expect("caches");
+    let mut logits = ops.read(&model.decode(&ops, &prompt, &mut caches, 0, &pass).expect("prompt")).expect("read");
     let mut got = Vec::new();
     while got.len() < expected.len() {
         let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("logits").0 as u32;
         got.push(best);
         let length = prompt.len() + got.len() - 1;
-        let next = model.decode(ops.as_ref(), &[best], &mut caches, length, &pass).expect("decode");
+        let next = model.decode(&ops, &[best], &mut caches, length, &pass).expect("decode");
         logits = ops.read(&next).expect("read");
     }
     assert_eq!(got, expected, "{architecture}");

@@ -17,7 +17,6 @@ use finetuned_engine::train::step::{StepOptions, StepResult, Trainer};
 use finetuned_engine::{EngineError, Event, Outcome, TrainRequest, train};
 use finetuned_formats::read_peft;
 use finetuned_shaders::Device;
-use finetuned_shaders::Ops;
 use finetuned_shaders::gpu::{self, Gpu};
 use serde_json::Map;
 
@@ -60,15 +59,14 @@ fn a_run_moves_between_the_cpu_and_a_gpu() {
 
 /// A trainer of the golden llama's adapter with this device, and its data.
 fn trainer(gpu: &Arc<Gpu>, micro_batch_size: usize) -> (Trainer, finetuned_data::Examples, Vec<Row>) {
-    let ops: Arc<Device> = gpu.clone();
+    let ops = Device::from(gpu.clone());
     let path = "llama/batches.safetensors";
     let examples = examples(&ids(path, "input_ids"), &ids(path, "labels"));
     let registry = plugins::registry(&[]).expect("registry");
     let objective = registry.objective("cross-entropy", &Map::new()).expect("loss");
     let optimizer = registry.optimizer("sgd", &Map::new()).expect("optimizer");
-    let mut model = decoder(ops.as_ref(), "llama", false, None);
-    adapter::attach_peft(ops.as_ref(), &mut model, &read_peft(&golden("llama/lora")).expect("adapter"))
-        .expect("attached");
+    let mut model = decoder(&ops, "llama", false, None);
+    adapter::attach_peft(&ops, &mut model, &read_peft(&golden("llama/lora")).expect("adapter")).expect("attached");
     let options = StepOptions {
         micro_batch_size,
         gradient_checkpointing: false,
@@ -82,11 +80,11 @@ fn trainer(gpu: &Arc<Gpu>, micro_batch_size: usize) -> (Trainer, finetuned_data:
 
 fn one_step(gpu: &Arc<Gpu>, micro_batch_size: usize, limit: Option<u64>) -> (Result<StepResult, EngineError>, u64) {
     let (mut trainer, examples, rows) = trainer(gpu, micro_batch_size);
-    gpu.reset_peak();
+    trainer.ops.reset_peak();
     gpu.limit_memory(limit.unwrap_or(0));
     let result = trainer.step(&examples, &rows, 1, 1e-3, &mut |_, _| true);
     gpu.limit_memory(0);
-    (result.map(|result| result.expect("a whole step")), gpu.allocated_bytes().1)
+    (result.map(|result| result.expect("a whole step")), trainer.ops.allocated_bytes().1)
 }
 
 #[test]

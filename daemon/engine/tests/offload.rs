@@ -4,7 +4,6 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use common::runs::*;
 use common::*;
@@ -57,7 +56,7 @@ impl TensorSource for Taller {
 
 /// One step of eight rows at once: its result, every gradient's bits, the most
 /// bytes on the device beyond what lay there before.
-fn step(ops: &Arc<Device>, checkpointing: bool, offload: bool) -> (StepResult, BTreeMap<usize, Vec<u32>>, u64) {
+fn step(ops: &Device, checkpointing: bool, offload: bool) -> (StepResult, BTreeMap<usize, Vec<u32>>, u64) {
     let path = "llama/batches.safetensors";
     let examples = examples(&ids(path, "input_ids"), &ids(path, "labels"));
     let registry = plugins::registry(&[]).expect("registry");
@@ -69,11 +68,11 @@ fn step(ops: &Arc<Device>, checkpointing: bool, offload: bool) -> (StepResult, B
     config.layer_is_sliding.resize(LAYERS, false);
     config.layer_uses_rope.resize(LAYERS, true);
     let options = LoadOptions { trainable: false, nf4: None, context: 64 };
-    let mut model = load(ops.as_ref(), &config, &Taller(files), &options).expect("weights");
+    let mut model = load(ops, &config, &Taller(files), &options).expect("weights");
     let mut recipe = toml::Table::new();
     ["lora.rank=4", "lora.dropout=0.1"].iter().for_each(|setting| set(&mut recipe, setting).expect("setting"));
     let recipe = Recipe::from_table(&recipe).expect("recipe");
-    adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 7).expect("attached");
+    adapter::attach_fresh(ops, &mut model, &recipe.lora, 7).expect("attached");
     let options = StepOptions {
         micro_batch_size: 8,
         gradient_checkpointing: checkpointing,

@@ -85,18 +85,18 @@ fn transformers_computes_the_same_rewards() {
         let trained = if full { request.out.clone() } else { golden(architecture) };
         let files = ModelFiles::open(&trained).expect("model");
         let options = LoadOptions { trainable: false, nf4: None, context: 64 };
-        let mut model = load(ops.as_ref(), &files.config, files.tensors.as_ref(), &options).expect("weights");
+        let mut model = load(&ops, &files.config, files.tensors.as_ref(), &options).expect("weights");
         if full {
             let head = value::stored(&files.config, files.tensors.as_ref()).expect("read").expect("a head");
-            model.attach_value_head(ops.as_ref(), value::WEIGHT, &head).expect("attached");
+            model.attach_value_head(&ops, value::WEIGHT, &head).expect("attached");
         } else {
             let peft = read_peft(&request.out).expect("adapter");
-            adapter::attach_peft(ops.as_ref(), &mut model, &peft).expect("attached");
+            adapter::attach_peft(&ops, &mut model, &peft).expect("attached");
         }
         // Documents that end in no padding token, before which transformers would read.
         let documents: Vec<Vec<u32>> = [100, 200, 40].map(|from| (0..9).map(|t| from + t * 3).collect()).to_vec();
         let batch = TokenBatch::from_documents(documents.iter().map(Vec::as_slice));
-        let values = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head");
+        let values = model.values(&ops, &batch, &Pass::evaluation(true)).expect("values").expect("a head");
         let numbers = folder.path().join("values.safetensors");
         let ids: Vec<i64> = documents.concat().iter().map(|t| i64::from(*t)).collect();
         let specs = [
@@ -146,12 +146,12 @@ fn peft_computes_the_same_logits() {
         ];
         let request = trained(architecture, folder.path(), &rows, &settings);
 
-        let mut model = decoder(ops.as_ref(), architecture, false, None);
-        adapter::attach_peft(ops.as_ref(), &mut model, &read_peft(&request.out).expect("adapter")).expect("attached");
+        let mut model = decoder(&ops, architecture, false, None);
+        adapter::attach_peft(&ops, &mut model, &read_peft(&request.out).expect("adapter")).expect("attached");
         let tokens: Vec<u32> = (0..24).map(|t| 6 + t * 11 % 300).collect();
         let rows: Vec<u32> = (0..24).collect();
         let batch = TokenBatch::from_documents([&tokens[..]]);
-        let logits = model.logits(ops.as_ref(), &batch, &rows, &Pass::evaluation(true)).expect("logits");
+        let logits = model.logits(&ops, &batch, &rows, &Pass::evaluation(true)).expect("logits");
         let logits = ops.read(&logits).expect("read");
         let numbers = folder.path().join("logits.safetensors");
         let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();

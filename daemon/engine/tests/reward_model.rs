@@ -4,7 +4,6 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use common::*;
 use finetuned_data::{Example, Examples, Row};
@@ -82,14 +81,14 @@ fn wave(i: usize) -> f32 {
     (i as f32 * 0.7).sin() * 0.3
 }
 
-fn trainer(ops: &Arc<Device>, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
+fn trainer(ops: &Device, model: Decoder, parameters: Value, micro_batch_size: usize) -> Trainer {
     let registry = plugins::registry(&[]).expect("registry");
     let parameters: Map<String, Value> = parameters.as_object().expect("object").clone();
     let objective = registry.objective("reward-model", &parameters).expect("objective");
     trainer_of(ops, model, objective, micro_batch_size)
 }
 
-fn trainer_of(ops: &Arc<Device>, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
+fn trainer_of(ops: &Device, model: Decoder, objective: Objective, micro_batch_size: usize) -> Trainer {
     let registry = plugins::registry(&[]).expect("registry");
     let optimizer = plugins::optimizer(&Recipe::default(), &registry).expect("optimizer");
     let options = StepOptions {
@@ -123,12 +122,12 @@ fn move_by(ops: &Device, model: &mut Decoder, id: ParameterId, direction: &[f32]
 #[test]
 fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     let ops = cpu();
-    let model = reward_model(ops.as_ref(), wave);
+    let model = reward_model(&ops, wave);
     let documents: [&[u32]; 3] = [&[7, 8, 9, 10], &[11], &[12, 13]];
     let batch = TokenBatch::from_documents(documents);
-    let values = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head");
-    let forward = model.forward(ops.as_ref(), &batch, &Pass::evaluation(true), Keep::Nothing).expect("forward");
-    let h = model.head_input(ops.as_ref(), &forward, &[3, 4, 6]).expect("norm").h;
+    let values = model.values(&ops, &batch, &Pass::evaluation(true)).expect("values").expect("a head");
+    let forward = model.forward(&ops, &batch, &Pass::evaluation(true), Keep::Nothing).expect("forward");
+    let h = model.head_input(&ops, &forward, &[3, 4, 6]).expect("norm").h;
     let h = ops.read(&h).expect("read");
     for (value, h) in values.iter().zip(h.chunks(64)) {
         let expected: f64 = h.iter().enumerate().map(|(i, x)| f64::from(*x) * f64::from(wave(i))).sum();
@@ -137,7 +136,7 @@ fn a_value_is_the_head_on_the_final_norm_at_the_last_token() {
     assert_eq!(values.len(), 3);
     // A document's value does not depend on its neighbours, but for the order of f32 sums:
     // a product of fewer rows is cut into other tiles where a processor lacks AVX-512.
-    let alone = model.values(ops.as_ref(), &TokenBatch::from_documents([documents[2]]), &Pass::evaluation(true));
+    let alone = model.values(&ops, &TokenBatch::from_documents([documents[2]]), &Pass::evaluation(true));
     let alone = alone.expect("values").expect("a head")[0];
     assert!((alone - values[2]).abs() < 1e-5, "{alone} {}", values[2]);
 }
@@ -171,8 +170,8 @@ fn compare_with_finite_differences(ops: &Device, trainer: &mut Trainer, examples
 #[test]
 fn gradients_are_those_of_finite_differences() {
     let ops = cpu();
-    let mut trainer = trainer(&ops, reward_model(ops.as_ref(), wave), json!({"centering": 0.05}), 2);
-    compare_with_finite_differences(ops.as_ref(), &mut trainer, &pairs(4), 4);
+    let mut trainer = trainer(&ops, reward_model(&ops, wave), json!({"centering": 0.05}), 2);
+    compare_with_finite_differences(&ops, &mut trainer, &pairs(4), 4);
 }
 
 /// Reads both heads: the values of a pair, and the chosen answer's tokens.
@@ -198,18 +197,18 @@ impl Formula for Both {
     }
 }
 
-fn with_both(ops: &Arc<Device>, needs: Needs) -> Trainer {
+fn with_both(ops: &Device, needs: Needs) -> Trainer {
     let objective = Both { needs };
     let needs = AlignmentNeeds { value_head: true, ..AlignmentNeeds::only(DataKind::Pairs) };
     let objective = Objective::Alignment(Box::new(Declared { needs, objective }));
-    trainer_of(ops, reward_model(ops.as_ref(), wave), objective, 2)
+    trainer_of(ops, reward_model(ops, wave), objective, 2)
 }
 
 #[test]
 fn a_loss_may_read_both_heads() {
     let ops = cpu();
     for needs in [Needs::of([Statistic::Lse]), Needs { prompt_logp: true, ..Needs::default() }] {
-        compare_with_finite_differences(ops.as_ref(), &mut with_both(&ops, needs), &pairs(4), 4);
+        compare_with_finite_differences(&ops, &mut with_both(&ops, needs), &pairs(4), 4);
     }
     // Without asking it would learn from log-probabilities that nobody computed.
     let mut wrong = with_both(&ops, Needs::default());
@@ -220,7 +219,7 @@ fn a_loss_may_read_both_heads() {
 #[test]
 fn a_head_of_zeros_begins_at_ln_2() {
     let ops = cpu();
-    let mut trainer = trainer(&ops, reward_model(ops.as_ref(), |_| 0.0), json!({}), 4);
+    let mut trainer = trainer(&ops, reward_model(&ops, |_| 0.0), json!({}), 4);
     let (loss, norm) = step(&mut trainer, &pairs(8), 8);
     assert!((loss - std::f64::consts::LN_2).abs() < 1e-7, "{loss}");
     assert!(norm > 0.0);
@@ -235,7 +234,7 @@ fn one_micro_batch_or_eight_give_one_gradient() {
     let ops = cpu();
     let examples = pairs(8);
     let all = |micro_batch_size| {
-        let mut trainer = trainer(&ops, reward_model(ops.as_ref(), wave), json!({"centering": 0.01}), micro_batch_size);
+        let mut trainer = trainer(&ops, reward_model(&ops, wave), json!({"centering": 0.01}), micro_batch_size);
         let (loss, _) = step(&mut trainer, &examples, 8);
         let values: Vec<Vec<f32>> = trainer.gradients().iter().map(|(_, g)| ops.read(g).expect("gradient")).collect();
         (loss, values.concat())
@@ -250,21 +249,21 @@ fn one_micro_batch_or_eight_give_one_gradient() {
 fn what_is_saved_gives_the_same_values() {
     let ops = cpu();
     let examples = pairs(8);
-    let mut trainer = trainer(&ops, reward_model(ops.as_ref(), wave), json!({}), 4);
+    let mut trainer = trainer(&ops, reward_model(&ops, wave), json!({}), 4);
     for i in 1..=3 {
         trainer.step(&examples, &rows(8), i, 1e-2, &mut |_, _| true).expect("step");
     }
     let batch = TokenBatch::from_documents([&[7u32, 8, 9][..], &[21, 22]]);
-    let values = |model: &Decoder| model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values");
+    let values = |model: &Decoder| model.values(&ops, &batch, &Pass::evaluation(true)).expect("values");
     let before = values(&trainer.model);
-    assert_ne!(before, values(&reward_model(ops.as_ref(), wave)), "three steps change them");
+    assert_ne!(before, values(&reward_model(&ops, wave)), "three steps change them");
     let folder = tempfile::tempdir().expect("folder");
     let (ops, model) = trainer.into_model();
     let difference = output::save_adapter(&ops, model, &golden("llama"), folder.path(), &[7, 8, 9]).expect("saved");
     assert_eq!(difference, 0.0);
-    let mut again = decoder(ops.as_ref(), "llama", false, None);
-    adapter::attach_peft(ops.as_ref(), &mut again, &read_peft(folder.path()).expect("read")).expect("attached");
-    assert_eq!(before, again.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values"));
+    let mut again = decoder(&ops, "llama", false, None);
+    adapter::attach_peft(&ops, &mut again, &read_peft(folder.path()).expect("read")).expect("attached");
+    assert_eq!(before, again.values(&ops, &batch, &Pass::evaluation(true)).expect("values"));
 }
 
 /// Pairs as rows of token ids.
@@ -376,8 +375,7 @@ fn a_head_is_drawn_from_the_seed_or_taken_from_the_start() {
     let files = files("llama");
     let head_of = |recipe: &Recipe, start| {
         let (model, _) =
-            load_for_training(ops.as_ref(), &files.config, files.tensors.as_ref(), recipe, start, VALUES, 32)
-                .expect("model");
+            load_for_training(&ops, &files.config, files.tensors.as_ref(), recipe, start, VALUES, 32).expect("model");
         let head = model.value_head.expect("a head").weight;
         ops.read(model.parameters.tensor(head).expect("dense")).expect("read")
     };
@@ -422,9 +420,8 @@ fn a_full_model_holds_its_head() {
         // The next run starts from that head.
         let recipe = Recipe { method: Method::Full, ..Recipe::default() };
         let ops = cpu();
-        let (model, _) =
-            load_for_training(ops.as_ref(), &written.config, written.tensors.as_ref(), &recipe, None, VALUES, 32)
-                .expect("model");
+        let (model, _) = load_for_training(&ops, &written.config, written.tensors.as_ref(), &recipe, None, VALUES, 32)
+            .expect("model");
         let weight = model.value_head.expect("a head").weight;
         assert_eq!(ops.read(model.parameters.tensor(weight).expect("dense")).expect("read"), head);
         let planned = plan(&request).expect("plan");
@@ -455,15 +452,14 @@ fn ten_steps_are_those_of_transformers_and_peft() {
     request.adapter = Some(golden("reward_model"));
 
     let ops = cpu();
-    let mut model = decoder(ops.as_ref(), "llama", false, None);
-    adapter::attach_peft(ops.as_ref(), &mut model, &read_peft(&golden("reward_model")).expect("adapter"))
-        .expect("attached");
+    let mut model = decoder(&ops, "llama", false, None);
+    adapter::attach_peft(&ops, &mut model, &read_peft(&golden("reward_model")).expect("adapter")).expect("attached");
     for (row, values) in pairs["rows"].as_array().expect("rows").iter().zip(curve["values"].as_array().expect("values"))
     {
         for (at, answer) in ["chosen_ids", "rejected_ids"].into_iter().enumerate() {
             let ids = |key: &str| serde_json::from_value::<Vec<u32>>(row[key].clone()).expect("ids");
             let batch = TokenBatch::from_documents([&[ids("prompt_ids"), ids(answer)].concat()[..]]);
-            let ours = model.values(ops.as_ref(), &batch, &Pass::evaluation(true)).expect("values").expect("a head")[0];
+            let ours = model.values(&ops, &batch, &Pass::evaluation(true)).expect("values").expect("a head")[0];
             let theirs = values[at].as_f64().expect("value");
             assert!((f64::from(ours) - theirs).abs() < 1e-5, "{ours} {theirs}");
         }

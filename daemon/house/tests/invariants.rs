@@ -102,7 +102,7 @@ fn unsafe_code_lives_in_named_rooms() {
     let rooms = [
         "shaders/src/cpu/",
         "shaders/src/gpu/launch.rs",
-        "shaders/src/ops/program/prefetch.rs",
+        "shaders/src/ops/program/cpu/prefetch.rs",
         "shaders/bad-device/",
         "plugin-api/src/abi",
         "plugin-api/tests",

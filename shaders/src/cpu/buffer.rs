@@ -139,7 +139,7 @@ mod pages {
 
 /// Rounds a size up so that nearly equal sizes share their buffers: at most
 /// an eighth is lost. Packed batches differ in length from step to step.
-pub(super) fn bucket(bytes: usize) -> usize {
+pub(crate) fn bucket(bytes: usize) -> usize {
     let bytes = bytes.max(ALIGNMENT);
     let step = (bytes.next_power_of_two() >> 4).max(ALIGNMENT);
     bytes.div_ceil(step) * step

@@ -23,14 +23,14 @@ impl Cpu {
         self.workers.each(y.chunks_mut(4 * PIECE).zip(x.chunks(4 * PIECE)), |(y, x)| y.copy_from_slice(x));
     }
 
-    pub(super) fn upload_f32(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+    pub(crate) fn upload_f32(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
         Cpu::expect_values("upload", shape, values.len())?;
         let mut x = self.empty_f32("upload", shape)?;
         self.copy_slice(self.f32_mut("upload", &mut x)?, values);
         Ok(x)
     }
 
-    pub(super) fn upload_words(&self, shape: &[usize], values: &[u32]) -> Result<Tensor> {
+    pub(crate) fn upload_words(&self, shape: &[usize], values: &[u32]) -> Result<Tensor> {
         Cpu::expect_values("upload_u32", shape, values.len())?;
         let mut x = self.empty("upload_u32", shape, DType::U32)?;
         self.bytes_mut("upload_u32", &mut x, DType::U32)?.copy_from_slice(bytemuck::cast_slice(values));
@@ -44,7 +44,7 @@ impl Cpu {
         Ok(x)
     }
 
-    pub(super) fn upload_half(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+    pub(crate) fn upload_half(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
         Cpu::expect_values("upload_bf16", shape, values.len())?;
         let mut x = self.empty("upload_bf16", shape, DType::Bf16)?;
         let y: &mut [bf16] = bytemuck::cast_slice_mut(self.bytes_mut("upload_bf16", &mut x, DType::Bf16)?);
@@ -56,7 +56,7 @@ impl Cpu {
         Ok(x)
     }
 
-    pub(super) fn read_values(&self, x: &Tensor) -> Result<Vec<f32>> {
+    pub(crate) fn read_values(&self, x: &Tensor) -> Result<Vec<f32>> {
         match x.dtype() {
             DType::F32 => Ok(self.f32("read", x)?.to_vec()),
             DType::Bf16 => Ok(self.bf16("read", x)?.iter().map(|v| v.to_f32()).collect()),
@@ -64,7 +64,7 @@ impl Cpu {
         }
     }
 
-    pub(super) fn write_values(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {
+    pub(crate) fn write_values(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {
         Cpu::expect_values("write", x.shape(), values.len())?;
         self.copy_slice(self.f32_mut("write", x)?, values);
         Ok(())
@@ -80,15 +80,15 @@ impl Cpu {
         Ok(y)
     }
 
-    pub(super) fn counts(&self) -> (u64, u64) {
+    pub(crate) fn counts(&self) -> (u64, u64) {
         self.pool.counts()
     }
 
-    pub(super) fn reset_peak_bytes(&self) {
+    pub(crate) fn reset_peak_bytes(&self) {
         self.pool.reset_peak();
     }
 
-    pub(super) fn trim_pool(&self) {
+    pub(crate) fn trim_pool(&self) {
         self.pool.trim();
     }
 }

@@ -1,7 +1,6 @@
 //! The CPU device: pooled host memory, a few threads, vectorised loops.
 
 mod buffer;
-mod device;
 pub(crate) mod gemm;
 mod memory;
 pub(crate) mod simd;
@@ -12,11 +11,10 @@ pub(crate) mod workers;
 use std::sync::Arc;
 
 pub use buffer::HostBuffer;
-pub(crate) use buffer::Pool;
+pub(crate) use buffer::{Pool, bucket};
 use workers::Workers;
 
 use crate::error::{Result, TensorError};
-use crate::ops::Ops;
 use crate::tensor::{DType, Storage, Tensor};
 
 /// The CPU as a device.
@@ -24,21 +22,13 @@ pub struct Cpu {
     pool: Arc<Pool>,
     pub(crate) workers: Workers,
     /// Plans and buffers of optimizer programs.
-    pub(crate) program: std::sync::Mutex<crate::ops::program::Scratch>,
+    pub(crate) program: std::sync::Mutex<crate::ops::program::cpu::Scratch>,
 }
 
 impl Cpu {
     /// A device of this many threads; `None` takes as many as the machine has
     /// cores for this process.
-    ///
-    /// # Errors
-    /// [`TensorError::Failed`] when the system refuses the threads.
-    #[allow(clippy::new_ret_no_self)]
-    pub fn new(threads: Option<usize>) -> Result<Arc<dyn Ops>> {
-        Ok(Arc::new(Cpu::device(threads)?))
-    }
-
-    pub(crate) fn device(threads: Option<usize>) -> Result<Cpu> {
+    pub(crate) fn new(threads: Option<usize>) -> Result<Cpu> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
         Ok(Cpu { pool: Arc::new(Pool::new()), workers: Workers::new(threads)?, program: Default::default() })
     }
@@ -114,7 +104,7 @@ impl Cpu {
     }
 }
 
-fn elsewhere(op: &'static str) -> TensorError {
+pub(crate) fn elsewhere(op: &'static str) -> TensorError {
     TensorError::Device { op, expected: "cpu".into(), got: "another device".into() }
 }
 

@@ -6,8 +6,8 @@ use half::bf16;
 use super::Gpu;
 use super::pool::Lives;
 use crate::error::{Result, TensorError, shape_error};
-use crate::ops::{Reading, elementwise};
-use crate::tensor::{DType, Tensor};
+use crate::ops::elementwise;
+use crate::tensor::{DType, Reading, Tensor};
 
 impl Gpu {
     fn expect_values(op: &'static str, shape: &[usize], got: usize) -> Result<()> {
@@ -56,7 +56,7 @@ impl Gpu {
         self.upload_bytes(op, shape, DType::F32, bytemuck::cast_slice(values))
     }
 
-    pub(super) fn upload_half(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+    pub(crate) fn upload_half(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
         Gpu::expect_values("upload_bf16", shape, values.len())?;
         let halves: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
         self.upload_bytes("upload_bf16", shape, DType::Bf16, bytemuck::cast_slice(&halves))
@@ -71,7 +71,7 @@ impl Gpu {
 
     /// A tensor's f32 values as they are now; the copy is queued, and what is
     /// returned waits for it.
-    pub(super) fn read_f32_later(&self, op: &'static str, x: &Tensor) -> Result<Reading<'_>> {
+    pub(crate) fn read_f32_later(&self, op: &'static str, x: &Tensor) -> Result<Reading<'_>> {
         x.expect_type(op, DType::F32)?;
         let (handle, bytes) = (self.handle(op, x)?, x.bytes());
         let copy = self.guarded(op, || self.client.read_async(vec![handle]))?;
@@ -87,7 +87,7 @@ impl Gpu {
         Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(op, x)?))
     }
 
-    pub(super) fn read_values(&self, x: &Tensor) -> Result<Vec<f32>> {
+    pub(crate) fn read_values(&self, x: &Tensor) -> Result<Vec<f32>> {
         match x.dtype() {
             DType::F32 => self.read_f32("read", x),
             DType::Bf16 => {
@@ -98,7 +98,7 @@ impl Gpu {
         }
     }
 
-    pub(super) fn write_values(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {
+    pub(crate) fn write_values(&self, x: &mut Tensor, values: &[f32]) -> Result<()> {
         const OP: &str = "write";
         Gpu::expect_values(OP, x.shape(), values.len())?;
         // Refuses what is shared.
@@ -112,7 +112,21 @@ impl Gpu {
         Ok(y)
     }
 
-    pub(super) fn trim_pool(&self) {
+    /// Bytes of live tensors, and the most since the last reset.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        self.pool.ledger.counts()
+    }
+
+    pub(crate) fn reset_peak_bytes(&self) {
+        self.pool.ledger.reset_peak();
+    }
+
+    /// Takes pages of so many bytes for what a step makes.
+    pub(crate) fn reserve_pages(&self, bytes: u64) -> Result<()> {
+        self.pool.reserve(bytes)
+    }
+
+    pub(crate) fn trim_pool(&self) {
         self.words.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.pool.trim();
     }

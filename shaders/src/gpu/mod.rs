@@ -5,7 +5,7 @@
 //! Each operation's kernels are in its folder, `ops/<op>/kernel.rs`. Here are
 //! what they share: memory ([`pool`], [`ledger`], [`arena`]), arguments and launch sizes
 //! ([`launch`]), sums over a cube ([`cube`]), the list of devices
-//! ([`catalogue`]), and the table of operations ([`device`]).
+//! ([`catalogue`]).
 //!
 //! A call returns when its kernels are queued. An error of the device shows
 //! when something is read back; a step reads at least its loss.
@@ -21,8 +21,6 @@ mod arena;
 mod catalogue;
 #[cfg(feature = "gpu")]
 pub(crate) mod cube;
-#[cfg(feature = "gpu")]
-mod device;
 mod entry;
 #[cfg(feature = "gpu")]
 mod failure;

@@ -202,7 +202,7 @@ impl Gpu {
     }
 
     /// The most bytes that lists of so many indices take while they are kept.
-    pub(super) fn kept_index_bytes(&self, indices: usize) -> u64 {
+    pub(crate) fn kept_index_bytes(&self, indices: usize) -> u64 {
         (4 * KEPT_WORDS * indices) as u64
     }
 

@@ -3,7 +3,7 @@
 //! The checks themselves are in the operations' folders (`ops/<op>/conformance.rs`);
 //! [`super::CHECKS`] lists them.
 
-use super::Ops;
+use super::Device;
 use crate::error::Result;
 use crate::random::Key;
 
@@ -26,7 +26,7 @@ pub struct Check {
     /// Whether the operation is made of matrix products. Tensor cores round the
     /// operands of these, and the check allows what that costs.
     pub(crate) products: bool,
-    pub(crate) run: fn(&dyn Ops) -> Result<Pairs>,
+    pub(crate) run: fn(&Device) -> Result<Pairs>,
 }
 
 /// What a check found.
@@ -53,7 +53,7 @@ impl Finding {
 
 impl Check {
     /// Runs on a device, twice.
-    pub fn run(&self, device: &dyn Ops) -> Finding {
+    pub fn run(&self, device: &Device) -> Finding {
         // A sum of rounded products is off by a few roundings at most.
         let rounding = if self.products { 4.0 * device.info().product_rounding } else { 0.0 };
         let tolerance = self.tolerance.max(rounding);

@@ -2,9 +2,14 @@
 //! devices of one, two and three threads that must agree to the bit, and
 //! finite differences.
 
+#[cfg(feature = "gpu")]
+use std::sync::Arc;
+
 use crate::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::gpu::{self, Gpu};
+use crate::ops::Device;
+use crate::ops::device::Backend;
 use crate::random::Key;
 use crate::tensor::Tensor;
 
@@ -29,7 +34,7 @@ pub(crate) fn random(place: u32, len: usize) -> Vec<f32> {
 /// The first GPU of this machine. Where there is none, the test fails if
 /// `FINETUNED_REQUIRE_GPU` is set, and else says that it was skipped.
 #[cfg(feature = "gpu")]
-pub(crate) fn gpu_for_test() -> Option<Gpu> {
+pub(crate) fn gpu_for_test() -> Option<Device> {
     let Some(entry) = gpu::list().into_iter().next() else {
         assert!(
             std::env::var_os("FINETUNED_REQUIRE_GPU").is_none(),
@@ -38,15 +43,34 @@ pub(crate) fn gpu_for_test() -> Option<Gpu> {
         println!("skipped: this machine has no GPU");
         return None;
     };
-    Some(gpu::open(&entry).expect("a GPU that is listed opens"))
+    Some(Device::from(Arc::new(gpu::open(&entry).expect("a GPU that is listed opens"))))
 }
 
-pub(crate) fn upload(cpu: &Cpu, shape: &[usize], values: &[f32]) -> Tensor {
-    crate::Ops::upload(cpu, shape, values).expect("an upload")
+/// What is behind a device on a GPU.
+#[cfg(feature = "gpu")]
+#[track_caller]
+pub(crate) fn gpu_of(device: &Device) -> &Gpu {
+    match device.backend() {
+        Backend::Gpu(gpu) => gpu,
+        _ => panic!("a device on a GPU"),
+    }
 }
 
-pub(crate) fn read(cpu: &Cpu, x: &Tensor) -> Vec<f32> {
-    crate::Ops::read(cpu, x).expect("a read")
+/// What is behind a device of the CPU.
+#[track_caller]
+pub(crate) fn cpu_of(device: &Device) -> &Cpu {
+    match device.backend() {
+        Backend::Cpu(cpu) => cpu,
+        _ => panic!("a device of the CPU"),
+    }
+}
+
+pub(crate) fn upload(cpu: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+    cpu.upload(shape, values).expect("an upload")
+}
+
+pub(crate) fn read(cpu: &Device, x: &Tensor) -> Vec<f32> {
+    cpu.read(x).expect("a read")
 }
 
 /// The same bits; names the first place that differs.
@@ -67,13 +91,13 @@ pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
 /// Runs `work` on devices of one, two and three threads, on the first twice:
 /// all must give the same bits, and they are given back.
 #[track_caller]
-pub(crate) fn on_each(work: impl Fn(&Cpu) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
-    let one = Cpu::device(Some(1)).expect("a device");
+pub(crate) fn on_each(work: impl Fn(&Device) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let one = Device::cpu(Some(1)).expect("a device");
     let first = work(&one);
     let again = work(&one);
     assert!(first.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "two runs differ");
     for threads in [2, 3] {
-        let device = Cpu::device(Some(threads)).expect("a device");
+        let device = Device::cpu(Some(threads)).expect("a device");
         let other = work(&device);
         assert!(
             first.iter().zip(&other).all(|(a, b)| bits(a) == bits(b)),

@@ -12,7 +12,7 @@ use std::time::Instant;
 use finetuned_data::{DataKind, Example, Examples, Row};
 use finetuned_formats::{ModelConfig, TensorSource};
 use finetuned_shaders::Device;
-use finetuned_shaders::profile::{Profiled, Timing};
+use finetuned_shaders::profile::{Profile, Timing};
 use finetuned_shaders::random::Key;
 use serde::{Deserialize, Serialize};
 
@@ -99,9 +99,9 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     recipe.lora.rank = options.lora_rank;
     recipe.train.gradient_checkpointing = options.gradient_checkpointing;
     let mut ops = devices::open(&options.device, options.threads)?;
-    let profiled = options.profile.then(|| Arc::new(Profiled::new(ops.clone())));
-    if let Some(profiled) = &profiled {
-        ops = profiled.clone();
+    let profile = options.profile.then(Arc::<Profile>::default);
+    if let Some(profile) = &profile {
+        ops = ops.timed_by(profile.clone());
     }
     let load = build::LoadOptions {
         trainable: options.method == Method::Full,
@@ -109,11 +109,11 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         context: options.tokens,
     };
     let started = Instant::now();
-    let mut model = build::load(ops.as_ref(), &config, source.as_ref(), &load)?;
+    let mut model = build::load(&ops, &config, source.as_ref(), &load)?;
     ops.synchronize()?;
     let load_seconds = started.elapsed().as_secs_f64();
     if options.method != Method::Full {
-        adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1)?;
+        adapter::attach_fresh(&ops, &mut model, &recipe.lora, 1)?;
     }
     let registry = plugins::registry(&options.plugins)?;
     let optimizer = plugins::optimizer(&recipe, &registry)?;
@@ -157,7 +157,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
     let mut trainer = Trainer::new(ops.clone(), model, objective, optimizer, step_options, true)?;
     trainer.reserve(step_bytes)?;
 
-    let mut peak = best_peak(ops.as_ref())?;
+    let mut peak = best_peak(&ops)?;
     let mut times = Vec::new();
     let mut loss = 0.0;
     for step in 1..=options.steps + 1 {
@@ -169,15 +169,15 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
             times.push(started.elapsed().as_secs_f64());
         }
     }
-    peak = peak.max(best_peak(ops.as_ref())?);
+    peak = peak.max(best_peak(&ops)?);
     let peak_bytes = ops.allocated_bytes().1;
-    let copy_bytes_per_second = copy_rate(ops.as_ref())?;
-    let profile = match &profiled {
-        Some(profiled) => {
+    let copy_bytes_per_second = copy_rate(&ops)?;
+    let operations = match &profile {
+        Some(profile) => {
             // The timed steps may have been lazy; this one is not.
-            profiled.take();
+            profile.take();
             trainer.step(&examples, &rows, options.steps + 2, 1e-5, &mut |_, _| true)?;
-            let timings = profiled.take();
+            let timings = profile.take();
             let total: f64 = timings.iter().map(|timing| timing.seconds).sum();
             let line = |timing: &Timing| OperationTime {
                 operation: timing.operation.into(),
@@ -217,7 +217,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, EngineError> {
         load_seconds,
         loss,
         copy_bytes_per_second,
-        profile,
+        profile: operations,
         compared,
     })
 }

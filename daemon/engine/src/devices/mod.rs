@@ -4,8 +4,6 @@
 pub(crate) mod memory;
 pub(crate) mod rate;
 
-use std::sync::Arc;
-
 use finetuned_shaders::conformance::{self, Finding};
 use finetuned_shaders::device::{self, DeviceChoice};
 use finetuned_shaders::gpu::{self, GpuEntry, Products};
@@ -74,7 +72,7 @@ impl From<&Finding> for OperationResult {
 ///
 /// # Errors
 /// Words that name no device; a device that is not there or cannot be opened.
-pub fn open(asked: &str, threads: Option<usize>) -> Result<Arc<Device>, EngineError> {
+pub fn open(asked: &str, threads: Option<usize>) -> Result<Device, EngineError> {
     device::open(asked, threads).map_err(|error| refused(asked, error))
 }
 
@@ -212,9 +210,8 @@ pub fn candidates(asked: &str) -> Result<Vec<Candidate>, EngineError> {
 /// The device is not there or cannot be opened.
 pub fn test(asked: &str, each: &mut dyn FnMut(&OperationResult)) -> Result<Vec<OperationResult>, EngineError> {
     let device = open(asked, None)?;
-    let device: &Device = device.as_ref();
     let results = conformance::checks().map(|check| {
-        let result = OperationResult::from(&check.run(device));
+        let result = OperationResult::from(&check.run(&device));
         each(&result);
         result
     });

@@ -7,7 +7,7 @@ use finetuned_formats::{FormatError, ModelConfig, PeftAdapter, RandomTensor, Ten
 use finetuned_plugin_api::loss::{Gradients as LossGradients, Needs, PerStatistic, Statistic, TokenRule};
 use finetuned_plugin_api::optimizer::Optimizer;
 use finetuned_plugin_api::registry::Objective;
-use finetuned_shaders::counting::Counting;
+use finetuned_shaders::Counting;
 use finetuned_shaders::{Device, TokenStatistics};
 
 use crate::error::EngineError;
@@ -54,7 +54,7 @@ impl TensorSource for Shapes<'_> {
 /// What a counting run is made from.
 pub(crate) struct Counter<'a> {
     /// The device that the run will use.
-    pub device: &'a Arc<Device>,
+    pub device: &'a Device,
     pub config: &'a ModelConfig,
     pub source: &'a dyn TensorSource,
     pub recipe: &'a Recipe,
@@ -68,7 +68,8 @@ pub(crate) struct Counter<'a> {
 
 /// A run's model without values, and the bytes of what lasts.
 pub(crate) struct Count {
-    ops: Arc<Counting>,
+    ops: Device,
+    counting: Arc<Counting>,
     model: Decoder,
     gradients: Gradients,
     heads: Heads,
@@ -114,8 +115,9 @@ impl Counter<'_> {
     /// What the run itself would refuse: a tensor that is missing or has another shape,
     /// an adapter that does not fit, an optimizer without a rule for a shape.
     pub fn count(self) -> Result<Count, EngineError> {
-        let ops = Arc::new(Counting::new(self.device.clone()));
-        let device: &Device = ops.as_ref();
+        let counting = Arc::new(Counting::new(self.device.clone()));
+        let ops = Device::from(counting.clone());
+        let device = &ops;
         let heads = Heads::of(self.objective);
         let needs = self.objective.loss().needs();
         let live = || device.allocated_bytes().0;
@@ -153,6 +155,7 @@ impl Counter<'_> {
             parameters: model.parameters.counts(),
             needs,
             ops,
+            counting,
             model,
             gradients,
             parts,
@@ -172,9 +175,9 @@ impl Count {
     /// # Errors
     /// A document longer than the model's positions.
     pub fn micro_batch(&mut self, micro: &MicroBatch) -> Result<MicroBatchCount, EngineError> {
-        let device: &Device = self.ops.as_ref();
+        let device = &self.ops;
         let bytes = || device.allocated_bytes();
-        self.ops.take_flops();
+        self.counting.take_flops();
         let (lasting, _) = bytes();
         device.reset_peak();
         let mut differentiation = Differentiation {
@@ -218,7 +221,7 @@ impl Count {
             kept,
             most: (name, peak - lasting - kept + device.index_bytes(tokens)),
             offloaded: if self.keep == Keep::InputsOnHost { inputs } else { 0 },
-            flops: self.ops.take_flops(),
+            flops: self.counting.take_flops(),
             tokens,
         })
     }

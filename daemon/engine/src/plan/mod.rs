@@ -10,7 +10,6 @@ mod remedy;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
 
 use finetuned_data::{DataKind, Prepared};
 use finetuned_formats::{ModelFiles, read_peft};
@@ -74,7 +73,7 @@ pub(crate) fn of_run(
     files: &ModelFiles,
     prepared: &Prepared,
     steps: usize,
-    ops: &Arc<Device>,
+    ops: &Device,
 ) -> Result<Planned, EngineError> {
     let recipe = &request.recipe;
     let start = request.adapter.as_deref().map(read_peft).transpose()?;
@@ -145,7 +144,7 @@ pub(crate) fn of_run(
         let rows = rows.order.rows_per_epoch().max(1);
         prepared.train.lengths().iter().sum::<usize>() as f64 / rows as f64 * batch.min(rows) as f64
     };
-    let rate = matrix_rate(ops.as_ref())?;
+    let rate = matrix_rate(ops)?;
     let looked_at = rows.first(micro, LOOKED_AT).iter().map(|m| count.micro_batch(m)).collect::<Result<Vec<_>, _>>()?;
     let (flops, tokens) = looked_at.iter().fold((0.0, 0), |sum, next| (sum.0 + next.flops, sum.1 + next.tokens));
     let seconds_per_step = flops / tokens.max(1) as f64 * tokens_per_step / (rate * STEP_EFFICIENCY);

@@ -1,13 +1,13 @@
 //! Plans beside what steps then take.
 
 use std::path::Path;
+#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 use finetuned_data::{DataKind, Example, Examples, Row};
 use finetuned_formats::{ModelConfig, ModelFiles, TensorSource};
 use finetuned_plugin_api::loss::Needs;
 use finetuned_shaders::Device;
-use finetuned_shaders::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use finetuned_shaders::gpu::{self, Gpu};
 
@@ -56,7 +56,7 @@ fn step_bytes(count: &mut Count, sequences: usize) -> u64 {
 }
 
 /// The counting model of a run with cross-entropy.
-fn counted(ops: &Arc<Device>, config: &ModelConfig, source: &dyn TensorSource, recipe: &Recipe) -> Count {
+fn counted(ops: &Device, config: &ModelConfig, source: &dyn TensorSource, recipe: &Recipe) -> Count {
     let registry = plugins::registry(&[]).expect("plugins");
     let objective = registry.objective("cross-entropy", &serde_json::Map::new()).expect("a loss");
     let counter = Counter {
@@ -72,14 +72,14 @@ fn counted(ops: &Arc<Device>, config: &ModelConfig, source: &dyn TensorSource, r
     counter.count().expect("a count")
 }
 
-fn trainer(ops: &Arc<Device>, recipe: &Recipe, sequences: usize) -> (Trainer, Count) {
+fn trainer(ops: &Device, recipe: &Recipe, sequences: usize) -> (Trainer, Count) {
     let config = config();
     let source = RandomWeights::new(&config);
     trainer_of(ops, &config, &source, recipe, sequences)
 }
 
 fn trainer_of(
-    ops: &Arc<Device>,
+    ops: &Device,
     config: &ModelConfig,
     source: &dyn TensorSource,
     recipe: &Recipe,
@@ -90,9 +90,9 @@ fn trainer_of(
         nf4: (recipe.method == Method::Qlora).then_some(recipe.qlora.double_quant),
         context: TOKENS,
     };
-    let mut model = build::load(ops.as_ref(), config, source, &options).expect("a model");
+    let mut model = build::load(ops, config, source, &options).expect("a model");
     if recipe.method != Method::Full {
-        adapter::attach_fresh(ops.as_ref(), &mut model, &recipe.lora, 1).expect("an adapter");
+        adapter::attach_fresh(ops, &mut model, &recipe.lora, 1).expect("an adapter");
     }
     let registry = plugins::registry(&[]).expect("plugins");
     let optimizer = plugins::optimizer(recipe, &registry).expect("an optimizer");
@@ -121,17 +121,12 @@ fn gpu() -> Option<Arc<Gpu>> {
 
 /// Planned bytes and the ledger's peak over two steps. `lasting` counts what the
 /// device's ledger holds of what lasts.
-fn planned_and_taken(
-    ops: &Arc<Device>,
-    recipe: &Recipe,
-    sequences: usize,
-    lasting: impl Fn(&Count) -> u64,
-) -> (u64, u64) {
+fn planned_and_taken(ops: &Device, recipe: &Recipe, sequences: usize, lasting: impl Fn(&Count) -> u64) -> (u64, u64) {
     taken(ops, trainer(ops, recipe, sequences), sequences, lasting)
 }
 
 fn taken(
-    ops: &Arc<Device>,
+    ops: &Device,
     (mut trainer, mut count): (Trainer, Count),
     sequences: usize,
     lasting: impl Fn(&Count) -> u64,
@@ -146,7 +141,7 @@ fn taken(
     (lasting(&count) + step, ops.allocated_bytes().1)
 }
 
-fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Count) -> u64) {
+fn compare(ops: &Device, allowed: std::ops::Range<f64>, lasting: impl Fn(&Count) -> u64) {
     let device = ops.info().name;
     for (method, dropout) in [(Method::Full, 0.0), (Method::Lora, 0.0), (Method::Lora, 0.1), (Method::Qlora, 0.1)] {
         for checkpointing in [false, true] {
@@ -164,20 +159,20 @@ fn compare(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&C
 #[test]
 fn a_plan_is_a_close_upper_bound_on_a_gpu() {
     let Some(gpu) = gpu() else { return };
-    let ops: Arc<Device> = gpu;
+    let ops = Device::from(gpu);
     compare(&ops, 1.0..1.25, Count::lasting);
 }
 
 #[test]
 fn a_plan_is_close_on_the_cpu() {
-    let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
+    let ops: Device = Device::cpu(Some(2)).expect("threads");
     // The scratch of its threads is in the plan's part for the process.
     compare(&ops, 0.98..1.05, of_the_ledger);
 }
 
 /// Layers of other shapes: one product for gate and up, norms of queries and keys,
 /// norms behind the branches, no gate.
-fn compare_every_kind_of_layer(ops: &Arc<Device>, allowed: std::ops::Range<f64>, lasting: impl Fn(&Count) -> u64) {
+fn compare_every_kind_of_layer(ops: &Device, allowed: std::ops::Range<f64>, lasting: impl Fn(&Count) -> u64) {
     for architecture in ["phi3", "qwen3", "gemma2", "gpt2"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(architecture);
         let files = ModelFiles::open(&path).expect("a model");
@@ -197,13 +192,13 @@ fn compare_every_kind_of_layer(ops: &Arc<Device>, allowed: std::ops::Range<f64>,
 #[test]
 fn a_plan_is_an_upper_bound_for_every_kind_of_layer() {
     let Some(gpu) = gpu() else { return };
-    let ops: Arc<Device> = gpu;
+    let ops = Device::from(gpu);
     compare_every_kind_of_layer(&ops, 1.0..1.25, Count::lasting);
 }
 
 #[test]
 fn a_plan_is_close_for_every_kind_of_layer_on_the_cpu() {
-    let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
+    let ops: Device = Device::cpu(Some(2)).expect("threads");
     compare_every_kind_of_layer(&ops, 0.98..1.05, of_the_ledger);
 }
 
@@ -222,7 +217,7 @@ fn a_llama_of_seventy_billion_is_counted() {
     let config = ModelConfig::from_json(serde_json::from_str(text).expect("json"), Path::new("a test"));
     let config = config.expect("a configuration");
     let source = RandomWeights::new(&config);
-    let ops: Arc<Device> = Cpu::new(Some(2)).expect("threads");
+    let ops: Device = Device::cpu(Some(2)).expect("threads");
     let recipe = recipe(Method::Qlora, 0.0, true);
     let start = std::time::Instant::now();
     let mut count = counted(&ops, &config, &source, &recipe);
@@ -242,7 +237,7 @@ fn a_llama_of_seventy_billion_is_counted() {
 fn steps_ask_the_driver_for_nothing_once_the_first_is_done() {
     for (method, checkpointing) in [(Method::Full, false), (Method::Lora, true), (Method::Qlora, false)] {
         let Some(gpu) = gpu() else { return };
-        let ops: Arc<Device> = gpu.clone();
+        let ops = Device::from(gpu.clone());
         let recipe = recipe(method, 0.1, checkpointing);
         let (mut trainer, mut count) = trainer(&ops, &recipe, 4);
         let bytes = step_bytes(&mut count, 4).max(count.optimizer.scratch);
@@ -271,7 +266,7 @@ fn a_run_has_the_same_bits_wherever_its_tensors_lie() {
     let recipe = recipe(Method::Lora, 0.1, false);
     let bits = |reserved: bool, aside: usize| {
         let gpu = Arc::new(gpu::open(&gpu::list()[0]).expect("the GPU opens"));
-        let ops: Arc<Device> = gpu.clone();
+        let ops = Device::from(gpu.clone());
         let (mut trainer, mut count) = trainer(&ops, &recipe, 3);
         if reserved {
             let bytes = step_bytes(&mut count, 3).max(count.optimizer.scratch);

@@ -70,7 +70,7 @@ pub fn save(
     let name = format!("{STEP_PREFIX}{:08}", progress.step);
     let target = folder(out).join(name);
     let mut writer = DirectoryWriter::create(&target)?;
-    write_weights(&mut writer, trainer.ops.as_ref(), &trainer.model)?;
+    write_weights(&mut writer, &trainer.ops, &trainer.model)?;
     write_states(&mut writer, trainer)?;
     let state = serde_json::to_vec_pretty(progress).map_err(EngineError::json("a checkpoint"))?;
     writer.add("state.json", &state)?;
@@ -114,7 +114,7 @@ pub fn resume(out: &Path, trainer: &mut Trainer) -> Result<(Option<Progress>, Ve
             Ok(_) => {
                 let progress = read_progress(&folder)?;
                 let ops = trainer.ops.clone();
-                read_weights(&folder, ops.as_ref(), &mut trainer.model)?;
+                read_weights(&folder, &ops, &mut trainer.model)?;
                 read_states(&folder, trainer)?;
                 trainer.restore_loss(&progress.loss_state)?;
                 return Ok((Some(progress), notes));
@@ -212,7 +212,7 @@ fn read_weights(folder: &Path, ops: &Device, model: &mut Decoder) -> Result<(), 
 
 fn write_states(writer: &mut DirectoryWriter, trainer: &Trainer) -> Result<(), EngineError> {
     let states: BTreeMap<String, StateBuffer> =
-        trainer.rules.export(trainer.ops.as_ref(), &trainer.model)?.into_iter().collect();
+        trainer.rules.export(&trainer.ops, &trainer.model)?.into_iter().collect();
     let mut specs = Vec::new();
     for (name, buffer) in &states {
         match buffer {
@@ -260,5 +260,5 @@ fn read_states(folder: &Path, trainer: &mut Trainer) -> Result<(), EngineError> 
         }
         Ok(None)
     };
-    trainer.rules.import(ops.as_ref(), &trainer.model, take)
+    trainer.rules.import(&ops, &trainer.model, take)
 }

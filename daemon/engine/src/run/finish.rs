@@ -33,7 +33,7 @@ impl Run {
         let scalars = Scalars { learning_rate: rate, step: progress.step as u64 };
         match progress.best.filter(|(step, _)| keep_best && *step != progress.step) {
             Some((step, loss)) => {
-                if checkpoint::load_best(&request.out, ops.as_ref(), &mut self.trainer.model)? {
+                if checkpoint::load_best(&request.out, &ops, &mut self.trainer.model)? {
                     kept_step = step;
                     validation_after = Some(loss);
                     metrics_after = &progress.best_metrics;
@@ -42,7 +42,7 @@ impl Run {
                 }
             }
             None => {
-                self.trainer.rules.to_evaluation(ops.as_ref(), &mut self.trainer.model, &scalars)?;
+                self.trainer.rules.to_evaluation(&ops, &mut self.trainer.model, &scalars)?;
             }
         }
         let probe = dataset::probe_tokens(&prepared.train);

@@ -2,7 +2,6 @@
 //! put in their place.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use finetuned_formats::{ElementType, ModelFiles, TensorSpec, Values, read_peft, write_model_folder, write_peft};
 use finetuned_shaders::{Device, Tensor, Weight};
@@ -32,13 +31,12 @@ const ASIDE: &str = ".tmp-output";
 /// # Errors
 /// [`EngineError::ReloadDiffers`], and what the disk says.
 pub fn save_adapter(
-    ops: &Arc<Device>,
+    ops: &Device,
     mut model: Decoder,
     base: &Path,
     out: &Path,
     probe: &[u32],
 ) -> Result<f64, EngineError> {
-    let ops = ops.as_ref();
     let peft = adapter::extract(ops, &model, &base::name(base))?;
     let aside = no_folder(out)?;
     write_peft(&aside, &peft)?;
@@ -56,13 +54,12 @@ pub fn save_adapter(
 /// # Errors
 /// As [`save_adapter`].
 pub fn save_model(
-    ops: &Arc<Device>,
+    ops: &Device,
     model: Decoder,
     files: &ModelFiles,
     out: &Path,
     probe: &[u32],
 ) -> Result<f64, EngineError> {
-    let ops = ops.as_ref();
     let aside = no_folder(out)?;
     let mut config = files.config.raw.clone();
     if let Some(map) = config.as_object_mut() {

@@ -79,7 +79,7 @@ impl Run {
         let context = dataset::longest_document(prepared);
         let heads = Heads::of(&objective);
         let (config, source) = (&base.files.config, base.files.tensors.as_ref());
-        let (model, fresh) = load_for_training(ops.as_ref(), config, source, recipe, start.as_ref(), heads, context)?;
+        let (model, fresh) = load_for_training(&ops, config, source, recipe, start.as_ref(), heads, context)?;
         let options = StepOptions {
             micro_batch_size,
             gradient_checkpointing: recipe.train.gradient_checkpointing,

@@ -34,7 +34,7 @@ impl Run {
     ) -> Result<f64, EngineError> {
         let ops = self.trainer.ops.clone();
         let scalars = Scalars { learning_rate: rate, step: step as u64 };
-        let kept = self.trainer.rules.to_evaluation(ops.as_ref(), &mut self.trainer.model, &scalars)?;
+        let kept = self.trainer.rules.to_evaluation(&ops, &mut self.trainer.model, &scalars)?;
         let result = self.trainer.evaluate(validation.examples, &validation.rows, step)?;
         observer.event(&Event::Validation { step, loss: result.loss, tokens: result.trained_tokens });
         self.progress.last_validation = Some(result.loss);
@@ -44,7 +44,7 @@ impl Run {
             self.progress.best_metrics.clone_from(&self.progress.last_metrics);
             self.progress.without_gain = 0;
             if request.recipe.train.keep_best {
-                checkpoint::save_best(&request.out, ops.as_ref(), &self.trainer.model)?;
+                checkpoint::save_best(&request.out, &ops, &self.trainer.model)?;
             }
         } else {
             self.progress.without_gain += 1;

@@ -6,6 +6,7 @@ pub mod runs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 use finetuned_data::{DataKind, Example, Examples};
@@ -13,7 +14,6 @@ use finetuned_engine::model::build::{LoadOptions, load};
 use finetuned_engine::model::decoder::Decoder;
 use finetuned_formats::{ModelFiles, open_safetensors};
 use finetuned_shaders::Device;
-use finetuned_shaders::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use finetuned_shaders::device::DeviceChoice;
 #[cfg(feature = "gpu")]
@@ -30,15 +30,15 @@ pub fn base(architecture: &str) -> String {
     golden(architecture).display().to_string()
 }
 
-pub fn cpu() -> Arc<Device> {
-    Cpu::new(Some(2)).expect("threads")
+pub fn cpu() -> Device {
+    Device::cpu(Some(2)).expect("threads")
 }
 
 /// A device, and how far its numbers may be from PyTorch's.
 #[derive(Clone)]
 pub struct TestDevice {
     pub name: String,
-    pub ops: Arc<Device>,
+    pub ops: Device,
     /// Logits and log-probabilities.
     pub forward: f64,
     /// ‖a − b‖ / ‖b‖ of each gradient.
@@ -70,7 +70,7 @@ pub fn on_gpu() -> Option<TestDevice> {
     // Tensor cores round operands; the curves hold all the same.
     let rounding = gpu.facts().product_rounding();
     let (forward, gradient) = (f64::max(2e-4, 16.0 * rounding), f64::max(2e-3, 32.0 * rounding));
-    Some(TestDevice { name: entry.spec, ops: Arc::new(gpu), forward, gradient, curve: 5e-3 })
+    Some(TestDevice { name: entry.spec, ops: Arc::new(gpu).into(), forward, gradient, curve: 5e-3 })
 }
 
 /// A build without GPU code has no GPU to compare.

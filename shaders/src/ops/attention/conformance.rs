@@ -3,7 +3,7 @@
 use super::reference;
 use crate::error::Result;
 use crate::ops::check::{Check, Pairs, random};
-use crate::ops::{AttentionSpec, Ops, Segments};
+use crate::ops::{AttentionSpec, Device, Segments};
 
 pub(crate) const CHECKS: &[Check] = &[
     Check { operation: "attention", tolerance: 2e-5, products: false, run: attention },
@@ -35,7 +35,7 @@ fn attention_inputs(n: usize, spec: &AttentionSpec) -> [Vec<f32>; 4] {
     [wide(1, n * h), wide(2, n * g), random(3, n * g), random(4, n * h)]
 }
 
-fn attention(ops: &dyn Ops) -> Result<Pairs> {
+fn attention(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (lengths, spec) in attentions() {
         let segments = Segments::from_lengths(lengths);
@@ -50,7 +50,7 @@ fn attention(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn attention_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn attention_backward(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     // With one key p is 1 and the scores have no gradient: nothing to compare.
     for (lengths, spec) in attentions().into_iter().skip(1) {
@@ -69,7 +69,7 @@ fn attention_backward(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn attention_cached(ops: &dyn Ops) -> Result<Pairs> {
+fn attention_cached(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (lengths, spec) in attentions().into_iter().filter(|(lengths, _)| lengths.len() == 1) {
         let n = lengths[0];

@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_gradient, assert_near, inner, on_each, random, read, upload};
 use crate::ops::{AttentionSpec, Segments};
 
@@ -86,7 +85,7 @@ fn the_reference_s_backward_is_the_derivative() {
 #[test]
 fn documents_do_not_see_each_other() {
     let spec = spec(2, 1, 16, None, None);
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let run = |segments: &Segments, values: &[Vec<f32>; 4], from: usize, to: usize| {
         let cut = |x: &[f32], width: usize| upload(&cpu, &[to - from, width], &x[from * width..to * width]);
         let (q, k, v) = (cut(&values[0], 32), cut(&values[1], 16), cut(&values[2], 16));
@@ -123,7 +122,7 @@ fn the_cache_gives_what_the_whole_sequence_gives() {
 
 #[test]
 fn scores_of_any_size_do_not_overflow() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let spec = AttentionSpec { scale: 1.0, ..spec(1, 1, 1, None, None) };
     let segments = Segments::from_lengths([3]);
     let q = upload(&cpu, &[3, 1], &[1e4, 1e4, -1e4]);
@@ -139,7 +138,7 @@ fn scores_of_any_size_do_not_overflow() {
 
 #[test]
 fn wrong_shapes_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let good = spec(2, 1, 4, None, None);
     let segments = Segments::from_lengths([3]);
     let (q, kv) = (upload(&cpu, &[3, 8], &[0.0; 24]), upload(&cpu, &[3, 4], &[0.0; 12]));

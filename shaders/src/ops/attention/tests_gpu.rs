@@ -2,9 +2,8 @@
 
 use super::reference;
 use super::tests::{cases, inputs, spec};
-use crate::gpu::Gpu;
 use crate::ops::testing::{assert_bits, gpu_for_test};
-use crate::ops::{AttentionSpec, Ops, Segments};
+use crate::ops::{AttentionSpec, Device, Segments};
 use crate::tensor::Tensor;
 
 /// |got − want| ≤ tolerance · (|want| + rms(want)), as on the CPU but wider:
@@ -24,12 +23,12 @@ fn assert_within(tolerance: f64, got: &[f32], want: &[f32]) {
     }
 }
 
-fn tensor(gpu: &Gpu, columns: usize, values: &[f32]) -> Tensor {
+fn tensor(gpu: &Device, columns: usize, values: &[f32]) -> Tensor {
     gpu.upload(&[values.len() / columns, columns], values).unwrap()
 }
 
 /// o, lse, dq, dk, dv.
-fn run(gpu: &Gpu, values: &[Vec<f32>; 4], segments: &Segments, spec: &AttentionSpec) -> [Vec<f32>; 5] {
+fn run(gpu: &Device, values: &[Vec<f32>; 4], segments: &Segments, spec: &AttentionSpec) -> [Vec<f32>; 5] {
     let (h, g) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
     let (q, k) = (tensor(gpu, h, &values[0]), tensor(gpu, g, &values[1]));
     let (v, dout) = (tensor(gpu, g, &values[2]), tensor(gpu, h, &values[3]));
@@ -38,7 +37,7 @@ fn run(gpu: &Gpu, values: &[Vec<f32>; 4], segments: &Segments, spec: &AttentionS
     [o, lse, dq, dk, dv].map(|x| gpu.read(&x).unwrap())
 }
 
-fn agrees(gpu: &Gpu, lengths: Vec<usize>, spec: &AttentionSpec) {
+fn agrees(gpu: &Device, lengths: Vec<usize>, spec: &AttentionSpec) {
     let segments = Segments::from_lengths(lengths);
     let values = inputs(segments.tokens(), spec);
     let [o, lse, dq, dk, dv] = run(gpu, &values, &segments, spec);

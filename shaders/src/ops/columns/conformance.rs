@@ -2,12 +2,12 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, plus, random};
 
 pub(crate) const CHECKS: &[Check] = &[Check { operation: "columns", tolerance: 1e-5, products: false, run: columns }];
 
-fn columns(ops: &dyn Ops) -> Result<Pairs> {
+fn columns(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, c) in [(1, 7), (130, 33), (5000, 48)] {
         let (x, y, v) = (random(1, n * c), random(2, n * c), random(3, c));

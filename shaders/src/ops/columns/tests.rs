@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_bits, assert_near, on_each, random, read, upload};
 
 /// How far the CPU may be from the reference ([`assert_near`]).
@@ -48,7 +47,7 @@ fn joining_undoes_splitting() {
 
 #[test]
 fn wrong_widths_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let x = upload(&cpu, &[2, 3], &[0.0; 6]);
     let v = upload(&cpu, &[2], &[0.0; 2]);
     assert!(cpu.scale_columns(&x, &v).is_err());

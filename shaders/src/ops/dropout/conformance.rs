@@ -2,13 +2,13 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, random};
 use crate::random::Key;
 
 pub(crate) const CHECKS: &[Check] = &[Check { operation: "dropout", tolerance: 1e-7, products: false, run: dropout }];
 
-fn dropout(ops: &dyn Ops) -> Result<Pairs> {
+fn dropout(ops: &Device) -> Result<Pairs> {
     let key = Key::new(0x1234_5678_9abc_def0, 7, 42);
     let mut pairs = Vec::new();
     for n in [1, 6, 10_001] {

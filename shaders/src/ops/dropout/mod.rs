@@ -12,7 +12,24 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
+use super::{Device, Operation, device::Backend};
 use crate::error::{Result, shape_error};
+use crate::random::Key;
+use crate::tensor::Tensor;
+
+impl Device {
+    /// Inverted dropout: each element is zero with probability `p`, else
+    /// x / (1 − p). The mask is a function of `key` and the element's place, so
+    /// the backward pass calls this with the same key on dy.
+    pub fn dropout(&self, x: &Tensor, p: f32, key: Key) -> Result<Tensor> {
+        self.timed(Operation::Dropout, || match self.backend() {
+            Backend::Cpu(cpu) => cpu::dropout(cpu, x, p, key),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(gpu) => kernel::dropout(gpu, x, p, key),
+            Backend::Counting(count) => count.f32("dropout", x.shape()),
+        })
+    }
+}
 
 /// A probability below 1; NaN is none.
 pub(crate) fn check(p: f32) -> Result<()> {

@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_bits, on_each, random, read, upload};
 use crate::random::Key;
 
@@ -18,7 +17,7 @@ fn the_mask_is_the_reference_s_on_any_threads() {
 
 #[test]
 fn a_tenth_is_dropped_and_the_mean_stays() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let y = read(&cpu, &cpu.dropout(&upload(&cpu, &[100_000], &[1.0; 100_000]), 0.1, Key::new(1, 2, 3)).unwrap());
     let dropped = y.iter().filter(|y| **y == 0.0).count();
     assert!((9_500..10_500).contains(&dropped), "{dropped}");
@@ -28,7 +27,7 @@ fn a_tenth_is_dropped_and_the_mean_stays() {
 
 #[test]
 fn impossible_probabilities_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let x = upload(&cpu, &[1], &[1.0]);
     for p in [1.0, -0.1, f32::NAN] {
         assert!(cpu.dropout(&x, p, Key::new(0, 0, 0)).is_err());

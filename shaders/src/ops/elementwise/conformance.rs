@@ -2,7 +2,7 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, random};
 
 pub(crate) const CHECKS: &[Check] = &[
@@ -11,7 +11,7 @@ pub(crate) const CHECKS: &[Check] = &[
     Check { operation: "divide", tolerance: 3e-7, products: false, run: divide },
 ];
 
-fn add_scaled(ops: &dyn Ops) -> Result<Pairs> {
+fn add_scaled(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for n in [1, 255, 257, 70_001] {
         let (a, b) = (random(1, n), random(2, n));
@@ -29,7 +29,7 @@ fn add_scaled(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn divide(ops: &dyn Ops) -> Result<Pairs> {
+fn divide(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for n in [1, 255, 70_001] {
         let a = random(1, n);

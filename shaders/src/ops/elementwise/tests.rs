@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::error::TensorError;
 use crate::ops::testing::{assert_bits, assert_near, on_each, random, read, upload};
 
@@ -41,7 +40,7 @@ fn quotients_have_the_bits_of_the_host_s() {
         });
         assert_bits(&got[0], &reference::divide(&a, &b));
     }
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let (x, y) = (upload(&cpu, &[2], &[1.0, 0.0]), upload(&cpu, &[2], &[0.0, 0.0]));
     let got = read(&cpu, &cpu.divide(&x, &y).unwrap());
     assert!(got[0] == f32::INFINITY && got[1].is_nan());
@@ -51,7 +50,7 @@ fn quotients_have_the_bits_of_the_host_s() {
 
 #[test]
 fn nan_and_infinity_pass_through() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let x = upload(&cpu, &[3], &[f32::NAN, f32::INFINITY, 1.0]);
     let y = read(&cpu, &cpu.add(&x, &x).unwrap());
     assert!(y[0].is_nan() && y[1] == f32::INFINITY && y[2] == 2.0);
@@ -59,7 +58,7 @@ fn nan_and_infinity_pass_through() {
 
 #[test]
 fn shared_storage_and_wrong_shapes_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let mut x = upload(&cpu, &[4], &[1.0; 4]);
     let other = upload(&cpu, &[2, 2], &[1.0; 4]);
     assert!(matches!(cpu.add(&x, &other), Err(TensorError::Shape { op: "add", .. })));
@@ -67,7 +66,7 @@ fn shared_storage_and_wrong_shapes_are_refused() {
     assert_eq!(cpu.scale(&mut x, 2.0), Err(TensorError::Shared { op: "scale" }));
     drop(shared);
     cpu.scale(&mut x, 2.0).unwrap();
-    let foreign = upload(&Cpu::device(Some(1)).unwrap(), &[4], &[1.0; 4]);
+    let foreign = upload(&Device::cpu(Some(1)).unwrap(), &[4], &[1.0; 4]);
     assert!(matches!(cpu.add(&x, &foreign), Err(TensorError::Device { .. })));
     let ids = cpu.upload_u32(&[4], &[1; 4]).unwrap();
     assert!(matches!(cpu.add(&x, &ids), Err(TensorError::Type { got: "u32", .. })));
@@ -77,7 +76,7 @@ fn shared_storage_and_wrong_shapes_are_refused() {
 
 #[test]
 fn bf16_rounds_to_nearest_even() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     // 1 + 2⁻⁸ lies half way and goes to the even 1; 1 + 3·2⁻⁸ to 1 + 2⁻⁶.
     let values = [1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.1, f32::INFINITY];
     let x = cpu.upload_bf16(&[5], &values).unwrap();
@@ -87,7 +86,7 @@ fn bf16_rounds_to_nearest_even() {
 
 #[test]
 fn live_and_peak_bytes_are_counted() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let x = cpu.zeros(&[1024]).unwrap();
     let y = cpu.zeros(&[1024]).unwrap();
     assert_eq!(cpu.allocated_bytes(), (8192, 8192));
@@ -102,7 +101,7 @@ fn live_and_peak_bytes_are_counted() {
 
 #[test]
 fn rows_are_scaled_by_one_factor_each() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let mut y = upload(&cpu, &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     cpu.scale_rows(&mut y, &[2.0, 0.0, -1.0]).unwrap();
     assert_eq!(read(&cpu, &y), [2.0, 4.0, 0.0, 0.0, -5.0, -6.0]);

@@ -2,7 +2,7 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, random, some_indices};
 
 pub(crate) const CHECKS: &[Check] = &[
@@ -10,7 +10,7 @@ pub(crate) const CHECKS: &[Check] = &[
     Check { operation: "embedding_backward", tolerance: 1e-6, products: false, run: embedding_backward },
 ];
 
-fn embedding(ops: &dyn Ops) -> Result<Pairs> {
+fn embedding(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, v, c) in [(1, 5, 8), (33, 300, 65)] {
         let table = random(1, v * c);
@@ -24,7 +24,7 @@ fn embedding(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn embedding_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn embedding_backward(ops: &Device) -> Result<Pairs> {
     let (n, v, c) = (50, 40, 33);
     let (dy, before) = (random(1, n * c), random(2, v * c));
     let ids = some_indices(n, v);

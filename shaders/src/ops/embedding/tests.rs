@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_bits, assert_near, on_each, random, read, upload};
 
 /// How far the CPU may be from the reference ([`assert_near`]).
@@ -28,7 +27,7 @@ fn rows_are_looked_up_and_their_gradients_added() {
 
 #[test]
 fn a_bf16_table_gives_its_rounded_rows() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let table = cpu.upload_bf16(&[5, 3], &random(3, 15)).unwrap();
     let rounded = read(&cpu, &table);
     let y = cpu.embedding(&[4, 0, 4], &table, 2.0).unwrap();
@@ -37,7 +36,7 @@ fn a_bf16_table_gives_its_rounded_rows() {
 
 #[test]
 fn ids_outside_the_vocabulary_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let mut table = upload(&cpu, &[3, 2], &[0.0; 6]);
     assert!(cpu.embedding(&[3], &table, 1.0).is_err());
     let dy = upload(&cpu, &[1, 2], &[0.0; 2]);

@@ -3,7 +3,7 @@
 use super::reference;
 use crate::error::Result;
 use crate::ops::check::{Check, Pairs, random};
-use crate::ops::{Activation, Ops};
+use crate::ops::{Activation, Device};
 
 pub(crate) const CHECKS: &[Check] = &[
     Check { operation: "gated", tolerance: 1e-5, products: false, run: gated },
@@ -24,7 +24,7 @@ fn gates(n: usize) -> Vec<f32> {
     x
 }
 
-fn gated(ops: &dyn Ops) -> Result<Pairs> {
+fn gated(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for kind in KINDS {
         for n in [10, 1000] {
@@ -36,7 +36,7 @@ fn gated(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn gated_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn gated_backward(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for kind in KINDS {
         // Moderate values, so that the far ones do not hide them.
@@ -54,7 +54,7 @@ fn gated_backward(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn activation(ops: &dyn Ops) -> Result<Pairs> {
+fn activation(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for kind in KINDS {
         let (x, dy) = (gates(500), random(2, 500));

@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::Activation;
 use crate::ops::testing::{assert_gradient, assert_near, inner, on_each, random, read, upload};
 
@@ -53,7 +52,7 @@ fn the_reference_s_backward_is_the_derivative() {
 
 #[test]
 fn extremes_saturate_and_nan_stays() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let x = upload(&cpu, &[4], &[-1e4, 1e4, 0.0, f32::NAN]);
     for activation in ALL {
         let y = read(&cpu, &cpu.activation(&x, activation).unwrap());

@@ -2,13 +2,13 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, random, some_indices};
 
 pub(crate) const CHECKS: &[Check] =
     &[Check { operation: "gather_rows", tolerance: 1e-6, products: false, run: gather }];
 
-fn gather(ops: &dyn Ops) -> Result<Pairs> {
+fn gather(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, rows, c) in [(1, 1, 3), (40, 17, 65), (9, 300, 576)] {
         let (x, dy) = (random(1, rows * c), random(2, n * c));

@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::error::TensorError;
 use crate::ops::testing::{assert_bits, assert_near, on_each, random, read, upload};
 
@@ -25,7 +24,7 @@ fn rows_are_taken_and_put_back() {
 
 #[test]
 fn cache_rows_are_written_in_place() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let mut cache = cpu.zeros(&[5, 2]).unwrap();
     cpu.write_rows(&mut cache, 1, &upload(&cpu, &[2, 2], &[1.0, 2.0, 3.0, 4.0])).unwrap();
     assert_eq!(read(&cpu, &cache), [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
@@ -35,7 +34,7 @@ fn cache_rows_are_written_in_place() {
 
 #[test]
 fn indices_outside_the_table_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let x = upload(&cpu, &[3, 2], &[0.0; 6]);
     let expected = TensorError::Index { op: "gather_rows", index: 3, rows: 3 };
     assert_eq!(cpu.gather_rows(&x, &[0, 3]).unwrap_err(), expected);

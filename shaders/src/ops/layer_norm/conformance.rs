@@ -2,7 +2,7 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, plus, random};
 
 pub(crate) const CHECKS: &[Check] = &[
@@ -10,7 +10,7 @@ pub(crate) const CHECKS: &[Check] = &[
     Check { operation: "layer_norm_backward", tolerance: 2e-5, products: false, run: layer_norm_backward },
 ];
 
-fn layer_norm(ops: &dyn Ops) -> Result<Pairs> {
+fn layer_norm(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, c) in [(1, 2), (37, 577), (5, 48)] {
         let (x, w, b) = (random(1, n * c), random(3, c), random(4, c));
@@ -22,7 +22,7 @@ fn layer_norm(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn layer_norm_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn layer_norm_backward(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, c) in [(1, 3), (37, 577), (130, 48)] {
         let (x, dy, w, before) = (random(1, n * c), random(2, n * c), random(3, c), random(4, n * c));

@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_gradient, assert_near, inner, on_each, random, read, upload};
 
 /// How far the CPU may be from the reference ([`assert_near`]).
@@ -57,7 +56,7 @@ fn the_reference_s_backward_is_the_derivative() {
 
 #[test]
 fn wrong_shapes_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let (w, b) = (upload(&cpu, &[2], &[1.0; 2]), upload(&cpu, &[3], &[0.0; 3]));
     assert!(cpu.layer_norm(&upload(&cpu, &[1, 2], &[0.0; 2]), &w, &b, 1e-5).is_err());
     assert!(cpu.layer_norm(&upload(&cpu, &[1, 3], &[0.0; 3]), &w, &w, 1e-5).is_err());

@@ -3,7 +3,7 @@
 use super::reference;
 use crate::error::Result;
 use crate::ops::check::{Check, Pairs, plus, random};
-use crate::ops::{Ops, Weight, matmul};
+use crate::ops::{Device, Weight, matmul};
 
 pub(crate) const CHECKS: &[Check] = &[
     Check { operation: "linear", tolerance: 1e-5, products: true, run: linear },
@@ -15,7 +15,7 @@ pub(crate) const CHECKS: &[Check] = &[
 const LINEARS: [(usize, usize, usize); 4] = [(1, 64, 48), (5, 3, 7), (33, 43, 65), (40, 320, 130)];
 
 /// The weight in each type it can be kept in.
-fn weights(ops: &dyn Ops, shape: [usize; 2], values: &[f32]) -> Result<Vec<Weight>> {
+fn weights(ops: &Device, shape: [usize; 2], values: &[f32]) -> Result<Vec<Weight>> {
     Ok(vec![
         Weight::Dense(ops.upload(&shape, values)?),
         Weight::Dense(ops.upload_bf16(&shape, values)?),
@@ -24,7 +24,7 @@ fn weights(ops: &dyn Ops, shape: [usize; 2], values: &[f32]) -> Result<Vec<Weigh
     ])
 }
 
-fn linear(ops: &dyn Ops) -> Result<Pairs> {
+fn linear(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, inputs, outputs) in LINEARS {
         let (x, w) = (random(1, n * inputs), random(2, outputs * inputs));
@@ -38,7 +38,7 @@ fn linear(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn linear_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn linear_backward(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, inputs, outputs) in LINEARS {
         let (dy, w, before) = (random(1, n * outputs), random(2, outputs * inputs), random(3, n * inputs));
@@ -54,7 +54,7 @@ fn linear_backward(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn linear_weight_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn linear_weight_backward(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, inputs, outputs) in [(1, 3, 2), (65, 576, 16), (100, 33, 130)] {
         let (x, dy, before) = (random(1, n * inputs), random(2, n * outputs), random(3, outputs * inputs));
@@ -66,7 +66,7 @@ fn linear_weight_backward(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn dora_norm(ops: &dyn Ops) -> Result<Pairs> {
+fn dora_norm(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (inputs, outputs, rank) in [(64, 48, 4), (43, 65, 1)] {
         let (w, a, b) = (random(1, outputs * inputs), random(2, rank * inputs), random(3, outputs * rank));

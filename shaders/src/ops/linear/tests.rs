@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::Weight;
 use crate::ops::testing::{assert_near, on_each, random, read, upload};
 
@@ -8,7 +7,7 @@ use crate::ops::testing::{assert_near, on_each, random, read, upload};
 const TOLERANCE: f32 = 5e-6;
 
 /// The weight in each type it can be kept in.
-fn weights(cpu: &Cpu, outputs: usize, inputs: usize, values: &[f32]) -> Vec<Weight> {
+fn weights(cpu: &Device, outputs: usize, inputs: usize, values: &[f32]) -> Vec<Weight> {
     let shape = [outputs, inputs];
     vec![
         Weight::Dense(upload(cpu, &shape, values)),
@@ -76,7 +75,7 @@ fn the_norms_of_dora_are_those_of_the_sum() {
 
 #[test]
 fn an_nf4_product_never_holds_the_weight_in_f32() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let (outputs, inputs) = (4096, 1024);
     let w = cpu.upload_nf4(&[outputs, inputs], &random(1, outputs * inputs), true).unwrap();
     let x = upload(&cpu, &[1, inputs], &random(2, inputs));
@@ -89,7 +88,7 @@ fn an_nf4_product_never_holds_the_weight_in_f32() {
 
 #[test]
 fn wrong_shapes_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let w = Weight::Dense(upload(&cpu, &[2, 3], &[0.0; 6]));
     let (two, three) = (upload(&cpu, &[1, 2], &[0.0; 2]), upload(&cpu, &[1, 3], &[0.0; 3]));
     assert!(cpu.linear(&two, &w).is_err());

@@ -3,8 +3,8 @@
 use super::kernel::{panels, panels_of, unpacked_rows};
 use super::reference;
 use crate::ops::check::distance;
-use crate::ops::testing::{assert_bits, gpu_for_test, random};
-use crate::ops::{Ops, Weight, WeightKind};
+use crate::ops::testing::{assert_bits, gpu_for_test, gpu_of, random};
+use crate::ops::{Device, Weight, WeightKind};
 
 const KINDS: [WeightKind; 4] = [
     WeightKind::F32,
@@ -13,7 +13,7 @@ const KINDS: [WeightKind; 4] = [
     WeightKind::Nf4 { double_quant: true },
 ];
 
-fn weight(ops: &dyn Ops, kind: WeightKind, shape: [usize; 2], values: &[f32]) -> Weight {
+fn weight(ops: &Device, kind: WeightKind, shape: [usize; 2], values: &[f32]) -> Weight {
     match kind {
         WeightKind::F32 => Weight::Dense(ops.upload(&shape, values).unwrap()),
         WeightKind::Bf16 => Weight::Dense(ops.upload_bf16(&shape, values).unwrap()),
@@ -36,7 +36,7 @@ fn any_rows_of_a_weight_are_those_of_the_whole() {
             let weight = weight(&gpu, kind, shape, &values);
             let whole = gpu.read_weight(&weight).unwrap();
             for rows in [0..shape[0], 0..1, 1..2, 2..shape[0], 3..3, shape[0] / 2..shape[0] - 1] {
-                let part = unpacked_rows(&gpu, "test", &weight, rows.clone()).unwrap();
+                let part = unpacked_rows(gpu_of(&gpu), "test", &weight, rows.clone()).unwrap();
                 assert_eq!(part.shape(), [rows.len(), shape[1]]);
                 assert_bits(&gpu.read(&part).unwrap(), &whole[rows.start * shape[1]..rows.end * shape[1]]);
             }
@@ -48,8 +48,8 @@ fn any_rows_of_a_weight_are_those_of_the_whole() {
 fn panels_cover_the_rows_and_are_no_larger_than_allowed() {
     let Some(mut gpu) = gpu_for_test() else { return };
     for (rows, columns, bytes) in [(1, 1, 4), (1000, 16, 4 * 16 * 200), (1000, 16, 1 << 30), (130, 5, 1), (64, 9, 8)] {
-        gpu.limits.panel_bytes = bytes;
-        let all: Vec<_> = panels(&gpu, (rows, columns)).collect();
+        gpu.gpu_mut().limits.panel_bytes = bytes;
+        let all: Vec<_> = panels(gpu_of(&gpu), (rows, columns)).collect();
         assert!(all.first().is_some_and(|p| p.start == 0) && all.last().is_some_and(|p| p.end == rows));
         assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start));
         let most = all.iter().map(|p| p.len()).max().unwrap_or(0);
@@ -57,7 +57,7 @@ fn panels_cover_the_rows_and_are_no_larger_than_allowed() {
     }
     // A weight that is f32 needs no panels.
     let dense = weight(&gpu, WeightKind::F32, [200, 3], &random(1, 600));
-    assert_eq!(panels_of(&gpu, "test", &dense).unwrap().len(), 1);
+    assert_eq!(panels_of(gpu_of(&gpu), "test", &dense).unwrap().len(), 1);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn products_in_panels_agree_with_the_reference() {
         let (x, w, dy) = (random(1, n * inputs), random(2, outputs * inputs), random(3, n * outputs));
         let (before, a, b) = (random(4, n * inputs), random(5, rank * inputs), random(6, outputs * rank));
         for kind in KINDS {
-            gpu.limits.panel_bytes = 4 * (64 * inputs) as u64;
+            gpu.gpu_mut().limits.panel_bytes = 4 * (64 * inputs) as u64;
             let weight = weight(&gpu, kind, [outputs, inputs], &w);
             let values = gpu.read_weight(&weight).unwrap();
             let name = format!("{kind:?} {outputs}x{inputs}");

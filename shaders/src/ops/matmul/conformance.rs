@@ -2,12 +2,12 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, plus, random};
 
 pub(crate) const CHECKS: &[Check] = &[Check { operation: "matmul", tolerance: 1e-5, products: true, run: matmul }];
 
-fn matmul(ops: &dyn Ops) -> Result<Pairs> {
+fn matmul(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (m, k, n) in [(1, 1, 1), (1, 576, 64), (33, 43, 65), (128, 128, 128), (70, 16, 577), (16, 300, 7)] {
         let (a, b, before) = (random(1, m * k), random(2, k * n), random(3, m * n));

@@ -1,6 +1,5 @@
 use super::reference::{matmul, transpose};
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_near, on_each, random, read, upload};
 
 /// How far the CPU may be from the reference ([`assert_near`]).
@@ -40,7 +39,7 @@ fn every_transposition_agrees_with_the_reference() {
 #[test]
 fn recycled_memory_does_not_leak_into_a_product() {
     // A new result is written, not added to, even where the buffer held NaN.
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     drop(upload(&cpu, &[4, 4], &[f32::NAN; 16]));
     let x = upload(&cpu, &[4, 4], &random(1, 16));
     drop(upload(&cpu, &[4, 4], &[f32::NAN; 16]));
@@ -49,7 +48,7 @@ fn recycled_memory_does_not_leak_into_a_product() {
 
 #[test]
 fn depths_that_differ_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let a = upload(&cpu, &[2, 3], &[0.0; 6]);
     assert!(cpu.matmul(&a, false, &a, false, 1.0, None).is_err());
     let into = Some(upload(&cpu, &[3, 3], &[0.0; 9]));

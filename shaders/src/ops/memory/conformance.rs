@@ -1,12 +1,12 @@
 //! Checks of memory: what is written is read back.
 
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, random};
 
 pub(crate) const CHECKS: &[Check] = &[Check { operation: "memory", tolerance: 0.0, products: false, run: memory }];
 
-fn memory(ops: &dyn Ops) -> Result<Pairs> {
+fn memory(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for n in [1, 5, 1001] {
         let x = random(1, n);

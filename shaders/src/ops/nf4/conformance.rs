@@ -4,7 +4,7 @@ use super::reference::{QuantisedScales, dequantise as from_bits, dynamic_map, qu
 use super::{BLOCK, CODEBOOK, NESTED_BLOCK, Nf4Weight, Scales};
 use crate::error::Result;
 use crate::ops::check::{Check, Pairs, random};
-use crate::ops::{Ops, Weight};
+use crate::ops::{Device, Weight};
 use crate::tensor::Tensor;
 
 pub(crate) const CHECKS: &[Check] = &[
@@ -15,7 +15,7 @@ pub(crate) const CHECKS: &[Check] = &[
 /// Whole blocks, an odd number of elements, more than a nested block.
 const SHAPES: [(usize, usize); 5] = [(1, 1), (2, 64), (3, 7), (33, 65), (300, 64)];
 
-fn dequantise(ops: &dyn Ops) -> Result<Pairs> {
+fn dequantise(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (rows, columns) in SHAPES {
         let values = random(1, rows * columns);
@@ -59,7 +59,7 @@ fn extreme() -> Vec<f32> {
 }
 
 /// The parts of a weight, each as numbers that tell its bits.
-fn parts(ops: &dyn Ops, weight: &Nf4Weight) -> Result<Vec<Vec<f32>>> {
+fn parts(ops: &Device, weight: &Nf4Weight) -> Result<Vec<Vec<f32>>> {
     // Codes times scales of one are the codes' values.
     let blocks = weight.shape.iter().product::<usize>().div_ceil(BLOCK);
     let ones = |count: usize| ops.upload(&[count], &vec![1.0; count]);
@@ -84,7 +84,7 @@ fn parts(ops: &dyn Ops, weight: &Nf4Weight) -> Result<Vec<Vec<f32>>> {
     Ok(parts)
 }
 
-fn quantise(ops: &dyn Ops) -> Result<Pairs> {
+fn quantise(ops: &Device) -> Result<Pairs> {
     let mut inputs: Vec<Vec<f32>> = SHAPES.iter().map(|(rows, columns)| random(1, rows * columns)).collect();
     inputs.extend([awkward(), extreme()]);
     let mut pairs = Vec::new();

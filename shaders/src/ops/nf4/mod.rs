@@ -20,8 +20,43 @@ mod tests_gpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod thresholds;
 
+use super::{
+    Device, Operation, Weight,
+    device::{Backend, Counting},
+};
 use crate::error::{Result, shape_error};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
+
+pub(crate) fn count_nf4(count: &Counting, shape: &[usize], double_quant: bool) -> Result<Weight> {
+    const OP: &str = "nf4";
+    let elements: usize = shape.iter().product();
+    let blocks = elements.div_ceil(BLOCK);
+    let scales = match double_quant {
+        false => Scales::Plain(count.f32(OP, &[blocks])?),
+        true => Scales::Nested {
+            codes: count.take(OP, &[blocks], DType::U8)?,
+            absmax: count.f32(OP, &[blocks.div_ceil(NESTED_BLOCK)])?,
+            code: count.f32(OP, &[256])?,
+            offset: 0.0,
+        },
+    };
+    let packed = count.take(OP, &[elements.div_ceil(2)], DType::U8)?;
+    Ok(Weight::Nf4(Nf4Weight { shape: shape.to_vec(), packed, scales }))
+}
+
+impl Device {
+    /// Quantises a weight `[out, in]` to NF4 in blocks of 64 of the flattened
+    /// weight, as bitsandbytes does; `double_quant` quantises the block scales
+    /// to 8 bits in blocks of 256.
+    pub fn upload_nf4(&self, shape: &[usize], values: &[f32], double_quant: bool) -> Result<Weight> {
+        self.timed(Operation::UploadNf4, || match self.backend() {
+            Backend::Cpu(cpu) => Ok(Weight::Nf4(cpu::quantise(cpu, shape, values, double_quant)?)),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(gpu) => Ok(Weight::Nf4(kernel::upload(gpu, shape, values, double_quant)?)),
+            Backend::Counting(count) => count_nf4(count, shape, double_quant),
+        })
+    }
+}
 
 /// Elements of a block.
 pub const BLOCK: usize = 64;

@@ -4,10 +4,9 @@ use safetensors::SafeTensors;
 
 use super::reference::{Quantised, QuantisedScales, dequantise, dynamic_map, quantise};
 use super::*;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::Weight;
-use crate::ops::testing::{assert_bits, random};
+use crate::ops::testing::{assert_bits, cpu_of, random};
 
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/nf4/nf4.safetensors");
 
@@ -50,7 +49,7 @@ fn double_quantisation_gives_the_bits_of_bitsandbytes() {
 
 #[test]
 fn the_device_gives_the_bits_of_bitsandbytes_and_keeps_no_f32_copy() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let weight = golden_f32("weight");
     for (double, name) in [(false, "single"), (true, "double")] {
         let w = cpu.upload_nf4(&[96, 192], &weight, double).unwrap();
@@ -59,13 +58,16 @@ fn the_device_gives_the_bits_of_bitsandbytes_and_keeps_no_f32_copy() {
         let scales = if double { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) + 4 * 256 + 4 } else { 4 * blocks };
         assert_eq!(w.bytes(), weight.len() / 2 + scales);
         let Weight::Nf4(w) = w else { panic!("an NF4 weight") };
-        assert!(cpu.u8("test", &w.packed).unwrap() == golden_u8(&format!("{name}.packed")), "packed bytes differ");
+        assert!(
+            cpu_of(&cpu).u8("test", &w.packed).unwrap() == golden_u8(&format!("{name}.packed")),
+            "packed bytes differ"
+        );
     }
 }
 
 #[test]
 fn sizes_that_are_no_multiple_of_a_block_work() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     for (rows, columns) in [(1, 1), (1, 63), (3, 43), (7, 129), (5, 64), (33, 1000), (129, 515)] {
         let values = random(1, rows * columns);
         for double in [false, true] {
@@ -75,7 +77,7 @@ fn sizes_that_are_no_multiple_of_a_block_work() {
             assert_bits(&cpu.read_weight(&w).unwrap(), &want);
             // Any range, not only whole blocks.
             let Weight::Nf4(w) = &w else { panic!("an NF4 weight") };
-            let view = cpu::View::new(&cpu, "test", w).unwrap();
+            let view = cpu::View::new(cpu_of(&cpu), "test", w).unwrap();
             for (from, to) in
                 [(0, values.len()), (values.len() / 3, values.len()), (values.len() / 2, values.len() / 2)]
             {
@@ -101,7 +103,7 @@ fn the_error_of_a_normal_weight_is_that_of_four_bits() {
 
 #[test]
 fn wrong_shapes_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     assert!(cpu.upload_nf4(&[3, 4], &[0.0; 11], false).is_err());
     assert!(cpu.upload_nf4(&[12], &[0.0; 12], false).is_err());
 }

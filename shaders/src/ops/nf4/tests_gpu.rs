@@ -2,12 +2,11 @@
 
 use super::reference::{QuantisedScales, dequantise, quantise};
 use super::{BLOCK, Nf4Weight, Scales};
-use crate::gpu::Gpu;
-use crate::ops::testing::{assert_bits, bits, gpu_for_test, random};
-use crate::ops::{Ops, Weight};
+use crate::ops::testing::{assert_bits, bits, gpu_for_test, gpu_of, random};
+use crate::ops::{Device, Weight};
 use crate::random::Key;
 
-fn upload(gpu: &Gpu, values: &[f32], double: bool) -> Nf4Weight {
+fn upload(gpu: &Device, values: &[f32], double: bool) -> Nf4Weight {
     match gpu.upload_nf4(&[1, values.len()], values, double).unwrap() {
         Weight::Nf4(weight) => weight,
         Weight::Dense(_) => panic!("an NF4 weight"),
@@ -16,11 +15,11 @@ fn upload(gpu: &Gpu, values: &[f32], double: bool) -> Nf4Weight {
 
 /// Every byte and every scale is the reference's.
 #[track_caller]
-fn same(gpu: &Gpu, name: &str, values: &[f32]) {
+fn same(gpu: &Device, name: &str, values: &[f32]) {
     for double in [false, true] {
         let want = quantise(values, double);
         let got = upload(gpu, values, double);
-        let packed = gpu.read_bytes("test", &got.packed).unwrap();
+        let packed = gpu_of(gpu).read_bytes("test", &got.packed).unwrap();
         let differs = packed.iter().zip(&want.packed).position(|(a, b)| a != b);
         assert!(packed.len() == want.packed.len() && differs.is_none(), "{name}: byte {differs:?} differs");
         match (&got.scales, &want.scales) {
@@ -30,7 +29,7 @@ fn same(gpu: &Gpu, name: &str, values: &[f32]) {
                 QuantisedScales::Nested { codes: want, absmax: scales, offset: mean },
             ) => {
                 assert_eq!(offset.to_bits(), mean.to_bits(), "{name}: the mean");
-                assert!(gpu.read_bytes("test", codes).unwrap() == *want, "{name}: codes differ");
+                assert!(gpu_of(gpu).read_bytes("test", codes).unwrap() == *want, "{name}: codes differ");
                 assert_bits(&gpu.read(absmax).unwrap(), scales);
             }
             _ => panic!("{name}: scales of another kind"),
@@ -122,7 +121,7 @@ fn a_weight_in_pieces_has_the_same_bits_and_never_lies_whole_on_the_device() {
     let Some(mut gpu) = gpu_for_test() else { return };
     let values = random(7, 64 * 1000 + 5);
     let want = gpu.read_weight(&Weight::Nf4(upload(&gpu, &values, true))).unwrap();
-    gpu.limits.piece_bytes = 4 * 64 * 90;
+    gpu.gpu_mut().limits.piece_bytes = 4 * 64 * 90;
     same(&gpu, "pieces", &values);
     gpu.reset_peak();
     let (before, _) = gpu.allocated_bytes();
@@ -130,7 +129,7 @@ fn a_weight_in_pieces_has_the_same_bits_and_never_lies_whole_on_the_device() {
     let most = gpu.allocated_bytes().1 - before;
     let kept = weight.bytes() as u64;
     let scales = 4 * (values.len() / BLOCK + 1) as u64;
-    assert!(most < kept + scales + gpu.limits.piece_bytes + 4096, "{most} bytes beside {kept}");
+    assert!(most < kept + scales + gpu_of(&gpu).limits.piece_bytes + 4096, "{most} bytes beside {kept}");
     let got = gpu.read_weight(&Weight::Nf4(weight)).unwrap();
     assert_bits(&got, &want);
     assert_eq!(bits(&got).len(), dequantise(&quantise(&values, true), values.len()).len());

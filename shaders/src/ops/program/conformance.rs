@@ -5,7 +5,7 @@ use finetuned_plugin_api::optimizer::{TensorKind, TensorShape};
 use finetuned_plugin_api::program::{Axis, Program, Rule, Scalars, StateBuffer, StateSlice, StateType, interpret};
 
 use crate::error::{Result, TensorError};
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, random};
 
 pub(crate) const CHECKS: &[Check] =
@@ -29,7 +29,7 @@ fn program(rows: usize, columns: usize) -> Result<Program> {
         .map_err(|error| TensorError::Failed { op: "optimizer_step", reason: error.to_string() })
 }
 
-fn optimizer_step(ops: &dyn Ops) -> Result<Pairs> {
+fn optimizer_step(ops: &Device) -> Result<Pairs> {
     let failed = |error: finetuned_plugin_api::PluginError| TensorError::Failed {
         op: "optimizer_step",
         reason: error.to_string(),

@@ -5,7 +5,7 @@ use finetuned_plugin_api::program::{
     Axis, Program, Rule, Scalars, StateBuffer, StateSlice, StateType, Value, interpret,
 };
 
-use super::{Scratch, run};
+use super::cpu::{Scratch, run};
 use crate::cpu::workers::Workers;
 
 fn tensor(rows: usize, columns: usize) -> TensorShape {

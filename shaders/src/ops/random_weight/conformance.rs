@@ -3,13 +3,13 @@
 use super::reference;
 use crate::error::Result;
 use crate::ops::check::{Check, Pairs};
-use crate::ops::{Ops, WeightKind};
+use crate::ops::{Device, WeightKind};
 use crate::random::Key;
 
 pub(crate) const CHECKS: &[Check] =
     &[Check { operation: "random_weight", tolerance: 0.0, products: false, run: random_weight }];
 
-fn random_weight(ops: &dyn Ops) -> Result<Pairs> {
+fn random_weight(ops: &Device) -> Result<Pairs> {
     let key = Key::new(0x1234_5678_9abc_def0, 7, 42);
     let mut pairs = Vec::new();
     for shape in [[1, 1], [3, 7], [33, 130]] {

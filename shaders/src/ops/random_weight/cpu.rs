@@ -4,7 +4,7 @@ use super::check;
 use crate::cpu::{Cpu, PIECE, simd};
 use crate::error::Result;
 use crate::ops::dropout::cpu::{BLOCKS, words};
-use crate::ops::{Ops, Weight, WeightKind};
+use crate::ops::{Weight, WeightKind, nf4};
 use crate::random::{Key, signed_unit};
 
 pub(crate) fn random_weight(cpu: &Cpu, shape: &[usize], scale: f32, key: Key, kind: WeightKind) -> Result<Weight> {
@@ -28,7 +28,9 @@ pub(crate) fn random_weight(cpu: &Cpu, shape: &[usize], scale: f32, key: Key, ki
     });
     match kind {
         WeightKind::F32 => Ok(Weight::Dense(x)),
-        WeightKind::Bf16 => Ok(Weight::Dense(cpu.upload_bf16(shape, cpu.f32(OP, &x)?)?)),
-        WeightKind::Nf4 { double_quant } => cpu.upload_nf4(shape, cpu.f32(OP, &x)?, double_quant),
+        WeightKind::Bf16 => Ok(Weight::Dense(cpu.upload_half(shape, cpu.f32(OP, &x)?)?)),
+        WeightKind::Nf4 { double_quant } => {
+            Ok(Weight::Nf4(nf4::cpu::quantise(cpu, shape, cpu.f32(OP, &x)?, double_quant)?))
+        }
     }
 }

@@ -1,9 +1,8 @@
 use super::reference;
-use crate::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::ops::testing::gpu_for_test;
 use crate::ops::testing::{assert_bits, on_each};
-use crate::ops::{Ops, WeightKind, nf4};
+use crate::ops::{Device, WeightKind, nf4};
 use crate::random::Key;
 
 const KINDS: [WeightKind; 4] = [
@@ -43,7 +42,7 @@ fn every_kind_is_the_reference_s_numbers_on_any_threads() {
 fn a_gpu_makes_the_same_bits_in_pieces_too() {
     let Some(mut gpu) = gpu_for_test() else { return };
     for piece_bytes in [64 << 20, 4 * 64 * 20] {
-        gpu.limits.piece_bytes = piece_bytes;
+        gpu.gpu_mut().limits.piece_bytes = piece_bytes;
         for shape in [[1, 1], [1, 2], [3, 7], [5, 64], [33, 1001]] {
             let key = Key::new(3 << 33 | 5, 2, 9);
             let x = reference::uniform(shape[0] * shape[1], 0.035, key);
@@ -73,7 +72,7 @@ fn the_numbers_fill_their_range_evenly() {
 
 #[test]
 fn what_is_no_matrix_of_finite_numbers_is_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let key = Key::new(1, 0, 0);
     assert!(cpu.random_weight(&[4], 1.0, key, WeightKind::F32).is_err());
     assert!(cpu.random_weight(&[2, 2], f32::NAN, key, WeightKind::Bf16).is_err());

@@ -1,13 +1,13 @@
 //! Checks of this operation against its plain reference.
 
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, random};
 
 pub(crate) const CHECKS: &[Check] =
     &[Check { operation: "sum_squares", tolerance: 2e-6, products: false, run: sum_squares }];
 
-fn sum_squares(ops: &dyn Ops) -> Result<Pairs> {
+fn sum_squares(ops: &Device) -> Result<Pairs> {
     let all: Vec<Vec<f32>> = [1, 100, 4096, 50_001].iter().map(|n| random(*n as u32, *n)).collect();
     let mut tensors = Vec::new();
     for x in &all {

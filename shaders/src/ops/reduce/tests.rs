@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{on_each, random, upload};
 
 #[test]
@@ -20,7 +19,7 @@ fn the_sum_of_squares_is_that_of_f64_and_the_same_on_any_threads() {
 
 #[test]
 fn nan_comes_through_and_nothing_is_zero() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     assert_eq!(cpu.sum_squares(&[]).unwrap(), 0.0);
     assert!(cpu.sum_squares(&[&upload(&cpu, &[2], &[1.0, f32::NAN])]).unwrap().is_nan());
     // Squares beyond f32's range.

@@ -2,7 +2,7 @@
 
 use super::reference;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::Device;
 use crate::ops::check::{Check, Pairs, plus, random};
 
 pub(crate) const CHECKS: &[Check] = &[
@@ -13,7 +13,7 @@ pub(crate) const CHECKS: &[Check] = &[
 /// Tokens, columns and the norm's group.
 const NORMS: [(usize, usize, usize); 5] = [(1, 2, 2), (1, 576, 576), (37, 577, 577), (100, 576, 64), (3, 512, 256)];
 
-fn rms_norm(ops: &dyn Ops) -> Result<Pairs> {
+fn rms_norm(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, c, group) in NORMS {
         let (x, w) = (random(1, n * c), random(3, group));
@@ -24,7 +24,7 @@ fn rms_norm(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn rms_norm_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn rms_norm_backward(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, c, group) in NORMS {
         let (x, dy, w, before) = (random(1, n * c), random(2, n * c), random(3, group), random(4, n * c));

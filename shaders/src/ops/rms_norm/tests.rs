@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_gradient, assert_near, inner, on_each, random, read, upload};
 
 /// How far the CPU may be from the reference ([`assert_near`]).
@@ -44,7 +43,7 @@ fn the_reference_s_backward_is_the_derivative() {
 
 #[test]
 fn extremes_and_errors() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let w = upload(&cpu, &[2], &[1.0, 1.0]);
     let (y, rstd) = cpu.rms_norm(&upload(&cpu, &[2, 2], &[0.0, 0.0, f32::NAN, 1.0]), &w, 1e-5, 0.0).unwrap();
     let y = read(&cpu, &y);

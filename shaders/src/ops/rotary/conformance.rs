@@ -3,11 +3,11 @@
 use super::reference;
 use crate::error::Result;
 use crate::ops::check::{Check, Pairs, random};
-use crate::ops::{Ops, RotaryTable};
+use crate::ops::{Device, RotaryTable};
 
 pub(crate) const CHECKS: &[Check] = &[Check { operation: "rotary", tolerance: 1e-6, products: false, run: rotary }];
 
-fn rotary(ops: &dyn Ops) -> Result<Pairs> {
+fn rotary(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (n, heads, dim, rotary_dim) in [(1, 1, 2, 2), (33, 9, 64, 64), (5, 2, 256, 256), (9, 2, 96, 24)] {
         let half = rotary_dim / 2;

@@ -11,9 +11,41 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::RotaryTable;
+use super::{Device, Operation, device::Backend};
 use crate::error::{Result, TensorError, shape_error};
 use crate::tensor::Tensor;
+
+/// The angle table of rotary embeddings, one per rope base of a model.
+///
+/// Angles are `position · inverse_frequency` in f32, as PyTorch computes them.
+#[derive(Debug, Clone)]
+pub struct RotaryTable {
+    /// `[max_positions, rotary_dim / 2]`, times the attention scaling.
+    pub cos: Tensor,
+    pub sin: Tensor,
+    /// How many of a head's `D` elements turn; pairs are (i, i + rotary_dim/2).
+    pub rotary_dim: usize,
+}
+
+impl Device {
+    /// Turns x `[N, heads·D]` in place by each token's position; `inverse`
+    /// turns back (the backward pass).
+    pub fn rotary(
+        &self,
+        x: &mut Tensor,
+        positions: &[u32],
+        table: &RotaryTable,
+        head_dim: usize,
+        inverse: bool,
+    ) -> Result<()> {
+        self.timed(Operation::Rotary, || match self.backend() {
+            Backend::Cpu(cpu) => cpu::rotary(cpu, x, positions, table, head_dim, inverse),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu(gpu) => kernel::rotary(gpu, x, positions, table, head_dim, inverse),
+            Backend::Counting(_) => x.expect_shape("rotary", &[positions.len(), x.columns()]),
+        })
+    }
+}
 
 pub(crate) fn check(x: &Tensor, positions: &[u32], table: &RotaryTable, head_dim: usize) -> Result<()> {
     const OP: &str = "rotary";

@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::error::TensorError;
 use crate::ops::RotaryTable;
 use crate::ops::testing::{assert_near, on_each, random, read, upload};
@@ -14,7 +13,7 @@ fn angles(positions: usize, half: usize) -> (Vec<f32>, Vec<f32>) {
     (all(f32::cos), all(f32::sin))
 }
 
-fn table(cpu: &Cpu, positions: usize, rotary_dim: usize) -> RotaryTable {
+fn table(cpu: &Device, positions: usize, rotary_dim: usize) -> RotaryTable {
     let half = rotary_dim / 2;
     let (cos, sin) = angles(positions, half);
     RotaryTable { cos: upload(cpu, &[positions, half], &cos), sin: upload(cpu, &[positions, half], &sin), rotary_dim }
@@ -45,7 +44,7 @@ fn turning_agrees_with_the_reference_and_turns_back() {
 
 #[test]
 fn wrong_shapes_and_positions_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let mut x = upload(&cpu, &[2, 8], &[1.0; 16]);
     let four = table(&cpu, 3, 4);
     assert_eq!(

@@ -3,7 +3,7 @@
 use super::reference;
 use crate::error::Result;
 use crate::ops::check::{Check, Pairs, plus, random};
-use crate::ops::{Head, Ops, StatisticSet, TokenCoefficients, TokenStatistics, Weight, linear, matmul};
+use crate::ops::{Device, Head, StatisticSet, TokenCoefficients, TokenStatistics, Weight, linear, matmul};
 
 pub(crate) const CHECKS: &[Check] = &[
     Check { operation: "token_logp", tolerance: 2e-5, products: true, run: token_logp },
@@ -24,7 +24,7 @@ fn flat(s: TokenStatistics) -> [Vec<f32>; 5] {
     [s.logp, s.lse, s.entropy, s.mean_logp, correct]
 }
 
-fn token_logp(ops: &dyn Ops) -> Result<Pairs> {
+fn token_logp(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (m, c, v, chunk_rows) in HEADS {
         for softcap in [None, Some(3.0)] {
@@ -41,7 +41,7 @@ fn token_logp(ops: &dyn Ops) -> Result<Pairs> {
     Ok(pairs)
 }
 
-fn token_logp_backward(ops: &dyn Ops) -> Result<Pairs> {
+fn token_logp_backward(ops: &Device) -> Result<Pairs> {
     let mut pairs = Vec::new();
     for (m, c, v, chunk_rows) in HEADS {
         for softcap in [None, Some(3.0)] {

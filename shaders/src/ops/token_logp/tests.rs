@@ -1,6 +1,5 @@
 use super::reference;
-use crate::Ops;
-use crate::cpu::Cpu;
+use crate::Device;
 use crate::ops::testing::{assert_gradient, assert_near, on_each, random, read, upload};
 use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics, Weight};
 
@@ -94,7 +93,7 @@ fn the_reference_s_gradient_is_the_derivative_of_every_statistic() {
 
 #[test]
 fn only_what_is_asked_for_comes_back() {
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let weight = Weight::Dense(upload(&cpu, &[7, 3], &random(1, 21)));
     let head = Head { weight: &weight, softcap: None, chunk_rows: 0 };
     let h = upload(&cpu, &[2, 3], &random(2, 6));
@@ -111,7 +110,7 @@ fn only_what_is_asked_for_comes_back() {
 
 #[test]
 fn logits_of_any_size_do_not_overflow_and_nan_comes_through() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let weight = Weight::Dense(upload(&cpu, &[3, 1], &[1e4, -1e4, 0.0]));
     let head = Head { weight: &weight, softcap: None, chunk_rows: 0 };
     let h = upload(&cpu, &[3, 1], &[1.0, -1.0, f32::NAN]);
@@ -123,7 +122,7 @@ fn logits_of_any_size_do_not_overflow_and_nan_comes_through() {
 
 #[test]
 fn wrong_shapes_and_targets_are_refused() {
-    let cpu = Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let weight = Weight::Dense(upload(&cpu, &[7, 3], &[0.0; 21]));
     let head = Head { weight: &weight, softcap: None, chunk_rows: 0 };
     let h = upload(&cpu, &[2, 3], &[0.0; 6]);

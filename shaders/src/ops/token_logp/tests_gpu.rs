@@ -3,14 +3,12 @@
 
 use super::reference;
 use super::tests::{ALL, coefficients, flat, targets};
-use crate::cpu::Cpu;
-use crate::gpu::Gpu;
 use crate::ops::check::distance;
-use crate::ops::testing::{assert_bits, gpu_for_test, random};
-use crate::ops::{Head, Ops, TokenCoefficients, Weight, WeightKind, linear, matmul};
+use crate::ops::testing::{assert_bits, gpu_for_test, gpu_of, random};
+use crate::ops::{Device, Head, TokenCoefficients, Weight, WeightKind, linear, matmul};
 
 /// As conformance allows a GPU; tensor cores round their operands.
-fn tolerance(gpu: &Gpu, operation: f64) -> f64 {
+fn tolerance(gpu: &Device, operation: f64) -> f64 {
     operation.max(4.0 * gpu.info().product_rounding)
 }
 
@@ -20,7 +18,7 @@ fn assert_within(name: &str, tolerance: f64, got: &[f32], want: &[f32]) {
     assert!(worst <= tolerance, "{name}: {worst:e} is more than {tolerance:e}");
 }
 
-fn weight(ops: &dyn Ops, kind: WeightKind, v: usize, c: usize, values: &[f32]) -> Weight {
+fn weight(ops: &Device, kind: WeightKind, v: usize, c: usize, values: &[f32]) -> Weight {
     match kind {
         WeightKind::F32 => Weight::Dense(ops.upload(&[v, c], values).unwrap()),
         WeightKind::Bf16 => Weight::Dense(ops.upload_bf16(&[v, c], values).unwrap()),
@@ -43,7 +41,7 @@ impl Case {
     }
 
     /// Statistics, logits, gradients; statistics and gradients of the fused pass.
-    fn run(&self, ops: &dyn Ops, d: &TokenCoefficients) -> Vec<Vec<f32>> {
+    fn run(&self, ops: &Device, d: &TokenCoefficients) -> Vec<Vec<f32>> {
         let Case { m, c, v, chunk_rows, softcap, kind } = *self;
         let weight = weight(ops, kind, v, c, &random(2, v * c));
         let head = Head { weight: &weight, softcap, chunk_rows };
@@ -64,7 +62,7 @@ impl Case {
         all
     }
 
-    fn reference(&self, gpu: &Gpu, d: &TokenCoefficients) -> Vec<Vec<f32>> {
+    fn reference(&self, gpu: &Device, d: &TokenCoefficients) -> Vec<Vec<f32>> {
         let Case { m, c, v, softcap, kind, .. } = *self;
         let w = gpu.read_weight(&weight(gpu, kind, v, c, &random(2, v * c))).unwrap();
         let (h, t) = (self.h(), targets(m, v));
@@ -81,7 +79,7 @@ impl Case {
 #[test]
 fn slabs_agree_with_the_reference_the_cpu_and_one_piece() {
     let Some(mut gpu) = gpu_for_test() else { return };
-    let cpu = Cpu::device(Some(2)).unwrap();
+    let cpu = Device::cpu(Some(2)).unwrap();
     let (nf4, bf16) = (WeightKind::Nf4 { double_quant: true }, WeightKind::Bf16);
     // Rows of the vocabulary in a slab; the last slab is short.
     let cases = [
@@ -95,11 +93,11 @@ fn slabs_agree_with_the_reference_the_cpu_and_one_piece() {
         let name = format!("{} of {} in {:?}", slab, case.v, case.kind);
         let d = coefficients(case.m);
         let whole = case.run(&gpu, &d);
-        let panel = gpu.limits.panel_bytes;
-        gpu.limits.panel_bytes = 4 * (slab * case.c) as u64;
+        let panel = gpu_of(&gpu).limits.panel_bytes;
+        gpu.gpu_mut().limits.panel_bytes = 4 * (slab * case.c) as u64;
         let got = case.run(&gpu, &d);
         let again = case.run(&gpu, &d);
-        gpu.limits.panel_bytes = panel;
+        gpu.gpu_mut().limits.panel_bytes = panel;
         let (want, host) = (case.reference(&gpu, &d), case.run(&cpu, &d));
         for i in 0..want.len() {
             let gradient = [6, 7, 13, 14].contains(&i);
@@ -118,13 +116,13 @@ fn a_head_in_slabs_never_lies_whole_in_f32() {
     let (m, c, v) = (4, 64, 10_000);
     let weight = weight(&gpu, WeightKind::Nf4 { double_quant: false }, v, c, &random(2, v * c));
     let h = gpu.upload(&[m, c], &random(1, m * c)).unwrap();
-    gpu.limits.panel_bytes = 4 * (1024 * c) as u64;
+    gpu.gpu_mut().limits.panel_bytes = 4 * (1024 * c) as u64;
     gpu.reset_peak();
     let (live, _) = gpu.allocated_bytes();
     let head = Head { weight: &weight, softcap: None, chunk_rows: 0 };
     gpu.token_logp_fused(&h, &head, &targets(m, v), ALL, &coefficients(m), None).unwrap();
     let extra = gpu.allocated_bytes().1 - live;
-    assert!(extra < gpu.limits.panel_bytes + 4 * (m * 1024 + 4096) as u64, "{extra} bytes beside the weight");
+    assert!(extra < gpu_of(&gpu).limits.panel_bytes + 4 * (m * 1024 + 4096) as u64, "{extra} bytes beside the weight");
 }
 
 #[test]
@@ -136,7 +134,7 @@ fn far_logits_do_not_overflow_across_slabs_and_nan_comes_through() {
     w[199] = 1e4;
     w[0] = 0.0;
     let weight = Weight::Dense(gpu.upload_bf16(&[v, 1], &w).unwrap());
-    gpu.limits.panel_bytes = 4 * 64;
+    gpu.gpu_mut().limits.panel_bytes = 4 * 64;
     let head = Head { weight: &weight, softcap: None, chunk_rows: 0 };
     let h = gpu.upload(&[3, 1], &[1.0, -1.0, f32::NAN]).unwrap();
     let top = half::bf16::from_f32(1e4).to_f32();

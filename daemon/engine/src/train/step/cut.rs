@@ -56,7 +56,7 @@ impl Trainer {
         let mut logp = Vec::new();
         for chunk in documents.chunks(self.options.micro_batch_size.max(1)) {
             let micro = MicroBatch::new(chunk, &self.needs);
-            logp.extend(token_logp(ops.as_ref(), &self.model, &micro, &Pass::evaluation(true))?);
+            logp.extend(token_logp(&ops, &self.model, &micro, &Pass::evaluation(true))?);
         }
         let reference = self.reference_logp(documents)?;
         let micro = MicroBatch::new(documents, &self.needs);

@@ -28,8 +28,7 @@ impl Trainer {
     }
 
     fn evaluate_once(&mut self, examples: &Examples, rows: &[Row], step: usize) -> Result<StepResult, EngineError> {
-        let ops = self.ops.clone();
-        let ops = ops.as_ref();
+        let ops = &self.ops.clone();
         let cut = self.cut(examples, rows)?;
         let mut result = StepResult { trained_tokens: cut.trained_tokens, ..StepResult::default() };
         let pass = Pass::evaluation(true);

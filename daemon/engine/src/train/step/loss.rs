@@ -73,7 +73,7 @@ impl Trainer {
     /// Log-probabilities under the reference policy, if the loss asks for them.
     pub(super) fn reference_logp(&mut self, documents: &[Placed]) -> Result<Option<Vec<f32>>, EngineError> {
         let Some(reference) = self.reference.as_mut() else { return Ok(None) };
-        Ok(Some(reference.logp(self.ops.as_ref(), &mut self.model, documents, &self.needs)?))
+        Ok(Some(reference.logp(&self.ops, &mut self.model, documents, &self.needs)?))
     }
 
     /// Whether a micro-batch gives no head a row.

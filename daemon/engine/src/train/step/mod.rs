@@ -7,8 +7,6 @@ mod gradient;
 mod loss;
 mod memory;
 
-use std::sync::Arc;
-
 use finetuned_data::{Examples, Row};
 use finetuned_plugin_api::PluginError;
 use finetuned_plugin_api::alignment::{AlignmentNeeds, DataKind};
@@ -76,7 +74,7 @@ pub struct StepResult {
 
 /// A model in training: its objective, optimizer and gradients.
 pub struct Trainer {
-    pub ops: Arc<Device>,
+    pub ops: Device,
     pub model: Decoder,
     pub rules: Rules,
     objective: Objective,
@@ -99,7 +97,7 @@ impl Trainer {
     /// # Errors
     /// An objective that asks for what the model does not have; no memory.
     pub fn new(
-        ops: Arc<Device>,
+        ops: Device,
         model: Decoder,
         objective: Objective,
         optimizer: Box<dyn Optimizer>,
@@ -118,10 +116,9 @@ impl Trainer {
         if heads.value && model.value_head.is_none() {
             return Err(EngineError::NoValueHead);
         }
-        let reference =
-            if needs.reference_logp { Some(Reference::freeze(ops.as_ref(), &model, fresh_adapter)?) } else { None };
-        let rules = Rules::new(ops.as_ref(), &model, optimizer)?;
-        let gradients = Gradients::zeros(ops.as_ref(), &model.parameters)?;
+        let reference = if needs.reference_logp { Some(Reference::freeze(&ops, &model, fresh_adapter)?) } else { None };
+        let rules = Rules::new(&ops, &model, optimizer)?;
+        let gradients = Gradients::zeros(&ops, &model.parameters)?;
         Ok(Trainer {
             ops,
             model,
@@ -177,8 +174,7 @@ impl Trainer {
         learning_rate: f64,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<StepResult>, EngineError> {
-        let ops = self.ops.clone();
-        let ops = ops.as_ref();
+        let ops = &self.ops.clone();
         let mut result = loop {
             match self.accumulate(examples, rows, step, progress) {
                 Ok(Some(result)) => break result,
@@ -221,7 +217,7 @@ impl Trainer {
     ) -> Result<Option<StepResult>, EngineError> {
         let ops = self.ops.clone();
         let cut = self.cut(examples, rows)?;
-        self.gradients.clear(ops.as_ref())?;
+        self.gradients.clear(&ops)?;
         let mut result = StepResult {
             trained_tokens: cut.trained_tokens,
             micro_batch_size: self.options.micro_batch_size,
@@ -268,7 +264,7 @@ impl Trainer {
         };
         let mut loss = |statistics: &_, values: Option<&_>, out: &mut _| call.evaluate(statistics, values, out);
         let mut differentiation = Differentiation {
-            ops: self.ops.as_ref(),
+            ops: &self.ops,
             model: &self.model,
             gradients: &mut self.gradients,
             heads: self.heads,
@@ -302,7 +298,7 @@ impl Trainer {
     }
 
     /// Frees gradients, so that a saved model can be read back beside this one.
-    pub fn into_model(self) -> (Arc<Device>, Decoder) {
+    pub fn into_model(self) -> (Device, Decoder) {
         (self.ops, self.model)
     }
 

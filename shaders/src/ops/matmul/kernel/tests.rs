@@ -1,17 +1,17 @@
 use half::{bf16, f16};
 
 use super::narrow::{narrow, renarrow, widen};
-use crate::Ops;
-use crate::gpu::{Gpu, TensorCores};
+use crate::Device;
+use crate::gpu::TensorCores;
 use crate::ops::Weight;
 use crate::ops::linear::kernel::unpacked_rows;
 use crate::ops::nf4::kernel::unpack_narrow;
-use crate::ops::testing::{bits, gpu_for_test, random};
+use crate::ops::testing::{bits, gpu_for_test, gpu_of, random};
 use crate::tensor::Tensor;
 
 /// The 16-bit numbers of a tensor.
-fn halves(gpu: &Gpu, x: &Tensor) -> Vec<u16> {
-    bytemuck::pod_collect_to_vec(&gpu.read_bytes("read", x).unwrap())
+fn halves(gpu: &Device, x: &Tensor) -> Vec<u16> {
+    bytemuck::pod_collect_to_vec(&gpu_of(gpu).read_bytes("read", x).unwrap())
 }
 
 /// Ties, both sides of every limit, subnormal numbers, what is no number.
@@ -38,7 +38,7 @@ fn bf16_is_rounded_as_the_cpu_rounds_it() {
     values.push(f32::NAN);
     values.push(f32::from_bits(0x7f80_0001));
     let x = gpu.upload(&[values.len()], &values).unwrap();
-    let got = halves(&gpu, &narrow(&gpu, "test", TensorCores::Bf16, &x).unwrap().values);
+    let got = halves(&gpu, &narrow(gpu_of(&gpu), "test", TensorCores::Bf16, &x).unwrap().values);
     for (got, x) in got.iter().zip(&values) {
         assert_eq!(*got, bf16::from_f32(*x).to_bits(), "{x:e}");
     }
@@ -60,7 +60,7 @@ fn f16_is_scaled_to_its_range_and_rounded_as_the_cpu_rounds_it() {
     ];
     for values in cases {
         let x = gpu.upload(&[values.len()], &values).unwrap();
-        let narrowed = narrow(&gpu, "test", TensorCores::F16, &x).unwrap();
+        let narrowed = narrow(gpu_of(&gpu), "test", TensorCores::F16, &x).unwrap();
         let scale = gpu.read(narrowed.scale.as_ref().unwrap()).unwrap();
         assert_eq!(scale[0] * scale[1], 1.0);
         let most = largest(&values) * scale[0];
@@ -78,7 +78,7 @@ fn what_is_no_number_stays_none() {
     let Some(gpu) = gpu_for_test() else { return };
     for wrong in [f32::NAN, f32::INFINITY] {
         let x = gpu.upload(&[3], &[1.0, wrong, 2.0]).unwrap();
-        let narrowed = narrow(&gpu, "test", TensorCores::F16, &x).unwrap();
+        let narrowed = narrow(gpu_of(&gpu), "test", TensorCores::F16, &x).unwrap();
         let got = f16::from_bits(halves(&gpu, &narrowed.values)[1]);
         assert!(!got.is_finite(), "{wrong} became {got}");
     }
@@ -93,8 +93,8 @@ fn widened_numbers_are_the_same_numbers() {
         (crate::DType::F16, values),
         (crate::DType::Bf16, words.iter().map(|bits| bf16::from_bits(*bits).to_f32()).collect()),
     ] {
-        let x = gpu.upload_bytes("test", &[words.len()], dtype, bytemuck::cast_slice(&words)).unwrap();
-        let got = gpu.read(&widen(&gpu, "test", &x, 0..x.rows()).unwrap()).unwrap();
+        let x = gpu_of(&gpu).upload_bytes("test", &[words.len()], dtype, bytemuck::cast_slice(&words)).unwrap();
+        let got = gpu.read(&widen(gpu_of(&gpu), "test", &x, 0..x.rows()).unwrap()).unwrap();
         for (got, want) in got.iter().zip(&want) {
             assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{got:e} {want:e}");
         }
@@ -116,8 +116,8 @@ fn weights_reach_the_cores_in_their_type() {
                 let mut got = Vec::new();
                 // The second part begins with a whole word.
                 for part in [0..rows.min(64), rows.min(64)..rows] {
-                    let narrow = unpack_narrow(&gpu, "test", kind, &weight, part).unwrap();
-                    got.extend(gpu.read(&widen(&gpu, "test", &narrow, 0..narrow.rows()).unwrap()).unwrap());
+                    let narrow = unpack_narrow(gpu_of(&gpu), "test", kind, &weight, part).unwrap();
+                    got.extend(gpu.read(&widen(gpu_of(&gpu), "test", &narrow, 0..narrow.rows()).unwrap()).unwrap());
                 }
                 let want: Vec<f32> = match kind {
                     TensorCores::Bf16 => want.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
@@ -126,12 +126,12 @@ fn weights_reach_the_cores_in_their_type() {
                 assert_eq!(bits(&got), bits(&want), "{shape:?} {kind:?} {double}");
             }
             let dense = Weight::Dense(gpu.upload_bf16(&shape, &values).unwrap());
-            let want = gpu.read(unpacked_rows(&gpu, "test", &dense, 0..rows).unwrap().as_ref()).unwrap();
+            let want = gpu.read(unpacked_rows(gpu_of(&gpu), "test", &dense, 0..rows).unwrap().as_ref()).unwrap();
             let Weight::Dense(tensor) = &dense else { panic!("not dense") };
             let mut got = Vec::new();
             for part in [0..rows.min(64), rows.min(64)..rows] {
-                let narrow = renarrow(&gpu, "test", kind, tensor, part).unwrap();
-                got.extend(gpu.read(&widen(&gpu, "test", &narrow, 0..narrow.rows()).unwrap()).unwrap());
+                let narrow = renarrow(gpu_of(&gpu), "test", kind, tensor, part).unwrap();
+                got.extend(gpu.read(&widen(gpu_of(&gpu), "test", &narrow, 0..narrow.rows()).unwrap()).unwrap());
             }
             assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 3e-8), "{shape:?} {kind:?}");
         }

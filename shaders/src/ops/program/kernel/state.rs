@@ -4,8 +4,8 @@ use finetuned_plugin_api::program::{BLOCK, Initial, Program, State, StateBuffer,
 
 use crate::error::{Result, TensorError, shape_error};
 use crate::gpu::Gpu;
-use crate::ops::program::OP;
-use crate::ops::{ProgramState, StateStorage, elementwise};
+use crate::ops::elementwise;
+use crate::ops::program::{OP, ProgramState, StateStorage};
 use crate::tensor::{DType, Tensor};
 
 /// A state on the GPU.

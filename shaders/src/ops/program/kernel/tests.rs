@@ -8,9 +8,8 @@ use finetuned_plugin_api::program::{
 
 use super::lower::{LEAST_BUFFERS, Lowered, Pass};
 use super::{launch, state};
-use crate::gpu::Gpu;
-use crate::ops::testing::{bits, gpu_for_test};
-use crate::ops::{Ops, ProgramState};
+use crate::ops::testing::{bits, gpu_for_test, gpu_of};
+use crate::ops::{Device, ProgramState};
 use crate::random::Key;
 
 const EIGHT_BIT: [StateType; 2] = [StateType::BlockwiseU8 { signed: true }, StateType::BlockwiseU8 { signed: false }];
@@ -50,7 +49,7 @@ fn by_definition(program: &Program, start: &[f32], steps: u64, gradient: &dyn Fn
 
 /// With kernels of at most `most` buffers, or as many as the device has.
 fn on_gpu(
-    gpu: &Gpu,
+    gpu: &Device,
     program: &Program,
     start: &[f32],
     steps: u64,
@@ -67,8 +66,8 @@ fn on_gpu(
             None => gpu.optimizer_step(program, &mut p, &g, &mut states, &scalars).unwrap(),
             Some(most) => {
                 let lowered = Lowered::new(program, most);
-                let states = state::checked(gpu, program, &mut states).unwrap();
-                launch(gpu, program, &lowered, &mut p, &g, states, &scalars, &mut Vec::new()).unwrap();
+                let states = state::checked(gpu_of(gpu), program, &mut states).unwrap();
+                launch(gpu_of(gpu), program, &lowered, &mut p, &g, states, &scalars, &mut Vec::new()).unwrap();
             }
         }
     }
@@ -432,7 +431,7 @@ fn programs_drawn_by_chance_agree() {
 #[test]
 fn states_move_between_devices_to_the_byte() {
     let Some(gpu) = gpu_for_test() else { return };
-    let cpu = crate::cpu::Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     for n in [1, 2, 3, 255, 256, 257, 1023, 4097] {
         for kind in [StateType::F32, EIGHT_BIT[0], EIGHT_BIT[1]] {
             let state = State { name: "s".into(), rows: 1, columns: n, kind, initial: Initial::Parameter };
@@ -509,7 +508,7 @@ fn wrong_tensors_are_refused() {
     let eight = adamw(&Rule::new(&shape(4, 4)), EIGHT_BIT).unwrap();
     let mut others = gpu.program_states(&eight, &p).unwrap();
     assert!(error(&mut p, &mut others).contains("state 0 of 16 elements"));
-    let cpu = crate::cpu::Cpu::device(Some(1)).unwrap();
+    let cpu = Device::cpu(Some(1)).unwrap();
     let mut host = [cpu.write_state(StateBuffer::F32(vec![0.0; 16])).unwrap(), states.remove(1)];
     assert!(error(&mut p, &mut host).contains("cpu"));
     let broken = StateBuffer::BlockwiseU8 { codes: vec![0; 300], scales: vec![0.0], signed: true };

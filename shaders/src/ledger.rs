@@ -14,12 +14,12 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Bytes live now, and the most since the last reset.
-    pub(super) fn bytes(&self) -> (u64, u64) {
+    pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.live.load(Relaxed), self.peak.load(Relaxed))
     }
 
     /// From now on the most is counted anew.
-    pub(super) fn reset_peak(&self) {
+    pub(crate) fn reset_peak(&self) {
         self.peak.store(self.live.load(Relaxed), Relaxed);
     }
 }
@@ -33,14 +33,14 @@ pub(crate) struct Counted {
 
 impl Counted {
     /// Takes this many bytes.
-    pub(super) fn new(bytes: u64, ledger: &Arc<Ledger>) -> Counted {
+    pub(crate) fn new(bytes: u64, ledger: &Arc<Ledger>) -> Counted {
         let live = ledger.live.fetch_add(bytes, Relaxed) + bytes;
         ledger.peak.fetch_max(live, Relaxed);
         Counted { bytes, ledger: Arc::clone(ledger) }
     }
 
     /// Whether these bytes are of this ledger.
-    pub(super) fn is_of(&self, ledger: &Arc<Ledger>) -> bool {
+    pub(crate) fn is_of(&self, ledger: &Arc<Ledger>) -> bool {
         Arc::ptr_eq(&self.ledger, ledger)
     }
 }

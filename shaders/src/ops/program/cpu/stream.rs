@@ -6,11 +6,11 @@ use finetuned_plugin_api::program::{
     Axis, BLOCK, Binary, MOST_STATES, Reduction, StateSlice, Unary, scalar_binary, scalar_unary,
 };
 
-use super::plan::{Action, MOST_SINKS, Memory, Scalar, Source, Stream};
 use super::prefetch::prefetch;
 use super::{Data, Room};
 use crate::cpu::simd::dispatch;
 use crate::cpu::workers::Workers;
+use crate::ops::program::plan::{Action, MOST_SINKS, Memory, Scalar, Source, Stream};
 
 /// Elements of a block, a multiple of [`BLOCK`]: a dozen registers of it fit
 /// the first cache.
