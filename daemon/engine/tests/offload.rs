@@ -176,7 +176,10 @@ fn the_plan_counts_what_leaves_the_device() {
     let (kept, nothing, kept_peak) = planned(&["train.gradient_checkpointing=true"]);
     let (left, host, left_peak) = planned(&["train.gradient_checkpointing=true", "train.offload_activations=true"]);
     assert_eq!(nothing, 0);
-    // Of the two layers' inputs, one is on the device at a time.
-    assert!(host > 0 && kept - left == host / 2, "{kept} {left} {host}");
-    assert_eq!(kept_peak - left_peak, host / 2);
+    // Between the passes both layers' inputs are away; in the backward pass they are back
+    // one at a time.
+    assert!(host > 0);
+    assert_eq!(kept - left, host, "{kept} {left} {host}");
+    let fall = kept_peak - left_peak;
+    assert!((host / 2..=host).contains(&fall), "{kept_peak} {left_peak} {host}");
 }
