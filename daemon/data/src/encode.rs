@@ -19,8 +19,7 @@ pub(crate) struct EncodedRow {
     pub turns: usize,
     /// How many of them end with an end-of-turn token that is trained.
     pub ended: usize,
-    /// Whether some trained text of a conversation holds a special token,
-    /// written out.
+    /// Whether a trained text of a conversation holds a special token, written out.
     pub has_special: bool,
 }
 
@@ -129,11 +128,11 @@ impl Encoder<'_> {
         Ok(Some(row.into_row()))
     }
 
-    /// The rendered text and, if they matter, the turns to train on in it, with
+    /// The rendered text and, if they matter, the turns in it to train on, with
     /// their weights.
-    /// Messages behind the last answer are left out: nothing is learned from
-    /// them, and some templates render an answer differently when a question
-    /// follows.
+    ///
+    /// Messages behind the last answer are left out: they teach nothing, and some
+    /// templates render an answer differently if a question follows.
     fn render(
         &self,
         messages: &[Message],
@@ -161,10 +160,9 @@ impl Encoder<'_> {
 
     /// Tokens of a rendered text with the tokens of `turns` marked.
     ///
-    /// A token may run across a turn's start (a blank before it and the
-    /// answer's first letter). Generation would never see such a token: there
-    /// the text is cut and encoded in pieces. With `cut` every turn's start
-    /// is a cut.
+    /// A token may run across a turn's start (a blank before it and the answer's
+    /// first letter). Generation never sees such a token, so the text is cut there
+    /// and encoded in pieces. With `cut` every turn's start is a cut.
     fn document(&self, text: &str, turns: &[(Turn, f32)], cut: bool) -> RowResult<Written> {
         let tokenizer = self.tokenizer;
         let mut encoded = tokenizer.encode_bare(text).map_err(refused)?;
@@ -213,9 +211,8 @@ impl Encoder<'_> {
         Ok(document)
     }
 
-    /// Whether an ordinary token covers both sides of `at`. A special token
-    /// that swallows blanks behind it does not count: generation gives the
-    /// same one.
+    /// Whether an ordinary token covers both sides of `at`. A special token that
+    /// swallows the blanks behind it does not count: generation has the same one.
     fn straddles(&self, encoded: &Encoded, at: usize) -> bool {
         let behind = encoded.bytes.partition_point(|range| range.start < at);
         encoded.bytes[..behind]

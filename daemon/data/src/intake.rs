@@ -25,7 +25,7 @@ const BATCH: usize = 1024;
 /// A file read to its end.
 pub(crate) struct Intake {
     pub examples: Examples,
-    /// Of each example, a hash of its documents before any cut.
+    /// One hash per example, of its documents before any cut.
     pub hashes: Vec<u128>,
     pub report: DatasetReport,
 }

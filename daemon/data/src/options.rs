@@ -1,4 +1,4 @@
-//! How a dataset is to be prepared.
+//! The choices of a dataset's preparation.
 
 use serde::{Deserialize, Serialize};
 use strum::VariantNames;
@@ -28,7 +28,7 @@ pub enum TrainOn {
     /// What the assistant wrote, its end-of-turn token included.
     #[default]
     Assistant,
-    /// Every token but the first of a row.
+    /// Every token of a row but the first.
     All,
 }
 
@@ -43,16 +43,16 @@ pub struct DataOptions {
     pub sequence_length: usize,
     /// What happens to longer rows.
     pub too_long: TooLong,
-    /// Part of the rows set aside for validation, 0 ≤ f < 1. Unused when a
-    /// validation file is given.
+    /// Share of the rows that become validation rows, 0 ≤ f < 1. Unused with a
+    /// validation file.
     pub validation_fraction: f64,
-    /// Decides which rows are set aside.
+    /// Decides which rows become validation rows.
     pub seed: u64,
     /// Which tokens are targets.
     pub train_on: TrainOn,
-    /// Use only the first so many good rows of the file.
+    /// Most good rows that are used, from the start of the file.
     pub max_rows: Option<usize>,
-    /// Leave out rows equal to an earlier one. They are counted either way.
+    /// Whether rows equal to an earlier one are left out. They are counted either way.
     pub drop_duplicates: bool,
     /// Rows of the model's embedding. Tokenised rows with a greater id are bad
     /// rows. `None` trusts the ids.

@@ -1,8 +1,7 @@
-//! In which order examples are trained, and which of them share a row.
+//! The order in which examples are trained, and which of them share a row.
 //!
-//! Everything here is a pure function of its arguments: a resumed run asks
-//! again and gets the same rows, so a checkpoint holds no more of the data
-//! than an epoch and a position.
+//! Everything here is a pure function of its arguments. A resumed run asks again
+//! and gets the same rows, so a checkpoint holds an epoch and a position only.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,12 +12,12 @@ pub struct Row {
     pub examples: Vec<usize>,
 }
 
-/// The rows of one epoch, in order: every example exactly once.
+/// The rows of one epoch, in order. Every example is in exactly one of them.
 ///
-/// With `shuffle` the examples are taken in the order of
-/// [`permutation`]`(n, seed, epoch)`, else as they are. With `packing` each is
-/// put whole into the first row that has room for it (first fit); an example
-/// longer than `sequence_length` has a row to itself.
+/// `lengths` are the examples' tokens. With `shuffle` the examples are taken in
+/// the order of [`permutation`]`(n, seed, epoch)`, otherwise as they are. With
+/// `packing` each is put whole into the first row that has room for it (first
+/// fit); an example longer than `sequence_length` has a row to itself.
 pub fn epoch_rows(
     lengths: &[usize],
     packing: bool,
@@ -74,8 +73,7 @@ impl Keyed {
         mix(self.state)
     }
 
-    /// Uniform below `bound`, by Lemire's method: no value is likelier than
-    /// another.
+    /// A number below `bound`, by Lemire's method: all are equally likely.
     fn below(&mut self, bound: u64) -> u64 {
         loop {
             let wide = u128::from(self.next()) * u128::from(bound);
@@ -96,8 +94,8 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Free room of every row in a tree of maxima, so that the first row with
-/// enough room is found in logarithmic time.
+/// The free room of each row in a tree of maxima: the first row with enough room
+/// is found in logarithmic time.
 struct Bins {
     tree: Vec<usize>,
     leaves: usize,
@@ -109,8 +107,8 @@ impl Bins {
         Self { tree: vec![capacity; 2 * leaves], leaves }
     }
 
-    /// Takes `length` from the first bin of the `used` ones that has it, else
-    /// from the next unused bin, and returns the bin.
+    /// Takes `length` from the first of the `used` bins that has room, otherwise
+    /// from the next unused bin. Returns the bin.
     fn first_fit(&mut self, length: usize, used: usize) -> usize {
         let mut bin = used;
         if self.tree[1] >= length {

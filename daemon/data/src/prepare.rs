@@ -16,7 +16,7 @@ use crate::tokenizer::ChatTokenizer;
 pub struct Prepared {
     /// What is trained on.
     pub train: Examples,
-    /// What was set aside: of the same kind, perhaps empty.
+    /// The validation rows: of the same kind, perhaps none.
     pub validation: Examples,
     /// What was found.
     pub report: DatasetReport,
@@ -25,13 +25,13 @@ pub struct Prepared {
 /// Reads a dataset and turns its rows into examples. The file is streamed:
 /// only token ids are kept.
 ///
-/// With a `validation` file its rows are the validation set and
+/// With a `validation` file its rows are the validation rows, and
 /// [`DataOptions::validation_fraction`] is not used.
 ///
 /// # Errors
 /// [`DataError::Read`] and [`DataError::File`] for a file that cannot be used
-/// at all, [`DataError::TooLong`] where long rows are refused. A bad row is no
-/// error: it is in the report.
+/// at all, [`DataError::TooLong`] if long rows are refused. A bad row is no error:
+/// it is in the report.
 pub fn prepare(
     data: &Path,
     validation: Option<&Path>,
@@ -128,8 +128,8 @@ fn pieces(tokenizer: &ChatTokenizer, tokens: &[u32], trained: &[bool]) -> Vec<(S
         if to < tokens.len() && trained[to] == trained[from] {
             continue;
         }
-        // The text up to here less the text up to the piece: decoders treat
-        // the start of a text unlike its middle.
+        // Decoders treat the start of a text unlike its middle: the piece is the
+        // text up to its end, less the text up to its start.
         let text = tokenizer.decode(&tokens[..to], false).unwrap_or_default();
         let piece = match text.strip_prefix(before.as_str()) {
             Some(piece) => piece.to_owned(),

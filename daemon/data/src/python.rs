@@ -1,5 +1,5 @@
-//! Values as Python writes them: what `{{ value }}` and `| tojson` give in
-//! Jinja2, which is what the authors of chat templates saw.
+//! Values as Python writes them: `{{ value }}` and `| tojson` of Jinja2, which the
+//! authors of chat templates used.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,8 @@ pub(crate) fn str_of(value: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
-/// Deeper than any real value, shallow enough for any stack.
+/// The deepest nesting that is printed: deeper than any real value, shallow enough
+/// for any stack.
 const DEEPEST: usize = 100;
 
 fn too_deep() -> Error {
@@ -63,7 +64,7 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// `repr` of a string: single quotes unless that needs escapes and double
+/// `repr` of a string: in single quotes, unless those need escapes and double
 /// quotes do not.
 fn repr_str(out: &mut String, text: &str) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };

@@ -1,12 +1,11 @@
-//! Where in a rendered conversation the assistant speaks.
+//! The places in a rendered conversation at which the assistant speaks.
 //!
-//! Found from renderings, never by looking for marker strings: the text up to
-//! a turn is what the template gives for the messages before it with a
-//! generation prompt, so that training continues exactly what generation will
-//! be given. Some templates render earlier turns differently once later ones
-//! follow (Qwen3 strips their thoughts, Mistral moves the system text); there
-//! the place is found by rendering the same conversation with another text in
-//! the turn and comparing what stays the same.
+//! They are found from renderings, never from marker strings. The text before a
+//! turn is the rendering of the messages before it with a generation prompt, so
+//! training continues exactly the text that generation starts from. Some templates
+//! render earlier turns differently once later ones follow (Qwen3 strips their
+//! thoughts, Mistral moves the system text). There the same conversation is
+//! rendered with another text in the turn, and the place is where the two differ.
 
 use std::ops::Range;
 
@@ -20,11 +19,11 @@ use crate::template::{ChatTemplate, Extras};
 pub(crate) struct Turn {
     /// Index of its message.
     pub message: usize,
-    /// Where the model takes over: behind the turn's header.
+    /// Behind the turn's header: the first byte that the model generates.
     pub start: usize,
-    /// Where the message's own text ends; the end-of-turn token follows.
+    /// The end of the message's own text; the end-of-turn token follows.
     pub text_end: usize,
-    /// The turn's end-of-turn token begins before this.
+    /// The end-of-turn token begins before this byte.
     pub bound: usize,
 }
 
@@ -111,8 +110,8 @@ impl Finder<'_> {
         Some(Turn { message: index, start, text_end, bound })
     }
 
-    /// Where the text of message `index` stands in the full rendering: what
-    /// changes when another text takes its place.
+    /// The place of message `index`'s text in the full rendering: what changes if
+    /// another text takes its place.
     fn text_place(&self, index: usize) -> Option<Range<usize>> {
         let mut messages = self.messages.to_vec();
         messages[index] = Value::from_pairs(
@@ -131,14 +130,14 @@ impl Finder<'_> {
         fits.then(|| before.len()..self.full.len() - after.len())
     }
 
-    /// The turn's start given where its text starts: behind the generation
-    /// prompt if that stands right before the text (perhaps with an empty
-    /// thought between), else the text's own start.
+    /// The turn's start, from the start of its text: behind the generation prompt
+    /// if that stands right before the text (perhaps with an empty thought
+    /// between), otherwise the text's own start.
     fn behind_header(&self, index: usize, before: Option<&str>, text_start: usize) -> usize {
         let bare = self.template.render(&self.messages[..index], self.extras, false).ok();
         let header = match (before, &bare) {
             (Some(before), Some(bare)) => before.strip_prefix(bare.as_str()).unwrap_or_default().to_owned(),
-            // Nothing before the turn, and a template that needs something.
+            // The turn is the first message, and the template needs one before it.
             _ => self.usual_header().unwrap_or_default(),
         };
         if header.is_empty() {
@@ -151,7 +150,7 @@ impl Finder<'_> {
         })
     }
 
-    /// What the template puts before an answer to a plain question.
+    /// The text that the template puts before an answer to a plain question.
     fn usual_header(&self) -> Option<String> {
         let question = [Value::from_pairs([("role", "user"), ("content", "?")])];
         let bare = self.template.render(&question, self.extras, false).ok()?;
@@ -159,9 +158,9 @@ impl Finder<'_> {
         open.strip_prefix(&bare).map(str::to_owned)
     }
 
-    /// Where the message's text ends within its turn; the turn's start if the
-    /// template changed it beyond recognition, so that the first end-of-turn
-    /// token of the turn counts.
+    /// The end of the message's text within its turn. If the template changed the
+    /// text beyond recognition, the turn's start: then the first end-of-turn token
+    /// of the turn counts.
     fn text_end(&self, index: usize, start: usize, bound: usize) -> usize {
         let turn = &self.full[start..bound];
         let text = self.contents[index];
@@ -173,8 +172,8 @@ impl Finder<'_> {
             .unwrap_or(start)
     }
 
-    /// The blocks the template itself marks with `{% generation %}`, where
-    /// the other ways fail.
+    /// The blocks that the template itself marks with `{% generation %}`, if the
+    /// other ways fail.
     fn tagged(&self, wanted: &[usize], failed: usize) -> RowResult<Vec<Turn>> {
         let lost = || RowError::TurnNotShown(failed + 1);
         if !self.template.is_tagged() {

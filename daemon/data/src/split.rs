@@ -1,15 +1,15 @@
-//! Which rows are set aside for validation.
+//! Which rows become validation rows.
 
 use std::collections::HashMap;
 
 use crate::order::mix;
 
-/// For each row, whether it is set aside: about `fraction` of them, decided by
-/// the seed and by what the row says (its hash), so that equal rows are always
-/// on the same side, and a row stays on its side, mostly, when others join.
+/// One flag per row: whether it is a validation row. About `fraction` of the rows
+/// are. The seed and the row's hash decide, so equal rows are always on the same
+/// side, and most rows stay on their side when others join.
 ///
-/// With two different rows or more and a positive fraction, at least one row
-/// is set aside and at least one is not.
+/// With at least two different rows and a positive fraction, at least one row is
+/// set aside and at least one is not.
 pub(crate) fn set_aside(hashes: &[u128], fraction: f64, seed: u64) -> Vec<bool> {
     let mut counts: HashMap<u128, usize> = HashMap::new();
     for hash in hashes {

@@ -1,5 +1,5 @@
 //! Chat templates: the Jinja that a model's authors wrote to turn messages
-//! into the model's own text, run as transformers runs it.
+//! into the model's own text, rendered as transformers renders it.
 //!
 //! # Source
 //! `transformers/utils/chat_template_utils.py`: trim_blocks and lstrip_blocks
@@ -17,8 +17,8 @@ use crate::error::{DataError, Result};
 use crate::message::Message;
 use crate::python;
 
-/// The layout of a model that brings no chat template: a headed paragraph for
-/// each message, an end-of-text token after each of the assistant's.
+/// The layout of a model that brings no chat template: one headed paragraph per
+/// message, an end-of-text token after each of the assistant's.
 pub const PLAIN_TEMPLATE: &str = "\
 {%- if add_bos and bos_token %}{{ bos_token }}{% endif %}
 {%- for message in messages %}
@@ -28,22 +28,22 @@ pub const PLAIN_TEMPLATE: &str = "\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}";
 
-/// Work a single rendering may do, in the template engine's own unit (about
-/// one for an instruction or 64 bytes). A real conversation of a megabyte
-/// takes well under a million; a template that never ends must not hang a job.
+/// Most work that one rendering may do, in the template engine's own unit (about
+/// one per instruction or per 64 bytes). A conversation of a megabyte takes well
+/// under a million. A template that never ends must not hang a job.
 const FUEL: u64 = 20_000_000;
 
-/// Characters no text has (Unicode noncharacters): they mark `{% generation %}`
-/// blocks in a tracked rendering.
+/// Characters that no text has (Unicode noncharacters). They mark the
+/// `{% generation %}` blocks of a tracked rendering.
 const OPEN: char = '\u{fdd0}';
 const CLOSE: char = '\u{fdd1}';
 
-/// The date templates see when nobody sets one. Templates that print today's
-/// date fall back on this one themselves (Llama 3.x). A dataset must give the
-/// same tokens tomorrow, or a resumed run would not be the run that stopped.
+/// The date that templates see if nobody sets one: the date that Llama 3.x's
+/// templates fall back on. A dataset must give the same tokens tomorrow, or a
+/// resumed run would not be the run that stopped.
 pub const DEFAULT_NOW: DateTime = jiff::civil::date(2024, 7, 26).at(0, 0, 0, 0);
 
-/// Text of special tokens, as the templates' variables of the same names.
+/// The texts of special tokens, which templates read under these names.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpecialTokens {
     pub bos: Option<String>,
@@ -70,7 +70,7 @@ pub(crate) struct ChatTemplate {
 
 impl ChatTemplate {
     /// # Errors
-    /// [`DataError::Template`] with the template's line where it is not Jinja.
+    /// [`DataError::Template`] with the line of the template that is not Jinja.
     pub fn new(source: &str, tokens: SpecialTokens, now: DateTime) -> Result<Self> {
         let mut env = environment(now)?;
         // Jinja reads every kind of line end as a newline.
@@ -83,7 +83,7 @@ impl ChatTemplate {
         Ok(Self { env, tokens, tagged })
     }
 
-    /// Whether it marks what the assistant wrote with `{% generation %}`.
+    /// Whether the template marks what the assistant wrote with `{% generation %}`.
     pub fn is_tagged(&self) -> bool {
         self.tagged
     }
@@ -92,14 +92,14 @@ impl ChatTemplate {
     /// `add_generation_prompt`.
     ///
     /// # Errors
-    /// [`DataError::Render`] with the template's own words where it refuses
+    /// [`DataError::Render`], with the template's own words if it refuses
     /// the messages (`raise_exception`).
     pub fn render(&self, messages: &[Value], extras: &Extras, add_generation_prompt: bool) -> Result<String> {
         self.run("chat", messages, extras, add_generation_prompt)
     }
 
-    /// Byte ranges of the `{% generation %}` blocks in what [`Self::render`]
-    /// gives without a generation prompt.
+    /// Byte ranges of the `{% generation %}` blocks in the text that
+    /// [`Self::render`] returns without a generation prompt.
     pub fn generation_spans(&self, messages: &[Value], extras: &Extras) -> Result<Vec<Range<usize>>> {
         let marked = self.run("tracked", messages, extras, false)?;
         let (mut spans, mut open, mut at) = (Vec::new(), None, 0);
@@ -115,8 +115,8 @@ impl ChatTemplate {
 
     fn run(&self, name: &str, messages: &[Value], extras: &Extras, add_generation_prompt: bool) -> Result<String> {
         let template = self.env.get_template(name).map_err(compile_error)?;
-        // transformers passes tools and documents as None, and leaves out
-        // special tokens that are not set: templates tell the two apart.
+        // transformers passes absent tools and documents as None, and leaves out
+        // special tokens that are not set. Templates tell the two apart.
         let mut context: Vec<(&str, Value)> = vec![
             ("messages", Value::from(messages.to_vec())),
             ("tools", extras.tools.as_ref().map_or(Value::from(()), json_value)),
@@ -138,8 +138,8 @@ impl ChatTemplate {
     }
 }
 
-/// A message as the template's variable. Reasoning is passed under each of
-/// its names, as transformers does.
+/// A message as templates see it. Reasoning is passed under each of its names,
+/// as transformers does.
 pub(crate) fn message_value(message: &Message) -> Value {
     let mut pairs: Vec<(&str, Value)> =
         vec![("role", Value::from(message.role.as_str())), ("content", Value::from(message.content.as_str()))];
@@ -187,7 +187,7 @@ fn environment(now: DateTime) -> Result<Environment<'static>> {
     env.set_unknown_method_callback(python_method);
     env.add_filter("tojson", python::tojson);
     env.add_filter("string", |value: &Value| python::str_of(value));
-    // None is no iterable in Python; the engine lets one loop over it.
+    // Python cannot iterate over None; this engine can.
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
@@ -199,7 +199,7 @@ fn environment(now: DateTime) -> Result<Environment<'static>> {
     Ok(env)
 }
 
-/// Marks an error that the template raised itself.
+/// Begins the detail of an error that the template raised itself.
 const RAISED: &str = "raise_exception: ";
 
 fn render_error(error: &Error) -> String {
@@ -220,7 +220,7 @@ fn compile_error(error: Error) -> DataError {
     DataError::Template(format!("{line}{}", error.detail().unwrap_or("is not valid Jinja")))
 }
 
-/// Python's string methods that `pycompat` has not got.
+/// Python's string methods that `pycompat` lacks.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let (ValueKind::String, Some(text)) = (value.kind(), value.as_str()) {
         match method {
@@ -256,9 +256,9 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// Replaces `{% generation %}` and `{% endgeneration %}`, which the engine
-/// does not know, by blocks that do nothing (or that print the markers), with
-/// the tags' own whitespace control.
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which the engine does not
+/// know, by blocks that do nothing (or print the markers). The tags' whitespace
+/// control is kept.
 fn rewrite_tags(source: &str, track: bool) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -271,8 +271,8 @@ fn rewrite_tags(source: &str, track: bool) -> String {
         let left = if inner.starts_with(['-', '+']) { &inner[..1] } else { "" };
         let right = if inner.len() > 1 && inner.ends_with(['-', '+']) { &inner[inner.len() - 1..] } else { "" };
         let word = inner[left.len()..inner.len() - right.len()].trim();
-        // Inside a string or a raw block this text would be no tag; no
-        // template is known that holds it there.
+        // Inside a string or a raw block this text would be no tag. No template
+        // is known that has it there.
         match (word, track) {
             ("generation", false) => out.push_str(&format!("{{%{left} if true {right}%}}")),
             ("endgeneration", false) => out.push_str(&format!("{{%{left} endif {right}%}}")),

@@ -12,30 +12,30 @@ use crate::message::Message;
 use crate::template::{ChatTemplate, DEFAULT_NOW, Extras, PLAIN_TEMPLATE, SpecialTokens, message_value};
 use finetuned_formats::TokenizerSource;
 
-/// Token ids of a text with the bytes each stands for.
+/// Token ids of a text, each with the bytes that it stands for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Encoded {
     pub ids: Vec<u32>,
-    /// Byte range in the text, for each id. Ranges never go back; several
-    /// tokens of one character share its range.
+    /// One byte range of the text per id. Ranges never go back; the tokens of one
+    /// character share its range.
     pub bytes: Vec<Range<usize>>,
 }
 
-/// A tokenizer that knows the model's chat template, its special tokens, and
-/// where an assistant's turn ends.
+/// A tokenizer that knows the model's chat template, its special tokens and the
+/// tokens that end an assistant's turn.
 pub struct ChatTokenizer {
     inner: Tokenizer,
     template: ChatTemplate,
     source: TokenizerSource,
-    /// Ids the tokenizer puts before and after a text of its own.
+    /// Ids that the tokenizer puts before and after each text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
     special: HashSet<u32>,
     stop: Vec<u32>,
-    /// Ids of "\n", where the tokenizer treats the start of a text unlike its
-    /// middle (SentencePiece's leading blank).
+    /// Ids of "\n", if the tokenizer treats the start of a text unlike its middle
+    /// (SentencePiece's leading blank).
     anchor: Option<Vec<u32>>,
     folds_system: bool,
 }
@@ -65,11 +65,11 @@ impl ChatTokenizer {
     pub fn with_now(source: &TokenizerSource, now: DateTime) -> Result<Self> {
         let fail = |error: tokenizers::Error| DataError::Tokenizer(error.to_string());
         let mut inner = Tokenizer::from_bytes(source.json.as_bytes()).map_err(fail)?;
-        // Cutting and padding are ours to do, by counting rows.
+        // Rows are cut and counted by this crate; nothing is padded.
         inner.with_truncation(None).map_err(fail)?;
         inner.with_padding(None);
-        // Tokens named by the model are tokens wherever they stand, also where
-        // tokenizer.json forgot to list them; the vocabulary never grows.
+        // The tokens that the model names are tokens in every text, even if
+        // tokenizer.json does not list them as added. The vocabulary never grows.
         for text in [&source.bos_token, &source.eos_token].into_iter().flatten() {
             if inner.token_to_id(text).is_some() {
                 inner.add_special_tokens([AddedToken::from(text.clone(), true)]).map_err(fail)?;
@@ -79,8 +79,8 @@ impl ChatTokenizer {
         let bos = id(&inner, &source.bos_token);
         let eos = id(&inner, &source.eos_token);
 
-        // What the post-processor adds is learned once and then added by hand:
-        // run on each text it would also trim blanks off the offsets.
+        // The post-processor's tokens are found once and then added by hand: run
+        // on each text, it would also trim blanks off the offsets.
         let bare = inner.encode("a", false).map_err(fail)?.get_ids().to_vec();
         let full = inner.encode("a", true).map_err(fail)?.get_ids().to_vec();
         let at = full.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
@@ -131,9 +131,8 @@ impl ChatTokenizer {
         Ok(this)
     }
 
-    /// Token ids of a text, with the tokens the tokenizer puts around a
-    /// document of its own if `add_special`: a BOS the text begins with
-    /// already is not doubled.
+    /// Token ids of a text. With `add_special` also the tokens that the tokenizer
+    /// puts around a document; a BOS that the text begins with is not doubled.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`].
@@ -156,7 +155,7 @@ impl ChatTokenizer {
     }
 
     /// The text of one token for people to read: what it decodes to, or its
-    /// number in angle brackets where the tokenizer has no such id.
+    /// number in angle brackets if the tokenizer has no such id.
     pub fn token_text(&self, id: u32) -> String {
         match self.inner.id_to_token(id) {
             None => format!("<{id}>"),
@@ -182,8 +181,8 @@ impl ChatTokenizer {
         self.template.render(&values, &Extras::default(), add_generation_prompt)
     }
 
-    /// Token ids to generate an answer from: what training saw before the
-    /// answer's first token. BOS is as the template has it, never doubled.
+    /// Token ids to generate an answer from: the tokens before the answer's first
+    /// one in training. BOS is as the template writes it, never doubled.
     ///
     /// # Errors
     /// [`DataError::Render`] and [`DataError::Tokenizer`].
@@ -193,9 +192,9 @@ impl ChatTokenizer {
         Ok(ids)
     }
 
-    /// Token ids to continue a plain text from, as training on `text` and on
-    /// `prompt`/`completion` rows without a chat template sees it: with BOS
-    /// where the tokenizer wants one, without EOS.
+    /// Token ids to continue a plain text from, as training sees it in `text` rows
+    /// and, without a chat template, in `prompt`/`completion` rows: with BOS if the
+    /// tokenizer wants one, without EOS.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`].
@@ -204,25 +203,25 @@ impl ChatTokenizer {
         Ok(self.with_bos(ids))
     }
 
-    /// Tokens that end an answer: every end-of-sequence id of the model, and
-    /// what its template writes at the end of an assistant's turn.
+    /// The tokens that end an answer: every end-of-sequence id of the model, and
+    /// the token that its template writes at the end of an assistant's turn.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop
     }
 
-    /// Number of token ids, added tokens included. The model's embedding may
-    /// have more rows.
+    /// Number of token ids, added tokens included. The model's embedding may have
+    /// more rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Whether the model brought a template; if not, [`PLAIN_TEMPLATE`] is used.
+    /// Whether the model brought a template; otherwise [`PLAIN_TEMPLATE`] is used.
     pub fn has_chat_template(&self) -> bool {
         self.source.chat_template.is_some()
     }
 
-    /// Whether the template refuses a system message, so that its text is put
-    /// before the first user message instead.
+    /// Whether the template refuses a system message. Its text is then put before
+    /// the first user message.
     pub fn folds_system(&self) -> bool {
         self.folds_system
     }
@@ -237,7 +236,7 @@ impl ChatTokenizer {
         self.eos
     }
 
-    /// Whether the id is a special token (never part of ordinary text).
+    /// Whether the id is a special token, which ordinary text does not hold.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
     }
@@ -258,8 +257,8 @@ impl ChatTokenizer {
         Ok(Encoded { ids: encoding.get_ids().to_vec(), bytes })
     }
 
-    /// Like [`Self::encode_bare`], for a text that goes on from another: no
-    /// blank is put before it.
+    /// Like [`Self::encode_bare`], for a text that continues another: no blank is
+    /// put before it.
     pub(crate) fn encode_continuation(&self, text: &str) -> Result<Encoded> {
         let Some(anchor) = self.anchor.as_deref().filter(|_| !text.is_empty()) else {
             return self.encode_bare(text);
@@ -275,7 +274,7 @@ impl ChatTokenizer {
         })
     }
 
-    /// `ids` with what the tokenizer puts before a document.
+    /// `ids`, behind the tokens that the tokenizer puts before a document.
     pub(crate) fn with_bos(&self, ids: Vec<u32>) -> Vec<u32> {
         if self.prefix.is_empty() || (self.bos.is_some() && ids.first().copied() == self.bos) {
             return ids;
@@ -285,8 +284,8 @@ impl ChatTokenizer {
         all
     }
 
-    /// Removes a second BOS at the start (a template that writes BOS around a
-    /// first message that begins with it). Returns how many were removed.
+    /// Removes every BOS at the start but one: a template may write BOS before a
+    /// first message that begins with it. Returns how many were removed.
     pub(crate) fn undouble_bos(&self, ids: &mut Vec<u32>) -> usize {
         let Some(bos) = self.bos else { return 0 };
         let leading = ids.iter().take_while(|&&id| id == bos).count();
@@ -295,8 +294,8 @@ impl ChatTokenizer {
         extra
     }
 
-    /// Messages as the template can take them: where it refuses a system
-    /// message, that is put before the first user message.
+    /// Messages as the template can take them: if it refuses a system message,
+    /// that text is put before the first user message.
     pub(crate) fn fold_system<'a>(&self, messages: &'a [Message]) -> std::borrow::Cow<'a, [Message]> {
         let [first, rest @ ..] = messages else { return messages.into() };
         if !self.folds_system || first.role != "system" {
@@ -319,9 +318,9 @@ impl ChatTokenizer {
         with.is_err() && render(&[Message::user("u")]).is_ok()
     }
 
-    /// The model's end-of-sequence ids, and the first special token after the
-    /// assistant's text in a rendered conversation: templates often end a turn
-    /// with another token than EOS (`<end_of_turn>`, `<|eot_id|>`).
+    /// The model's end-of-sequence ids, and the first special token behind the
+    /// assistant's text in a rendered conversation: many templates end a turn with
+    /// another token than EOS (`<end_of_turn>`, `<|eot_id|>`).
     fn find_stop_tokens(&self) -> Result<Vec<u32>> {
         let mut stop = self.source.eos_ids.clone();
         stop.extend(self.eos);
@@ -345,8 +344,8 @@ impl ChatTokenizer {
     }
 }
 
-/// Turns ids that come one at a time into text, holding back what is not yet
-/// a whole character.
+/// Turns ids that come one at a time into text. Holds back the bytes that are no
+/// whole character yet.
 pub struct StreamDecoder<'a> {
     tokenizer: &'a ChatTokenizer,
     skip_special: bool,
@@ -362,23 +361,23 @@ impl StreamDecoder<'_> {
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
         let text = self.text(self.ids.len());
-        // An unfinished character decodes to U+FFFD; no character takes more
-        // than four tokens of bytes, so what stays broken is given as it is.
+        // An unfinished character decodes to U+FFFD. No character takes more than
+        // four tokens of bytes; what stays broken after eight is returned as it is.
         if text.ends_with('\u{fffd}') && self.ids.len() - self.shown < 8 {
             return None;
         }
         self.take(&text)
     }
 
-    /// What was held back when no more ids come.
+    /// The text that is still held back, when no more ids come.
     pub fn finish(&mut self) -> Option<String> {
         let text = self.text(self.ids.len());
         self.take(&text)
     }
 
     fn take(&mut self, text: &str) -> Option<String> {
-        // Decoding from a token before the news keeps the blank that a
-        // decoder strips off the start of a text.
+        // Decoders strip a blank off the start of a text. Decoding from one token
+        // earlier keeps it.
         let before = self.text(self.shown);
         let news = text.strip_prefix(before.as_str()).unwrap_or_default().to_owned();
         if news.is_empty() {
