@@ -141,7 +141,7 @@ impl EngineError {
         move |source| EngineError::Json { what, source }
     }
 
-    /// What this error is about: the one place where the errors of the crates below
+    /// What this error is about: the one place in which the errors of the crates below
     /// get a kind.
     pub fn kind(&self) -> ErrorKind {
         match self {

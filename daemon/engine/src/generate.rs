@@ -74,7 +74,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Opens a model, with an adapter where one is given.
+    /// Opens a model, with an adapter if one is given.
     ///
     /// # Errors
     /// A model or adapter that cannot be used, a device that is not there.
@@ -207,7 +207,7 @@ impl Generator {
     }
 }
 
-/// The next token, from a uniform random number; None where a logit is NaN or
+/// The next token, from a uniform random number; None if a logit is NaN or
 /// all are −∞.
 ///
 /// Filters act in the order top-k, then top-p, on the probabilities at the

@@ -64,8 +64,8 @@ pub struct Metric {
     pub line: Option<&'static str>,
     /// Its chart in the report, of training and of validation.
     pub chart: Option<Chart>,
-    /// Its label where a run's result is told, before and after training, as
-    /// measured on the validation rows; `None`: it is not told there.
+    /// Its label in a run's result, before and after training, as measured
+    /// on the validation rows; `None`: it is not told there.
     pub result: Option<&'static str>,
 }
 

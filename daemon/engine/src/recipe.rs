@@ -397,7 +397,7 @@ pub fn merge(lower: &mut toml::Table, upper: &toml::Table) {
     }
 }
 
-/// Reads one `--set key=value`: the value is TOML where it parses as TOML, else
+/// Reads one `--set key=value`: the value is TOML if it parses as TOML, else
 /// a string (`loss.name=dpo` needs no quotes).
 ///
 /// # Errors

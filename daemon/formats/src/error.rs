@@ -8,7 +8,7 @@ use crate::families::supported_model_types;
 /// An error of reading or writing model files.
 ///
 /// Every variant names the file; the message says what was found, what was
-/// expected, and where it helps, the remedy.
+/// expected, and if it helps, the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The operating system refused.

@@ -68,7 +68,7 @@ pub fn write_sharded(
     writer.finish_bare()
 }
 
-/// Cuts the list where a file would grow beyond the limit. A tensor that is
+/// Cuts the list if a file would grow beyond the limit. A tensor that is
 /// larger than the limit has a file of its own.
 fn shards(tensors: &[TensorSpec], limit: u64) -> Vec<&[TensorSpec]> {
     let mut shards = Vec::new();

@@ -75,7 +75,7 @@ impl TensorInfo {
 }
 
 /// A tensor that is not stored but made up of uniform random numbers. Who loads it
-/// may make it where it is needed.
+/// may make it if it is needed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RandomTensor {
     /// Seed of the random stream.
@@ -93,7 +93,7 @@ pub struct RandomTensor {
 /// `model.norm.weight`, `lm_head.weight`; for gpt2 `transformer.wte.weight`,
 /// `transformer.h.0.attn.c_attn.weight`, `transformer.ln_f.weight`. A file
 /// whose names lack or add a prefix is read under the canonical ones.
-/// `lm_head.weight` is not listed where the config ties it to the embedding; a
+/// `lm_head.weight` is not listed if the config ties it to the embedding; a
 /// reward model's value head is `score.weight`.
 ///
 /// A source never holds more than the tensor being read.
@@ -101,7 +101,7 @@ pub trait TensorSource: Send + Sync {
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
 
-    /// Shape and storage, or `None` where there is no such tensor.
+    /// Shape and storage, or `None` if there is no such tensor.
     fn info(&self, name: &str) -> Option<TensorInfo>;
 
     /// Reads a tensor as f32 into `out`, row-major, dequantised.

@@ -181,7 +181,7 @@ pub(crate) fn with_bos_and_eos(bos: Option<(u32, &str)>, eos: Option<(u32, &str)
 
 /// transformers rebuilds the post-processor where tokenizer_config.json says
 /// `add_bos_token` or `add_eos_token`, so the document alone may be wrong.
-/// Returns the new post-processor where it differs.
+/// Returns the new post-processor if it differs.
 fn follow_settings(document: &Value, settings: &Value, bos: &Option<String>, eos: &Option<String>) -> Option<Value> {
     let wants_bos = settings["add_bos_token"].as_bool();
     let wants_eos = settings["add_eos_token"].as_bool();

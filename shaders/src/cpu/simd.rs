@@ -1,5 +1,5 @@
 //! Vectorised arithmetic without intrinsics: loops that the compiler turns
-//! into vector code, compiled once for each instruction set and chosen at run
+//! into vector code, compiled once per instruction set and chosen at run
 //! time by `pulp`.
 //!
 //! Sums run in a fixed number of lanes and products are fused (`mul_add`), so

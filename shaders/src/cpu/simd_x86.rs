@@ -9,7 +9,7 @@ const STEP: usize = 16;
 
 /// out[2i] = table[high nibble of packed[i]], out[2i + 1] = table[low nibble],
 /// for as many whole steps as there are; gives how many bytes were done, 0
-/// where the processor lacks the instructions.
+/// if the processor lacks the instructions.
 pub(crate) fn unpack_nibbles(packed: &[u8], table: &[f32; 16], out: &mut [f32]) -> usize {
     if !std::arch::is_x86_feature_detected!("avx512f") {
         return 0;

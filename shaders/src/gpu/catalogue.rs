@@ -146,7 +146,7 @@ fn client(entry: &GpuEntry, first: bool) -> Result<Client, String> {
 }
 
 /// Whether the compiler is the one that the runtime takes for the device by
-/// itself: SPIR-V on Vulkan where it is built in, else WGSL.
+/// itself: SPIR-V on Vulkan if it is built in, else WGSL.
 fn chooses_by_itself(entry: &GpuEntry) -> bool {
     entry.compilers().first() == Some(&entry.compiler)
 }

@@ -45,7 +45,7 @@ impl Compiler {
 /// What matrix products are computed in. All else is f32 on every device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Products {
-    /// On tensor cores where a real device has them, else in f32.
+    /// On tensor cores if a real device has them, else in f32.
     #[default]
     Auto,
     /// On plain units.
@@ -114,7 +114,7 @@ pub struct GpuFacts {
     /// As [`GpuEntry::kind`].
     pub kind: &'static str,
     pub compiler: Compiler,
-    /// 0 where the driver does not say.
+    /// 0 if the driver does not say.
     pub memory_bytes: u64,
     /// Bytes of the largest single buffer.
     pub largest_buffer: u64,

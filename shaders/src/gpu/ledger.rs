@@ -14,7 +14,7 @@ use crate::error::{Result, TensorError};
 pub(crate) struct Ledger {
     live: AtomicU64,
     peak: AtomicU64,
-    /// 0 where the device does not say how much it has.
+    /// 0 if the device does not say how much it has.
     limit: AtomicU64,
     device: String,
 }
@@ -57,7 +57,7 @@ impl Ledger {
         &self.device
     }
 
-    /// 0 where there is none.
+    /// 0 if there is none.
     pub(super) fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }

@@ -143,7 +143,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`TensorError::Memory`] beyond the ledger's
-    /// limit, beyond the largest buffer, and where the device gives no page. A lost
+    /// limit, beyond the largest buffer, and if the device gives no page. A lost
     /// device.
     pub(super) fn take(self: &Arc<Pool>, op: &'static str, bytes: u64, lives: Lives) -> Result<GpuBuffer> {
         if bytes > self.largest_buffer {
@@ -189,7 +189,7 @@ impl Pool {
         self.page_or_room(op, arenas, needed, lives)
     }
 
-    /// A page; where there is none, pages in which nothing lies go first.
+    /// A page; if there is none, pages in which nothing lies go first.
     fn page_or_room(&self, op: &'static str, arenas: &mut Arenas, bytes: u64, lives: Lives) -> Result<()> {
         match self.page(op, arenas, bytes, lives) {
             Err(TensorError::Memory { .. }) => {
@@ -217,7 +217,7 @@ impl Pool {
     /// page does.
     ///
     /// # Errors
-    /// [`TensorError::Memory`]; [`TensorError::Lost`] where the device is.
+    /// [`TensorError::Memory`]; [`TensorError::Lost`] if the device is.
     fn ask(&self, op: &'static str, bytes: u64) -> Result<Handle> {
         let asked = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let handle = own_allocation(&self.client, || self.client.empty(bytes as usize));
@@ -244,7 +244,7 @@ impl Pool {
     /// Makes the pages of the arena in which the tensors of steps then lie.
     ///
     /// # Errors
-    /// [`TensorError::Memory`] where the limit or the
+    /// [`TensorError::Memory`] if the limit or the
     /// device does not allow them; what was reserved before is given back. A lost
     /// device.
     pub(super) fn reserve(&self, bytes: u64) -> Result<()> {

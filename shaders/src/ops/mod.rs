@@ -1,7 +1,7 @@
 //! The operations of a training step, each in a folder of its own.
 //!
 //! An operation is a method of [`Device`]. Its folder has all that there is to it: what it
-//! takes and gives, its plain reference, its code for each backend, what it costs on the
+//! takes and gives, its plain reference, its code per backend, what it costs on the
 //! counting device, its check and its tests. A new one adds its name to [`Operation`] and
 //! its line to [`CHECKS`]. No type of a runtime leaves this crate.
 //!

@@ -30,10 +30,10 @@ pub struct BenchReport {
     /// Bytes a second that a copy reads and writes together.
     #[serde(default)]
     pub copy_bytes_per_second: f64,
-    /// One step with every operation waited for, where asked for.
+    /// One step with every operation waited for, if asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<OperationTime>,
-    /// Where another loss was measured.
+    /// The other loss, if one was measured beside cross-entropy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compared: Option<LossReport>,
 }

@@ -45,7 +45,7 @@ pub struct OperationResult {
     pub worst_error: f64,
     pub tolerance: f64,
     pub passed: bool,
-    /// What went wrong beside the error, where something did.
+    /// What went wrong beside the error, if anything did.
     pub reason: Option<String>,
 }
 

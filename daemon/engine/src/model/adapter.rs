@@ -32,7 +32,7 @@ pub fn attach_fresh(device: &Device, model: &mut Decoder, recipe: &LoraRecipe, s
     })
 }
 
-/// Adds the adapters of a PEFT folder, and its value head where it has one.
+/// Adds the adapters of a PEFT folder, and its value head if it has one.
 ///
 /// # Errors
 /// A tensor that fits no layer, a target without its tensors, another shape.
@@ -72,7 +72,7 @@ pub fn attach_peft(device: &Device, model: &mut Decoder, peft: &PeftAdapter) -> 
     Ok(())
 }
 
-/// Reads the adapters, and the value head where there is one, off the model as
+/// Reads the adapters, and the value head if there is one, off the model as
 /// PEFT writes them.
 ///
 /// # Errors

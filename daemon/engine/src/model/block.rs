@@ -130,7 +130,7 @@ fn before(cx: &mut Backward, norm: Option<&Norm>, saved: Option<&NormSaved>, dy:
     norm.zip(saved).map(|(norm, saved)| norm.backward(cx, dy, saved, None)).transpose()
 }
 
-/// The stream's gradient where a branch leaves it through a norm, or without
+/// The stream's gradient if a branch leaves it through a norm, or without
 /// one: the branch's gradient and the gradient of the stream beyond together.
 fn split(
     cx: &mut Backward,

@@ -26,7 +26,7 @@ pub struct Decoder {
     pub embedding_scale: f32,
     pub blocks: Vec<Block>,
     pub final_norm: Norm,
-    /// The embedding itself where the head is tied.
+    /// The embedding itself if the head is tied.
     pub head: ParameterId,
     /// A reward model's, beside the language-model head.
     pub value_head: Option<ValueHead>,
@@ -212,7 +212,7 @@ impl Decoder {
         device.logits(&head.h, &self.lm_head())
     }
 
-    /// The value head's number for each document of the batch, read at its last
+    /// The value head's number per document of the batch, read at its last
     /// token; None if the model has no such head.
     ///
     /// # Errors

@@ -172,7 +172,7 @@ impl Linear {
         Ok(dx)
     }
 
-    /// Adds to the parameters' gradients, where nothing below the layer is
+    /// Adds to the parameters' gradients, if nothing below the layer is
     /// trained.
     pub fn backward_parameters(&self, cx: &mut Backward, dy: &Tensor, x: &Tensor, saved: &LinearSaved) -> Result<()> {
         self.base_gradients(cx, dy, x)?;

@@ -76,7 +76,7 @@ impl Products {
         dx.ok_or_else(|| TensorError::Shape { op: "products", expected: "a product".into(), got: "none".into() })
     }
 
-    /// Adds to the parameters' gradients, where nothing below is trained.
+    /// Adds to the parameters' gradients, if nothing below is trained.
     pub fn backward_parameters(
         &self,
         cx: &mut Backward,

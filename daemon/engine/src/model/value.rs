@@ -23,7 +23,7 @@ use crate::error::EngineError;
 /// The head's weight in a model folder.
 pub const WEIGHT: &str = "score.weight";
 
-/// transformers' `initializer_range` where a configuration does not say.
+/// transformers' `initializer_range`, if a configuration does not say.
 const DEVIATION: f64 = 0.02;
 
 #[derive(Debug, Clone, Copy)]
@@ -33,12 +33,12 @@ pub struct ValueHead {
 }
 
 impl ValueHead {
-    /// One value `[D, 1]` for each row of h `[D, C]`.
+    /// One value `[D, 1]` per row of h `[D, C]`.
     pub fn forward(&self, device: &Device, p: &Parameters, h: &Tensor) -> Result<Tensor, TensorError> {
         device.linear(h, p.weight(self.weight))
     }
 
-    /// dh `[D, C]` from dvalue `[D, 1]`, and the head's own gradient where it is
+    /// dh `[D, C]` from dvalue `[D, 1]`, and the head's own gradient if it is
     /// wanted.
     pub fn backward(
         &self,
@@ -61,7 +61,7 @@ pub fn initial(config: &ModelConfig, seed: u64) -> Vec<f32> {
     streams::value_head(seed).normal_vec(config.hidden_size, deviation as f32)
 }
 
-/// The head that a model folder holds, None where it holds none.
+/// The head that a model folder holds, None if it holds none.
 ///
 /// # Errors
 /// A head of several outputs, or of another width; values that are not finite.

@@ -91,7 +91,7 @@ pub fn save_best(out: &Path, ops: &Device, model: &Decoder) -> Result<(), Engine
     Ok(())
 }
 
-/// Puts the best weights into the model; false where there are none.
+/// Puts the best weights into the model; false if there are none.
 pub fn load_best(out: &Path, ops: &Device, model: &mut Decoder) -> Result<bool, EngineError> {
     let folder = folder(out).join(BEST);
     if !folder.is_dir() {

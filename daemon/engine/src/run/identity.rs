@@ -45,7 +45,7 @@ impl Identity {
         })
     }
 
-    /// What differs, in words; None where nothing does.
+    /// What differs, in words; None if nothing does.
     pub fn difference(&self, new: &Identity) -> Option<String> {
         let mut found = Vec::new();
         differences("", &self.recipe, &new.recipe, &mut found);
@@ -97,7 +97,7 @@ pub struct RunFile {
 }
 
 impl RunFile {
-    /// None where the folder holds no run.
+    /// None if the folder holds no run.
     ///
     /// # Errors
     /// A file that cannot be read or is not what this program writes.

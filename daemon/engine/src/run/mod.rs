@@ -63,7 +63,7 @@ pub fn train(request: &TrainRequest, observer: &mut dyn Observer) -> Result<Outc
     run.train(request, &base, &prepared, observer)
 }
 
-/// A run whose model is loaded and, where there is a checkpoint, restored.
+/// A run whose model is loaded and, if there is a checkpoint, restored.
 struct Run {
     trainer: Trainer,
     order: Order,

@@ -122,7 +122,7 @@ pub fn save_model(
     Ok(difference)
 }
 
-/// The probe's logits, and its value where there is a head for it.
+/// The probe's logits, and its value if there is a head for it.
 fn probe_logits(ops: &Device, model: &Decoder, probe: &[u32]) -> Result<Vec<f32>, EngineError> {
     let tokens = &probe[..probe.len().min(PROBE_TOKENS)];
     let batch = TokenBatch::from_documents([tokens]);

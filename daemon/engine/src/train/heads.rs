@@ -50,7 +50,7 @@ impl Heads {
     }
 
     /// Cuts the final norm's output at [`Heads::rows`] into what each head
-    /// reads. Copies only where there are two.
+    /// reads. Copies only if there are two.
     ///
     /// # Errors
     /// No memory.

@@ -1,4 +1,4 @@
-//! The optimizer's side of a step: for each trained tensor one program and its
+//! The optimizer's side of a step: per trained tensor one program and its
 //! states, or the states of an optimizer that steps by a callback on the host.
 
 use finetuned_plugin_api::PluginError;
@@ -29,7 +29,7 @@ enum Way {
 
 pub struct Rules {
     rules: Vec<Rule>,
-    /// Called in each step where it steps on the host.
+    /// Called per step if it steps on the host.
     optimizer: Box<dyn Optimizer>,
 }
 
@@ -43,7 +43,7 @@ pub struct OptimizerBytes {
 }
 
 impl Rules {
-    /// Asks the optimizer for each trained tensor's program and makes its
+    /// Asks the optimizer for the program of every trained tensor and makes its
     /// states.
     ///
     /// # Errors
@@ -105,7 +105,7 @@ impl Rules {
         Ok(OptimizerBytes { states, scratch: ops.program_scratch_bytes(&programs) })
     }
 
-    /// Bytes that a step copies to the host and back, where the optimizer steps
+    /// Bytes that a step copies to the host and back, if the optimizer steps
     /// there.
     pub fn copied_bytes(&self) -> Option<u64> {
         self.optimizer.host()?;

@@ -62,7 +62,7 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// The longest sequence the model was made for, in tokens.
     pub max_positions: usize,
-    /// Rotary embedding; of the global layers where there are two kinds. Unused by gpt2.
+    /// Rotary embedding; of the global layers if there are two kinds. Unused by gpt2.
     pub rope: Rope,
     /// Rope base of the sliding layers (gemma3); they are never scaled.
     pub local_rope_theta: Option<f64>,
@@ -86,7 +86,7 @@ pub struct ModelConfig {
     pub final_softcap: Option<f32>,
     /// What q·k is multiplied by: 1/√head_dim, or gemma's query_pre_attn_scalar^-½.
     pub query_scale: f32,
-    /// First token of a sequence, where the model has one.
+    /// First token of a sequence, if the model has one.
     pub bos_token: Option<u32>,
     /// Tokens that end a sequence.
     pub eos_tokens: Vec<u32>,

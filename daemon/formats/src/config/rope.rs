@@ -43,7 +43,7 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// Radians a position for each of the `rotary_dim / 2` pairs, scaling applied.
+    /// Radians per position of each of the `rotary_dim / 2` pairs, scaling applied.
     ///
     /// # Source
     /// transformers, `modeling_rope_utils.py`.

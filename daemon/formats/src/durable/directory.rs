@@ -79,7 +79,7 @@ impl DirectoryWriter {
     }
 
     /// Writes the manifest, makes everything durable and renames the folder
-    /// into place, where nothing may be.
+    /// into place, if nothing may be.
     pub fn finish(self, about: Map<String, Value>) -> Result<Manifest, FormatError> {
         self.seal(Some(about), false).map(|(_, manifest)| manifest)
     }
@@ -217,7 +217,7 @@ impl Write for HashingFile {
 /// Removes what writers that died left in a folder, and puts a folder back
 /// that was moved aside and never replaced. Returns what was removed.
 ///
-/// Call it where no writer is at work in that folder.
+/// Call it if no writer is at work in that folder.
 pub fn remove_leftovers(folder: &Path) -> Result<Vec<PathBuf>, FormatError> {
     let mut removed = Vec::new();
     let entries = std::fs::read_dir(folder).map_err(|e| FormatError::io("read", folder, e))?;

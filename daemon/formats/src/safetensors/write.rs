@@ -26,7 +26,7 @@ impl TensorSpec {
         TensorSpec { name: name.into(), shape: shape.to_vec(), element }
     }
 
-    /// Stored bytes, or `None` where the shape overflows.
+    /// Stored bytes, or `None` if the shape overflows.
     pub fn bytes(&self) -> Option<u64> {
         self.shape.iter().try_fold(self.element.bytes() as u64, |n, &d| n.checked_mul(d as u64))
     }

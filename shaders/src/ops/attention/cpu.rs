@@ -1,5 +1,5 @@
 //! Blocks of queries against blocks of keys as small matrix products, a task
-//! for each document and head (backward: for each key head, where there are
+//! per document and head (backward: per key head, if there are
 //! enough). Blocks that no query sees are skipped; the
 //! scores of a block live in a cache and nowhere else.
 
@@ -65,7 +65,7 @@ fn soften(scores: &mut [f32], cap: f32) {
     }
 }
 
-/// The forward pass of one head with a running maximum and sum for each query
+/// The forward pass of one head with a running maximum and sum per query
 /// (Milakov and Gimelshein, 2018).
 fn forward_head(heads: &Heads, mask: Mask, spec: &AttentionSpec, out: &mut MatrixMut, mut lse: Option<&mut MatrixMut>) {
     let dim = spec.head_dim;
@@ -199,7 +199,7 @@ pub(crate) fn backward(
     let (n, dim, kv_heads) = (segments.tokens(), spec.head_dim, spec.kv_heads);
     let group = spec.heads / kv_heads;
     lse.expect_shape(OP, &[n, spec.heads])?;
-    // A task is a document's key head with all its query heads; where there are
+    // A task is a document's key head with all its query heads; if there are
     // few of those, each query head sums its share apart, so that the threads
     // end together. The shape alone decides, not the threads.
     let apart = group > 1 && segments.count() * kv_heads < FEW_TASKS;

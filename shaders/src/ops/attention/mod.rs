@@ -2,7 +2,7 @@
 //! window and soft-capped scores, forward and backward.
 //!
 //! For a query at position i and keys j ≤ i of the same document (and
-//! `j > i − window`): `s = scale · q·k`, `s = cap · tanh(s / cap)` where there
+//! `j > i − window`): `s = scale · q·k`, `s = cap · tanh(s / cap)` if there
 //! is a cap, `p = softmax(s)`, `o = Σ p v`. q `[N, H·D]`, k and v `[N, G·D]`,
 //! o `[N, H·D]`, lse `[N, H]`; query head h reads key head h / (H/G).
 //!

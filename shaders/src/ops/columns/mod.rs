@@ -15,10 +15,10 @@ use crate::tensor::Tensor;
 
 impl Device {
     /// Multiplies each row of an f32 matrix `[M, C]` by its factor. Through the
-    /// host where a device has nothing better.
+    /// host if a device has nothing better.
     ///
     /// # Errors
-    /// [`TensorError::Shape`](crate::TensorError::Shape) where there is not one
+    /// [`TensorError::Shape`](crate::TensorError::Shape) if there is not one
     /// factor a row.
     pub fn scale_rows(&self, y: &mut Tensor, factors: &[f32]) -> Result<()> {
         self.timed(Operation::ScaleRows, || match self.backend() {
@@ -117,7 +117,7 @@ impl Device {
     }
 }
 
-/// The vector must have one element for each column of the matrix.
+/// The vector must have one element per column of the matrix.
 pub(crate) fn check_vector(op: &'static str, x: &Tensor, vector: &Tensor) -> Result<()> {
     if vector.len() != x.columns() {
         return Err(shape_error(op, format!("a vector of {} columns", x.columns()), format!("{:?}", vector.shape())));

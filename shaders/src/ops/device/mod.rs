@@ -176,10 +176,10 @@ impl Device {
     /// Takes memory for the tensors that a step makes, before the step: what is
     /// made from now on lies there, and asks the driver for nothing. What a run
     /// keeps (weights, gradients, optimizer state) is made before. A step that needs more
-    /// than was reserved gets it where the device has it.
+    /// than was reserved gets it if the device has it.
     ///
     /// # Errors
-    /// [`TensorError::Memory`](crate::TensorError::Memory) where the device has not
+    /// [`TensorError::Memory`](crate::TensorError::Memory) if the device has not
     /// so much.
     #[cfg_attr(not(feature = "gpu"), expect(unused_variables, reason = "only a GPU reserves"))]
     pub fn reserve(&self, bytes: u64) -> Result<()> {

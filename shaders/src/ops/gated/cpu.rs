@@ -1,4 +1,4 @@
-//! Elementwise, vectorised; one loop for each nonlinearity, so that the choice
+//! Elementwise, vectorised; one loop per nonlinearity, so that the choice
 //! is made once and not per element.
 
 use crate::cpu::{Cpu, PIECE, simd};

@@ -69,7 +69,7 @@ pub(crate) fn check_indices(op: &'static str, indices: &[u32], rows: usize) -> R
     }
 }
 
-/// One row of `dy` for each index.
+/// One row of `dy` per index.
 pub(crate) fn check_rows(op: &'static str, indices: &[u32], dy: &Tensor) -> Result<()> {
     if dy.rows() != indices.len() {
         return Err(shape_error(op, format!("{} rows", indices.len()), format!("{:?}", dy.shape())));

@@ -51,7 +51,7 @@ impl<'a> Values<'a> {
 
 /// Rows of a slab.
 fn slab_rows(rows: usize, columns: usize) -> usize {
-    // A multiple of a tile's columns, where it is that large.
+    // A multiple of a tile's columns, if it is that large.
     let most = SLAB / columns.max(1);
     (if most > 192 { most / 192 * 192 } else { most }).clamp(1, rows.max(1))
 }

@@ -48,7 +48,7 @@ pub(crate) fn panels(gpu: &Gpu, (rows, columns): (usize, usize)) -> impl Iterato
     (0..rows).step_by(most.max(1)).map(move |first| first..rows.min(first + most))
 }
 
-/// The panels of a weight as products read it: one where it needs no scratch.
+/// The panels of a weight as products read it: one if it needs no scratch.
 pub(crate) fn panels_of(gpu: &Gpu, op: &'static str, w: &Weight) -> Result<Vec<Range<usize>>> {
     let (rows, columns) = weight_shape(op, w)?;
     let all: Vec<Range<usize>> = match w {

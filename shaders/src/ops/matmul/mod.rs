@@ -49,7 +49,7 @@ impl Device {
         }
     }
 
-    /// alpha · op(a) op(b), added to `into`; op transposes where the flag says.
+    /// alpha · op(a) op(b), added to `into`; op transposes if the flag says.
     pub fn matmul(
         &self,
         a: &Tensor,

@@ -38,7 +38,7 @@ fn every_transposition_agrees_with_the_reference() {
 
 #[test]
 fn recycled_memory_does_not_leak_into_a_product() {
-    // A new result is written, not added to, even where the buffer held NaN.
+    // A new result is written, not added to, even if the buffer held NaN.
     let cpu = Device::cpu(Some(2)).unwrap();
     drop(upload(&cpu, &[4, 4], &[f32::NAN; 16]));
     let x = upload(&cpu, &[4, 4], &random(1, 16));

@@ -2,7 +2,7 @@
 //! to the bits of bitsandbytes.
 //!
 //! The flattened weight is cut into blocks of 64 (the last may be short). A
-//! block keeps `absmax = max |w|` and, for each element, the index of the code
+//! block keeps `absmax = max |w|` and, per element, the index of the code
 //! nearest to `w / absmax`; two indices make a byte, the first in the high
 //! nibble. With double quantisation the absmax values themselves, less their
 //! mean (`offset`), are kept as 8-bit indices into the signed dynamic map, in

@@ -95,7 +95,7 @@ impl Device {
     }
 
     /// Bytes of temporaries that steps of these programs keep, all of which share
-    /// them; 0 where the device keeps none.
+    /// them; 0 if the device keeps none.
     pub fn program_scratch_bytes(&self, programs: &[Program]) -> u64 {
         match self.backend() {
             Backend::Cpu(_) => cpu::scratch_bytes(programs),

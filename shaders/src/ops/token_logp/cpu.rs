@@ -1,7 +1,7 @@
 //! A chunk of rows at a time, and of it a block of the vocabulary at a time.
 //!
 //! Of each block: the logits by a matrix product, and while they are still in
-//! a cache, their largest and the sum of their exponentials for each row. When
+//! a cache, their largest and the sum of their exponentials per row. When
 //! all blocks are there the rows' statistics follow from the blocks'. For the
 //! gradient each block's logits are turned in place into their own derivative
 //! and multiplied back at once. Blocks are the unit of parallel work; sums over
@@ -18,7 +18,7 @@ use crate::ops::linear::cpu::{Values, forward_into};
 use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics};
 use crate::tensor::Tensor;
 
-/// Logits that exist at a time where the caller does not say: 64 MiB of them.
+/// Logits that exist at a time if the caller does not say: 64 MiB of them.
 const CHUNK_LOGITS: usize = 1 << 24;
 /// Entries of the vocabulary in a block: with 256 rows a block takes 1 MiB.
 const BLOCK: usize = 1024;
@@ -88,7 +88,7 @@ struct Partial {
     weighted: f32,
     /// Σ l.
     total: f32,
-    /// The target's logit, where it lies in this block.
+    /// The target's logit, if it lies in this block.
     target: f32,
 }
 

@@ -20,7 +20,7 @@ use crate::ops::matmul::kernel::{Operand, product};
 use crate::ops::{Head, StatisticSet, TokenCoefficients, TokenStatistics};
 use crate::tensor::{DType, Tensor};
 
-/// Logits that exist at a time where the caller does not say: 128 MiB of them.
+/// Logits that exist at a time if the caller does not say: 128 MiB of them.
 const CHUNK_LOGITS: usize = 1 << 25;
 
 /// Numbers of a row: logp, lse, entropy, mean of logp, whether it is correct.

@@ -54,7 +54,7 @@ pub struct TokenStatistics {
     /// for.
     pub correct: Vec<bool>,
 }
-/// d loss / d statistic for each token. An empty vector is zero everywhere.
+/// d loss / d statistic per token. An empty vector is zero everywhere.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenCoefficients {
     pub logp: Vec<f32>,
@@ -206,7 +206,7 @@ pub(crate) fn check_head(op: &'static str, h: &Tensor, head: &Head) -> Result<(u
     Ok((h.rows(), vocabulary, width))
 }
 
-/// One target for each row, each in the vocabulary.
+/// One target per row, each in the vocabulary.
 pub(crate) fn check_targets(op: &'static str, targets: &[u32], rows: usize, vocabulary: usize) -> Result<()> {
     if targets.len() != rows {
         return Err(shape_error(op, format!("{rows} targets"), format!("{}", targets.len())));

@@ -82,7 +82,7 @@ impl Trainer {
     }
 }
 
-/// The value head's number for each sequence, if the objective reads that head.
+/// The value head's number per sequence, if the objective reads that head.
 pub(super) fn values(ops: &Device, model: &Decoder, inputs: &HeadInputs) -> Result<Option<Vec<f32>>, EngineError> {
     let (Some(h), Some(head)) = (&inputs.value, &model.value_head) else { return Ok(None) };
     let values = head.forward(ops, &model.parameters, h)?;

@@ -7,7 +7,7 @@ use super::Trainer;
 use crate::error::EngineError;
 use crate::model::decoder::Keep;
 
-/// Bytes that a step allocates, by sequences per micro-batch: one entry for each
+/// Bytes that a step allocates, by sequences per micro-batch: one entry per
 /// size that halving the micro-batch can reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StepBytes(Vec<(usize, u64)>);

@@ -292,7 +292,7 @@ impl Trainer {
         Ok(self.objective.loss_mut().restore(state)?)
     }
 
-    /// The last step's gradients, clipped where the step clipped them.
+    /// The last step's gradients, clipped if the step clipped them.
     pub fn gradients(&self) -> &Gradients {
         &self.gradients
     }

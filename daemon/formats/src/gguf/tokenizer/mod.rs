@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
 /// Texts of tokens that end a turn, in the models that llama.cpp runs.
-/// Generation stops at them even where the file's `eos_token_id` is another.
+/// Generation stops at them even if the file's `eos_token_id` is another.
 const END_OF_TURN: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",

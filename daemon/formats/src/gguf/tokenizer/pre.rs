@@ -11,7 +11,7 @@ pub(super) struct Scheme {
     pub(super) pre_tokenizer: Value,
     /// The word as a whole is looked up before any merging.
     pub(super) ignore_merges: bool,
-    /// Whether a beginning-of-sequence token is added where the file does not say.
+    /// Whether a beginning-of-sequence token is added if the file does not say.
     pub(super) add_bos: bool,
     /// Unicode normalisation that the models of this scheme were trained with.
     pub(super) normalizer: Value,

@@ -138,7 +138,7 @@ pub(super) fn queries_kernel<N: Size>(
 }
 
 /// dk and dv: one cube a tile of keys and key head, which goes through the
-/// query heads of its group in their order. `tiles` holds for each tile its
+/// query heads of its group in their order. `tiles` holds per tile its
 /// first key, how many there are, and its document's first token and end.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]

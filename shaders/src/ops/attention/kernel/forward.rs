@@ -1,4 +1,4 @@
-//! The forward pass of a tile of queries: a running maximum and sum for each
+//! The forward pass of a tile of queries: a running maximum and sum per
 //! row (Milakov and Gimelshein, 2018) over the tiles of keys that it sees.
 
 use cubecl::prelude::*;
@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use super::tile::{Four, LEAST, OTHERS, Shape, UNITS, dots, sees, store, weighted};
 use crate::ops::gated::kernel::safe_tanh;
 
-/// One cube a tile and query head. `tiles` holds for each tile its first query
+/// One cube a tile and query head. `tiles` holds per tile its first query
 /// row, how many there are, and its document's first token; query row i stands
 /// at key `offset + i`.
 #[cube(launch)]

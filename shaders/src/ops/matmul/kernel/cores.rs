@@ -2,7 +2,7 @@
 //!
 //! An operand in f32 is rounded once, before the product, rather than each time
 //! that a tile of it is loaded. Operands in f16 are scaled by a power of two
-//! that is chosen for each tensor on the device, and the product is scaled
+//! that is chosen per tensor on the device, and the product is scaled
 //! back: gradients of any size keep eleven bits, with no loss scale to search
 //! for and no step to skip (Micikevicius et al. 2018 describe the loss scale
 //! that this stands in for).
@@ -21,7 +21,7 @@ use crate::gpu::launch::matrix;
 use crate::gpu::{Gpu, TensorCores};
 use crate::tensor::{DType, Tensor};
 
-/// out (+)= alpha · sum · 1/(left · right), where the scales are given.
+/// out (+)= alpha · sum · 1/(left · right), if the scales are given.
 #[cube(launch)]
 fn finish_kernel(
     sum: &[f32],

@@ -1,4 +1,4 @@
-//! Products: cubek's tensor-core routine where the device has such cores, a
+//! Products: cubek's tensor-core routine if the device has such cores, a
 //! tiled routine on plain units where not. Any shape, either side transposed.
 
 mod cores;
@@ -11,7 +11,7 @@ use crate::gpu::Gpu;
 use crate::ops::elementwise;
 use crate::tensor::Tensor;
 
-/// A matrix as a product uses it: in f32, or, where the device has tensor
+/// A matrix as a product uses it: in f32, or, if the device has tensor
 /// cores, already in their type.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {

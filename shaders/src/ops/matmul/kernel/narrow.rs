@@ -129,7 +129,7 @@ fn largest_kernel(x: &[f32], largest: &mut [f32], #[comptime] piece: usize, #[co
 }
 
 /// The power of two that brings the largest of these to 2^14..2^15, and its
-/// inverse; 1 where nothing is to be scaled.
+/// inverse; 1 if nothing is to be scaled.
 #[cube(launch)]
 fn scale_kernel(largest: &[f32], scale: &mut [f32], #[comptime] units: usize) {
     let mut shared = Shared::<[f32]>::new_slice(units);

@@ -44,7 +44,7 @@ struct Room {
     /// A small state's new value, on its way.
     copy: Vec<f32>,
     partials: Vec<f64>,
-    /// One for each thread that was ever at work.
+    /// One per thread that was ever at work.
     registers: std::sync::Mutex<Vec<Registers>>,
 }
 

@@ -135,7 +135,7 @@ fn piece_size(stream: &Stream) -> usize {
     if !stream.sums.iter().any(|sum| sum.axis != Axis::All) {
         return PIECE;
     }
-    // Whole rows; where a state has blocks, as many as end at a block's end.
+    // Whole rows; if a state has blocks, as many as end at a block's end.
     let unit = if stream.blocked { BLOCK / gcd(columns, BLOCK) } else { 1 };
     let wanted = PIECE.max((rows * columns).div_ceil(MOST_COLUMN_PIECES));
     wanted.div_ceil(columns).next_multiple_of(unit) * columns
@@ -564,7 +564,7 @@ fn map2(a: Operand, b: Operand, into: &mut [f32], f: impl Fn(f32, f32) -> f32) {
     }
 }
 
-/// One loop for each operation: the choice is made once a block.
+/// One loop per operation: the choice is made once a block.
 #[inline(always)]
 fn unary(op: Unary, a: Operand, into: &mut [f32]) {
     macro_rules! each {

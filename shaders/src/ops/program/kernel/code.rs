@@ -1,4 +1,4 @@
-//! What a generated kernel computes for each element: a list of steps, known
+//! What a generated kernel computes per element: a list of steps, known
 //! when the kernel is compiled.
 //!
 //! Numbers that change from step to step, and constants, are no part of it:
@@ -31,7 +31,7 @@ pub(super) enum Step {
     Decode(usize, bool),
     Unary(Unary, usize),
     Binary(Binary, usize, usize),
-    /// The second where the first is not 0, else the third.
+    /// The second if the first is not 0, else the third.
     Select(usize, usize, usize),
 }
 
@@ -61,7 +61,7 @@ impl Code {
 /// Places of the table that hold +∞ and NaN, which kernels cannot write down.
 pub(super) const INFINITY: usize = 0;
 pub(super) const NAN: usize = 1;
-/// Uniform values follow, after the codebooks where the program has 8-bit
+/// Uniform values follow, after the codebooks if the program has 8-bit
 /// states.
 pub(super) const FIXED: usize = 2;
 

@@ -1,5 +1,5 @@
 //! From the planner's passes to kernels: a stream becomes one kernel for all
-//! that it writes, and one for each reduction, which computes the chain before
+//! that it writes, and one per reduction, which computes the chain before
 //! it anew.
 //!
 //! A device binds a few buffers a kernel. A chain that needs more has parts of

@@ -48,7 +48,7 @@ pub(in crate::ops::program) enum Scalar {
     Memory(Memory),
 }
 
-/// What a stream does for each block.
+/// What a stream does per block.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops::program) enum Action {
     Unary(Unary, Source),
@@ -57,12 +57,12 @@ pub(in crate::ops::program) enum Action {
     Select(Source, Source, Source),
     /// Reads an 8-bit state.
     Load(usize),
-    /// Copies an operand: where a scalar must be a vector, or memory is about
+    /// Copies an operand, if a scalar must be a vector, or memory is about
     /// to be overwritten.
     Copy(Source),
     /// One number a row, repeated along it.
     RepeatRow(Memory),
-    /// One row, repeated for each row.
+    /// One row, repeated per row.
     RepeatColumns(Memory),
 }
 

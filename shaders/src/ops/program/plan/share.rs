@@ -42,7 +42,7 @@ pub(super) fn buffers(mut passes: Vec<Pass>, sizes: &[usize]) -> Plan {
     Plan { passes, buffers }
 }
 
-/// Every buffer that a pass names; true where it is written.
+/// Every buffer that a pass names; true if it is written.
 fn each_buffer(pass: &mut Pass, f: &mut dyn FnMut(&mut usize, bool)) {
     fn memory(memory: &mut Memory, f: &mut dyn FnMut(&mut usize, bool)) {
         if let Memory::Buffer(buffer) = memory {
