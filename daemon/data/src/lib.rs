@@ -31,6 +31,6 @@ pub use order::{Row, epoch_rows, permutation};
 pub use prepare::{Prepared, prepare};
 pub use report::{BadRow, DatasetReport, LISTED_BAD_ROWS, RenderedSample};
 pub use row_error::BadRowKind;
-pub use rows::{dataset_ending, what_is_missing};
+pub use rows::{Foreign, dataset_ending, what_is, what_is_missing};
 pub use template::{DEFAULT_NOW, PLAIN_TEMPLATE};
 pub use tokenizer::{ChatTokenizer, StreamDecoder};

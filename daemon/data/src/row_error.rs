@@ -33,7 +33,9 @@ pub(crate) enum RowError {
     LineCutOff,
     #[error("the file ends inside the list: it looks incomplete")]
     ListCutOff,
-    #[error("not UTF-8: byte 0x{byte:02x} at {at}")]
+    #[error("a run of NUL bytes: the file was damaged by a crash or a full disk, copy it again")]
+    NulBytes,
+    #[error("not UTF-8: byte 0x{byte:02x} at {at}; save the file as UTF-8")]
     NotUtf8 { byte: u8, at: At },
     /// `problem` is what the parser said.
     #[error("not JSON: {problem} at {at}")]
@@ -137,6 +139,7 @@ impl RowError {
             Self::TooLarge { .. }
             | Self::LineCutOff
             | Self::ListCutOff
+            | Self::NulBytes
             | Self::NotUtf8 { .. }
             | Self::NotJson { .. }
             | Self::NotAnObject { .. } => BadRowKind::Unreadable,

@@ -213,7 +213,7 @@ fn bad_rows_are_named_by_line_and_reason_and_the_others_go_on() {
     assert_eq!(prepared.report.bad_row_count, 13);
     let expected = [
         (3, "not JSON: expected `,` or `}` at column 31"),
-        (4, "not UTF-8: byte 0xff at column 18"),
+        (4, "not UTF-8: byte 0xff at column 18; save the file as UTF-8"),
         (5, "the row has the keys `mesages`: `messages` is missing; did you mean `messages` instead of `mesages`?"),
         (6, "`messages` is a string: expected a list"),
         (7, "`messages`: message 2: unknown role `asistant`: did you mean `assistant`?"),
@@ -293,7 +293,8 @@ fn elements_of_an_array_keep_their_lines() {
             (7, "the file ends inside the list: it looks incomplete".into()),
         ]
     );
-    assert_eq!(prepared.report.used, 1);
+    // The last row is whole.
+    assert_eq!(prepared.report.used, 2);
 }
 
 #[test]
@@ -302,8 +303,8 @@ fn files_that_are_no_datasets_are_refused_with_a_remedy() {
         (&b""[..], "the file is empty"),
         (b"\n \n", "the file is empty"),
         (b"PAR1....", "this is a Parquet file"),
-        (b"\xff\xfe{\0", "the file is in UTF-16"),
-        (b"a,b\n1,2\n", "this is no JSON: it begins with `a,b`"),
+        (b"\xff\xfe{\0", "this is text in UTF-16"),
+        (b"a,b\n1,2\n", "this is a CSV table"),
         (b"[]", "the file has no rows"),
         (
             b"{\"prompt\": \"a\"}\n",

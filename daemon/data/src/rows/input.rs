@@ -15,7 +15,7 @@ use crate::error::{DataError, Result};
 
 const BUFFER_BYTES: usize = 256 << 10;
 /// Enough of a file to recognise it by.
-const HEAD_BYTES: usize = 4096;
+pub(super) const HEAD_BYTES: usize = 4096;
 
 /// A way to pack a file.
 pub(super) struct Packing {
@@ -26,6 +26,8 @@ pub(super) struct Packing {
     /// The first bytes of a packed file. They decide, not the name.
     magic: &'static [u8],
     unpack: fn(Plain) -> Box<dyn Stream>,
+    /// Unpacks a file's first bytes.
+    unpack_head: for<'a> fn(&'a [u8]) -> Box<dyn Read + 'a>,
 }
 
 /// Every way to pack a file.
@@ -34,7 +36,20 @@ pub(super) const PACKINGS: &[Packing] = &[Packing {
     ending: ".gz",
     magic: &[0x1f, 0x8b],
     unpack: |plain| Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(plain))),
+    unpack_head: |head| Box::new(MultiGzDecoder::new(head)),
 }];
+
+/// The beginning of a file's content, from the file's first bytes: unpacked if they
+/// are packed.
+pub(super) fn unpacked_head(head: &[u8]) -> Vec<u8> {
+    let Some(packing) = PACKINGS.iter().find(|packing| head.starts_with(packing.magic)) else {
+        return head.to_vec();
+    };
+    let mut content = Vec::new();
+    // The bytes end in the middle of the packed file, so an error is no surprise.
+    let _ = (packing.unpack_head)(head).take(HEAD_BYTES as u64).read_to_end(&mut content);
+    content
+}
 
 /// A file that is hashed as it is read.
 pub(super) struct Hashing {

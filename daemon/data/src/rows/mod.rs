@@ -4,6 +4,7 @@
 //! its names, how its content is recognised, its rows, and how a file that is cut
 //! off shows, are in one place. The inbox asks for them here.
 
+mod foreign;
 mod input;
 mod json;
 
@@ -16,6 +17,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result};
 use crate::row_error::RowResult;
+use foreign::foreign;
+pub use foreign::{Foreign, what_is};
 use input::{Input, PACKINGS};
 
 /// The kinds of files, in order of precedence: the first that recognises a file
@@ -87,24 +90,20 @@ pub(crate) fn open(path: &Path) -> Result<Box<dyn Rows>> {
     let head = input.head().map_err(DataError::reading(path))?;
     match SOURCES.iter().find(|source| source.recognises(&name, head)) {
         Some(source) => source.open(path),
-        None => Err(DataError::File {
-            path: path.to_owned(),
-            problem: format!("this is {}", foreign(head).unwrap_or("an unknown kind of file")),
-            remedy: format!("Datasets are {}: convert it first.", readable()),
-        }),
+        None => Err(no_dataset(path, head)),
     }
 }
 
-/// What a file that is of no kind we read is, by its first bytes.
-fn foreign(head: &[u8]) -> Option<&'static str> {
-    const MAGIC: &[(&[u8], &str)] = &[
-        (b"PAR1", "a Parquet file"),
-        (b"PK\x03\x04", "a zip archive"),
-        (b"\x28\xb5\x2f\xfd", "a zstd file"),
-        (b"ARROW1", "an Arrow file"),
-        (b"BZh", "a bzip2 file"),
-    ];
-    MAGIC.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
+/// The refusal of a file that no kind recognises.
+fn no_dataset(path: &Path, head: &[u8]) -> DataError {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (problem, remedy) = match foreign(&name, head) {
+        Some(foreign) => (format!("this is {}", foreign.is), foreign.remedy),
+        None => {
+            ("this is an unknown kind of file".to_owned(), format!("Datasets are {}: convert it first.", readable()))
+        }
+    };
+    DataError::File { path: path.to_owned(), problem, remedy }
 }
 
 /// What can be read, in words.

@@ -6,18 +6,17 @@
 mod complete;
 mod scan;
 mod sniff;
+mod value;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
+use super::foreign::foreign;
 use super::input::Input;
-use super::{ParsedRow, RawRow, RowSource, Rows, foreign};
+use super::{RawRow, RowSource, Rows};
 use crate::error::{DataError, Result};
-use crate::format::kind_of;
-use crate::row_error::{At, RowError, RowResult};
+use crate::row_error::{RowError, RowResult};
 use scan::{Element, Scanner};
 use sniff::{Layout, sniff};
 
@@ -39,8 +38,8 @@ impl RowSource for Json {
         &[".jsonl", ".json", ".ndjson"]
     }
 
-    fn recognises(&self, _name: &str, head: &[u8]) -> bool {
-        foreign(head).is_none()
+    fn recognises(&self, name: &str, head: &[u8]) -> bool {
+        foreign(name, head).is_none()
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Rows>> {
@@ -55,10 +54,11 @@ impl RowSource for Json {
                 scanner.enter_array().map_err(read)?;
                 Mode::Array
             }
-            Layout::Inside => {
-                scanner.enter_first_list(&[]).map_err(read)?;
-                Mode::Array
+            Layout::Inside(key) => {
+                scanner.enter_list(&key).map_err(read)?;
+                Mode::Inside
             }
+            Layout::Loose => Mode::Loose,
         };
         Ok(Box::new(JsonRows { path: path.to_owned(), scanner, mode }))
     }
@@ -77,7 +77,11 @@ struct JsonRows {
 
 enum Mode {
     Lines,
+    /// One list, or several one after another.
     Array,
+    /// A list in an object whose other keys were looked at before.
+    Inside,
+    Loose,
     Whole,
     Done,
 }
@@ -86,7 +90,7 @@ impl Rows for JsonRows {
     fn next(&mut self) -> Result<Option<RawRow>> {
         let row = match self.mode {
             Mode::Lines => self.next_line(),
-            Mode::Array => self.next_element(),
+            Mode::Array | Mode::Inside | Mode::Loose => return self.next_element(),
             Mode::Whole => {
                 self.mode = Mode::Done;
                 let rest = self.scanner.rest(LARGEST_ROW_BYTES);
@@ -120,12 +124,28 @@ impl JsonRows {
         }
     }
 
-    fn next_element(&mut self) -> io::Result<Option<RawRow>> {
-        let bad = match self.scanner.element(LARGEST_ROW_BYTES)? {
-            Element::Value { line, bytes } => return Ok(Some(row(line, Ok(bytes), false))),
-            Element::End => None,
-            Element::TooLarge { line } => Some(row(line, Err(TOO_LARGE), false)),
-            Element::CutOff { line } => Some(row(line, Err(RowError::ListCutOff), false)),
+    fn next_element(&mut self) -> Result<Option<RawRow>> {
+        let read = DataError::reading(&self.path);
+        let bad = loop {
+            match self.scanner.element(LARGEST_ROW_BYTES, matches!(self.mode, Mode::Loose)).map_err(read)? {
+                Element::Value { line, bytes } => return Ok(Some(row(line, Ok(bytes), false))),
+                Element::TooLarge { line } => break Some(row(line, Err(TOO_LARGE), false)),
+                Element::CutOff { line } => break Some(row(line, Err(RowError::ListCutOff), false)),
+                Element::End if !matches!(self.mode, Mode::Array) => break None,
+                Element::End => match self.scanner.peek_past_blanks().map_err(read)? {
+                    None => break None,
+                    // Lists that were joined by `cat`.
+                    Some(b'[') => self.scanner.enter_array().map_err(read)?,
+                    Some(_) => {
+                        let line = self.scanner.at_line();
+                        return Err(DataError::File {
+                            path: self.path.clone(),
+                            problem: format!("the list of rows ends, and something else follows on line {line}"),
+                            remedy: "Remove it, or write one object per line.".into(),
+                        });
+                    }
+                },
+            }
         };
         self.mode = Mode::Done;
         Ok(bad)
@@ -135,32 +155,5 @@ impl JsonRows {
 /// A row that begins on `line`. `at_end`: the file ends right after it, without a
 /// newline.
 fn row(line: usize, bytes: RowResult<Vec<u8>>, at_end: bool) -> RawRow {
-    RawRow { line, parse: Box::new(move || parse(line, &bytes?, at_end)) }
-}
-
-/// The row as a JSON object.
-fn parse(line: usize, bytes: &[u8], at_end: bool) -> ParsedRow {
-    let at = |(lines, column): (usize, usize)| At { line: (lines > 1).then(|| line + lines - 1), column };
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let first = error.valid_up_to();
-        RowError::NotUtf8 { byte: bytes[first], at: at(end_of(&bytes[..first])) }
-    })?;
-    let error = match serde_json::from_str::<Value>(text) {
-        Ok(Value::Object(map)) => return Ok(map),
-        Ok(other) => return Err(RowError::NotAnObject { got: kind_of(&other) }),
-        Err(error) => error,
-    };
-    if error.is_eof() && at_end {
-        return Err(RowError::LineCutOff);
-    }
-    let message = error.to_string();
-    let problem = message.split(" at line ").next().unwrap_or(&message).to_owned();
-    Err(RowError::NotJson { problem, at: at((error.line(), error.column())) })
-}
-
-/// Line and column, from 1, of what follows `before`.
-fn end_of(before: &[u8]) -> (usize, usize) {
-    let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
-    let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
-    (line, column)
+    RawRow { line, parse: Box::new(move || value::parse(line, &bytes?, at_end)) }
 }

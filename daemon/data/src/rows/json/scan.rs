@@ -18,6 +18,35 @@ pub(super) enum Element {
     CutOff { line: usize },
 }
 
+/// What a value is, by its first bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A list of objects.
+    Objects,
+    /// A list of lists.
+    Lists,
+    /// A list of texts, numbers or flags.
+    Scalars,
+    EmptyList,
+    /// An object, perhaps empty.
+    Object {
+        first_key: String,
+    },
+    Scalar,
+}
+
+/// How far a value was copied.
+enum Copied {
+    Whole,
+    /// It is longer than the limit.
+    TooLarge,
+    /// The file ends inside it.
+    CutOff,
+}
+
+/// A longer key is none that is looked for.
+const LONGEST_KEY_BYTES: usize = 1 << 16;
+
 /// A line without its end: its number, its bytes (`None` if they are more than the
 /// limit), and whether it had an end.
 pub(super) type Line = (usize, Option<Vec<u8>>, bool);
@@ -36,6 +65,11 @@ impl<R: BufRead> Scanner<R> {
 
     pub fn into_input(self) -> R {
         self.input
+    }
+
+    /// Line of the next byte, from 1.
+    pub fn at_line(&self) -> usize {
+        self.line
     }
 
     fn peek(&mut self) -> io::Result<Option<u8>> {
@@ -122,50 +156,75 @@ impl<R: BufRead> Scanner<R> {
         Ok(())
     }
 
-    /// In an object, steps behind the `[` of the first value that is a list
-    /// of objects, and returns its key. Stops at a key of `stop_at`, which it
-    /// returns as well, and at the object's end.
-    pub fn enter_first_list(&mut self, stop_at: &[&str]) -> io::Result<Option<String>> {
-        if self.peek_past_blanks()? != Some(b'{') {
+    /// In an object, steps behind the `[` of the list at `key`. Stays at the object's
+    /// end if there is none.
+    pub fn enter_list(&mut self, key: &str) -> io::Result<()> {
+        self.enter_object()?;
+        while let Some(found) = self.key()? {
+            if found == key && self.peek()? == Some(b'[') {
+                self.bump()?;
+                return Ok(());
+            }
+            self.skip_value()?;
+        }
+        Ok(())
+    }
+
+    /// Steps behind the `{` of an object.
+    pub fn enter_object(&mut self) -> io::Result<()> {
+        if self.peek_past_blanks()? == Some(b'{') {
+            self.bump()?;
+        }
+        Ok(())
+    }
+
+    /// The next key of the object entered before, and the place before its value.
+    /// `None` at the object's end, and for what is no key.
+    pub fn key(&mut self) -> io::Result<Option<String>> {
+        while self.peek_past_blanks()? == Some(b',') {
+            self.bump()?;
+        }
+        if self.peek()? != Some(b'"') {
+            return Ok(None);
+        }
+        let mut key = Vec::new();
+        self.value(Some(&mut key), LONGEST_KEY_BYTES)?;
+        if self.peek_past_blanks()? != Some(b':') {
             return Ok(None);
         }
         self.bump()?;
-        loop {
-            while matches!(self.peek_past_blanks()?, Some(b',')) {
-                self.bump()?;
-            }
-            if self.peek()? != Some(b'"') {
-                return Ok(None);
-            }
-            let mut key = Vec::new();
-            self.copy_value(&mut key, 1 << 16)?;
-            let key: String = serde_json::from_slice(&key).unwrap_or_default();
-            if self.peek_past_blanks()? != Some(b':') {
-                return Ok(None);
-            }
-            self.bump()?;
-            if stop_at.contains(&key.as_str()) {
-                return Ok(Some(key));
-            }
-            if self.peek_past_blanks()? == Some(b'[') {
-                self.bump()?;
-                if self.peek_past_blanks()? == Some(b'{') {
-                    return Ok(Some(key));
-                }
-                // Not a list of objects: run through to its end.
-                while let Element::Value { .. } = self.element(super::LARGEST_ROW_BYTES)? {}
-            } else if !self.copy_value(&mut Vec::new(), super::LARGEST_ROW_BYTES)? {
-                return Ok(None);
-            }
-        }
+        self.peek_past_blanks()?;
+        Ok(Some(serde_json::from_slice(&key).unwrap_or_default()))
     }
 
-    /// The next element of the list entered before.
-    pub fn element(&mut self, limit: usize) -> io::Result<Element> {
+    /// What the next value is, by its first bytes. Takes them: what is left of the
+    /// value is for [`Self::leave`].
+    pub fn shape(&mut self) -> io::Result<Shape> {
+        let Some(first @ (b'[' | b'{')) = self.peek_past_blanks()? else {
+            self.skip_value()?;
+            return Ok(Shape::Scalar);
+        };
+        self.bump()?;
+        let inner = self.peek_past_blanks()?;
+        let shape = match (first, inner) {
+            (b'[', Some(b'{')) => Shape::Objects,
+            (b'[', Some(b'[')) => Shape::Lists,
+            (b'[', Some(b']')) => Shape::EmptyList,
+            (b'[', _) => Shape::Scalars,
+            _ => Shape::Object { first_key: self.key()?.unwrap_or_default() },
+        };
+        self.through(None, usize::MAX, 1)?;
+        Ok(shape)
+    }
+
+    /// The next element of the list entered before, or, with `loose`, the next of the
+    /// values that stand one after another up to the file's end.
+    pub fn element(&mut self, limit: usize, loose: bool) -> io::Result<Element> {
         loop {
             match self.peek_past_blanks()? {
+                None if loose => return Ok(Element::End),
                 None => return Ok(Element::CutOff { line: self.line }),
-                Some(b']') => {
+                Some(b']') if !loose => {
                     self.bump()?;
                     return Ok(Element::End);
                 }
@@ -176,65 +235,92 @@ impl<R: BufRead> Scanner<R> {
             }
         }
         let (line, mut bytes) = (self.line, Vec::new());
-        // A bracket or colon that belongs to nothing is taken as the start of
-        // a bad element: `copy_value` stops before it and would never go on.
-        if let Some(stray @ (b'}' | b':')) = self.peek()? {
+        // A bracket or colon that belongs to nothing is the start of a bad element:
+        // `value` stops before it and would never go on.
+        if let Some(stray @ (b'}' | b':' | b']')) = self.peek()? {
             bytes.push(stray);
             self.bump()?;
         }
-        if self.copy_value(&mut bytes, limit)? {
-            Ok(Element::Value { line, bytes })
-        } else if bytes.len() > limit {
-            Ok(Element::TooLarge { line })
-        } else {
-            Ok(Element::CutOff { line })
-        }
+        Ok(match self.value(Some(&mut bytes), limit)? {
+            Copied::Whole => Element::Value { line, bytes },
+            Copied::TooLarge => Element::TooLarge { line },
+            Copied::CutOff => Element::CutOff { line },
+        })
     }
 
-    /// Copies one value, up to the comma, colon or bracket behind it. False if
-    /// the file ends inside it or it is longer than `limit`. Brackets and
-    /// quotes are counted; the parser that reads the copy judges the rest.
-    fn copy_value(&mut self, out: &mut Vec<u8>, limit: usize) -> io::Result<bool> {
-        let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    /// Steps behind the next value. False if the file ends inside it.
+    pub fn skip_value(&mut self) -> io::Result<bool> {
+        self.peek_past_blanks()?;
+        Ok(matches!(self.value(None, usize::MAX)?, Copied::Whole))
+    }
+
+    /// Copies one value to `out`, if there is one. An object, a list and a string end
+    /// with their last byte; anything else ends before a comma, a colon, a closing
+    /// bracket or a line's end. Brackets and quotes are counted; the parser that reads
+    /// the copy judges the rest.
+    fn value(&mut self, out: Option<&mut Vec<u8>>, limit: usize) -> io::Result<Copied> {
+        self.through(out, limit, 0)
+    }
+
+    /// [`Self::value`], from inside of `depth` brackets.
+    fn through(&mut self, mut out: Option<&mut Vec<u8>>, limit: usize, mut depth: usize) -> io::Result<Copied> {
+        let (mut in_string, mut escaped) = (false, false);
+        // Whether the value is an object, a list or a string; not known at first.
+        let mut bounded = (depth > 0).then_some(true);
         loop {
             let chunk = self.input.fill_buf()?;
             if chunk.is_empty() {
-                return Ok(false);
+                return Ok(if bounded == Some(false) && depth == 0 { Copied::Whole } else { Copied::CutOff });
             }
             let (mut used, mut done) = (0, false);
             for &byte in chunk {
+                let is_bounded = *bounded.get_or_insert(matches!(byte, b'{' | b'[' | b'"'));
                 if in_string {
                     match byte {
                         _ if escaped => escaped = false,
                         b'\\' => escaped = true,
-                        b'"' => in_string = false,
+                        b'"' => {
+                            in_string = false;
+                            done = is_bounded && depth == 0;
+                        }
                         _ => {}
                     }
                 } else {
                     match byte {
                         b'"' => in_string = true,
                         b'[' | b'{' => depth += 1,
-                        b']' | b'}' | b',' | b':' if depth == 0 => {
+                        b']' | b'}' | b',' | b':' | b'\n' if depth == 0 => {
                             done = true;
                             break;
                         }
-                        b']' | b'}' => depth -= 1,
+                        b']' | b'}' => {
+                            depth -= 1;
+                            done = is_bounded && depth == 0;
+                        }
                         _ => {}
                     }
                 }
                 self.line += usize::from(byte == b'\n');
                 used += 1;
+                if done {
+                    break;
+                }
             }
-            out.extend_from_slice(&chunk[..used]);
+            if let Some(out) = &mut out {
+                out.extend_from_slice(&chunk[..used]);
+            }
             self.input.consume(used);
-            if out.len() > limit {
-                return Ok(false);
+            let copied = out.as_deref().map_or(0, Vec::len);
+            if copied > limit {
+                return Ok(Copied::TooLarge);
             }
             if done {
-                while out.last().is_some_and(u8::is_ascii_whitespace) {
+                while let Some(out) = &mut out
+                    && out.last().is_some_and(u8::is_ascii_whitespace)
+                {
                     out.pop();
                 }
-                return Ok(true);
+                return Ok(Copied::Whole);
             }
         }
     }
@@ -250,7 +336,7 @@ mod tests {
         scanner.enter_array().unwrap();
         let mut found = Vec::new();
         loop {
-            match scanner.element(1000).unwrap() {
+            match scanner.element(1000, false).unwrap() {
                 Element::Value { line, bytes } => {
                     found.push(format!("{line}:{}", String::from_utf8(bytes).unwrap()));
                 }
@@ -282,15 +368,55 @@ mod tests {
     }
 
     #[test]
-    fn the_first_list_of_objects_in_an_object_is_found() {
-        let text = "{\"version\": 1, \"tags\": [\"a\", \"b\"], \"meta\": {\"data\": [{}]},\n \"data\": [ {\"x\": 1}]}";
-        let mut scanner = Scanner::new(io::BufReader::with_capacity(5, text.as_bytes()));
-        assert_eq!(scanner.enter_first_list(&[]).unwrap().as_deref(), Some("data"));
+    fn elements_need_no_commas_and_values_may_stand_alone() {
+        assert_eq!(elements("[{\"a\": 1}\n{\"b\": 2}{\"c\": 3}]"), ["1:{\"a\": 1}", "2:{\"b\": 2}", "2:{\"c\": 3}"]);
+        let text = "{\"a\":\n1}\n{\"b\": 2},\r{\"c\": \"}\"}{\"d\": 4} oops\n]{";
+        let mut scanner = Scanner::new(io::BufReader::with_capacity(3, text.as_bytes()));
+        let mut found = Vec::new();
+        loop {
+            match scanner.element(1000, true).unwrap() {
+                Element::Value { line, bytes } => found.push(format!("{line}:{}", String::from_utf8(bytes).unwrap())),
+                end => {
+                    found.push(format!("{end:?}"));
+                    break;
+                }
+            }
+        }
+        let expected =
+            ["1:{\"a\":\n1}", "3:{\"b\": 2}", "3:{\"c\": \"}\"}", "3:{\"d\": 4}", "3:oops", "CutOff { line: 4 }"];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_shapes_of_an_objects_values_are_told_and_a_list_is_entered() {
+        let text = "{\"version\": 1, \"tags\": [\"a\"], \"meta\": {\"data\": [{}]}, \"none\": [],\n \"data\": [ {\"x\": 1}], \"rows\": [[1]]} ";
+        let scanner = || Scanner::new(io::BufReader::with_capacity(5, text.as_bytes()));
+        let mut whole = scanner();
+        whole.enter_object().unwrap();
+        let mut shapes = Vec::new();
+        while let Some(key) = whole.key().unwrap() {
+            shapes.push((key, whole.shape().unwrap()));
+        }
+        let shapes: Vec<(&str, &Shape)> = shapes.iter().map(|(key, shape)| (key.as_str(), shape)).collect();
+        let meta = Shape::Object { first_key: "data".into() };
+        assert_eq!(
+            shapes,
+            [
+                ("version", &Shape::Scalar),
+                ("tags", &Shape::Scalars),
+                ("meta", &meta),
+                ("none", &Shape::EmptyList),
+                ("data", &Shape::Objects),
+                ("rows", &Shape::Lists),
+            ]
+        );
+        let mut scanner = scanner();
+        scanner.enter_list("data").unwrap();
         assert!(matches!(
-            scanner.element(100).unwrap(),
+            scanner.element(100, false).unwrap(),
             Element::Value { line: 2, bytes } if bytes == b"{\"x\": 1}"
         ));
-        assert!(matches!(scanner.element(100).unwrap(), Element::End));
+        assert!(matches!(scanner.element(100, false).unwrap(), Element::End));
     }
 
     #[test]

@@ -1,0 +1,284 @@
+//! One row's bytes as a JSON object, with what JSON lets pass or what people bring
+//! instead of it: keys that stand twice, NaN, Python's words, numbers that would be
+//! rounded.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::format::kind_of;
+use crate::row_error::{At, RowError};
+use crate::rows::ParsedRow;
+
+/// The row as a JSON object. A list of messages is a conversation.
+///
+/// `line` is the row's first line in its file. `at_end`: the file ends right after
+/// it, without a newline.
+pub(super) fn parse(line: usize, bytes: &[u8], at_end: bool) -> ParsedRow {
+    let at = |(lines, column): (usize, usize)| At { line: (lines > 1).then(|| line + lines - 1), column };
+    if bytes.iter().all(|byte| *byte == 0 || byte.is_ascii_whitespace()) {
+        return Err(RowError::NulBytes);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let first = error.valid_up_to();
+        RowError::NotUtf8 { byte: bytes[first], at: at(end_of(&bytes[..first])) }
+    })?;
+    let mut read = json(text);
+    if read.is_err()
+        && let Some(mended) = nan_as_null(text)
+    {
+        read = json(&mended);
+    }
+    let error = match read {
+        Ok(value) => {
+            if let Some(before) = long_integer(text) {
+                let problem = "a whole number of more than 19 digits would be rounded: write it as a string".into();
+                return Err(RowError::NotJson { problem, at: at(end_of(before.as_bytes())) });
+            }
+            return match value {
+                Value::Object(map) => Ok(map),
+                Value::Array(items) if is_conversation(&items) => {
+                    Ok(Map::from_iter([("messages".to_owned(), Value::Array(items))]))
+                }
+                other => Err(RowError::NotAnObject { got: kind_of(&other) }),
+            };
+        }
+        Err(error) => error,
+    };
+    if error.is_eof() && at_end {
+        return Err(RowError::LineCutOff);
+    }
+    let place = at((error.line(), error.column()));
+    Err(RowError::NotJson { problem: problem(text, &error), at: place })
+}
+
+/// Whether a list holds the messages of one conversation.
+pub(super) fn is_conversation(items: &[Value]) -> bool {
+    let is_message = |item: &Value| item.get("role").or(item.get("from")).is_some_and(Value::is_string);
+    !items.is_empty() && items.iter().all(is_message)
+}
+
+/// Any JSON.
+///
+/// # Errors
+/// It is none, or a key stands twice in an object.
+pub(crate) fn json(text: &str) -> Result<Value, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let Checked(value) = Checked::deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+/// What is wrong with a text that is no JSON.
+fn problem(text: &str, error: &serde_json::Error) -> String {
+    for (at, token) in bare_words(text) {
+        match token {
+            "True" | "False" | "None" => {
+                return format!(
+                    "`{token}` is Python's word, JSON writes {}",
+                    if token == "None" { "null" } else { "true and false" }
+                );
+            }
+            "Infinity" | "inf" => return "Infinity is no JSON: write null".into(),
+            "NaN" | "nan" => return "NaN is no JSON: write null or \"\"".into(),
+            _ if text[..at].ends_with('\'') => {
+                return "single quotes, as Python prints them: JSON has double quotes".into();
+            }
+            _ => {}
+        }
+    }
+    let message = error.to_string();
+    message.split(" at line ").next().unwrap_or(&message).to_owned()
+}
+
+/// The text with each `NaN` outside of strings as `null`: pandas writes empty cells
+/// so, and Python reads them. `None` if there is none.
+fn nan_as_null(text: &str) -> Option<String> {
+    if !text.contains("NaN") {
+        return None;
+    }
+    let (mut out, mut from) = (String::with_capacity(text.len()), 0);
+    for (at, word) in bare_words(text).filter(|(_, word)| *word == "NaN") {
+        out += &text[from..at];
+        out += "null";
+        from = at + word.len();
+    }
+    (from > 0).then(|| out + &text[from..])
+}
+
+/// The text before the first whole number that neither 64 bits with a sign nor without
+/// one hold.
+fn long_integer(text: &str) -> Option<&str> {
+    const SAFE_DIGITS: usize = 18;
+    let has_run = text.as_bytes().split(|byte| !byte.is_ascii_digit()).any(|run| run.len() > SAFE_DIGITS);
+    if !has_run {
+        return None;
+    }
+    bare_words(text)
+        .find(|(_, word)| {
+            let digits = word.strip_prefix('-').unwrap_or(word);
+            digits.len() > SAFE_DIGITS
+                && digits.bytes().all(|byte| byte.is_ascii_digit())
+                && word.parse::<i64>().is_err()
+                && word.parse::<u64>().is_err()
+        })
+        .map(|(at, _)| &text[..at])
+}
+
+/// Numbers and words outside of strings, with their places.
+fn bare_words(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < bytes.len() {
+            match bytes[at] {
+                b'"' => {
+                    at += 1;
+                    while at < bytes.len() && bytes[at] != b'"' {
+                        at += if bytes[at] == b'\\' { 2 } else { 1 };
+                    }
+                    at += 1;
+                }
+                byte if byte.is_ascii_alphanumeric() || byte == b'-' => {
+                    let from = at;
+                    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-._".contains(byte);
+                    at += bytes[at..].iter().take_while(|byte| is_word(byte)).count();
+                    return Some((from, &text[from..at]));
+                }
+                _ => at += 1,
+            }
+        }
+        None
+    })
+}
+
+/// Line and column, from 1, of what follows `before`.
+fn end_of(before: &[u8]) -> (usize, usize) {
+    let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+    let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
+    (line, column)
+}
+
+/// A value none of whose objects has a key twice. serde_json keeps the last of the two
+/// values without a word.
+struct Checked(Value);
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Visit).map(Checked)
+    }
+}
+
+struct Visit;
+
+impl<'de> Visitor<'de> for Visit {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, flag: bool) -> Result<Value, E> {
+        Ok(Value::Bool(flag))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(number).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::String(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Value, E> {
+        Ok(Value::String(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Checked(item)) = items.next_element()? {
+            all.push(item);
+        }
+        Ok(Value::Array(all))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let Checked(value) = entries.next_value()?;
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format!("the key `{key}` stands twice in one object")));
+            }
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reason(text: &str) -> String {
+        parse(3, text.as_bytes(), false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_json_is_named() {
+        for (text, expected) in [
+            (r#"{"a": 1, "a": 2}"#, "not JSON: the key `a` stands twice in one object at column 16"),
+            (r#"{"m": [{"a": 1, "a": 2}]}"#, "not JSON: the key `a` stands twice in one object at column 23"),
+            (r#"{"a": True}"#, "not JSON: `True` is Python's word, JSON writes true and false at column 7"),
+            (r#"{"a": None}"#, "not JSON: `None` is Python's word, JSON writes null at column 7"),
+            (r#"{'a': 1}"#, "not JSON: single quotes, as Python prints them: JSON has double quotes at column 2"),
+            (r#"{"a": -Infinity}"#, "not JSON: expected value"),
+            (r#"{"a": Infinity}"#, "not JSON: Infinity is no JSON: write null at column 7"),
+            ("\0\0\0", "a run of NUL bytes: the file was damaged by a crash or a full disk, copy it again"),
+            (
+                r#"{"a": 123456789012345678901}"#,
+                "not JSON: a whole number of more than 19 digits would be rounded: write it as a string at column 7",
+            ),
+        ] {
+            let reason = reason(text);
+            assert!(reason.starts_with(expected.trim_end_matches("expected value")), "{text}: {reason}");
+        }
+    }
+
+    #[test]
+    fn empty_cells_of_pandas_are_null() {
+        let row = parse(1, br#"{"a": NaN, "b": "NaN", "c": [NaN]}"#, false).unwrap();
+        assert_eq!(Value::Object(row), json!({"a": null, "b": "NaN", "c": [null]}));
+    }
+
+    #[test]
+    fn large_numbers_that_fit_are_kept() {
+        let text =
+            r#"{"a": 18446744073709551615, "b": -9223372036854775808, "c": "123456789012345678901", "d": 1.5e300}"#;
+        let row = parse(1, text.as_bytes(), false).unwrap();
+        assert_eq!(row["a"].as_u64(), Some(u64::MAX));
+        assert_eq!(row["b"].as_i64(), Some(i64::MIN));
+    }
+
+    #[test]
+    fn a_list_of_messages_is_a_conversation() {
+        let row = parse(1, br#"[{"role": "user", "content": "a"}]"#, false).unwrap();
+        assert!(row.contains_key("messages"));
+        assert_eq!(reason("[1]"), "expected a JSON object, got a list");
+        assert_eq!(reason("[]"), "expected a JSON object, got a list");
+    }
+}
