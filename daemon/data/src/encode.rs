@@ -1,13 +1,17 @@
 //! A row's content as token ids, with the trained ones marked.
 
+use std::ops::Range;
+
 use crate::error::DataError;
 use crate::example::Document;
-use crate::format::{Content, Prompt};
+use crate::format::{Content, Prompt, is_harmless_in_messages};
 use crate::message::Message;
+use crate::notes::Fact;
 use crate::options::TrainOn;
+use crate::renders::LeftOut;
 use crate::row_error::{RowError, RowResult};
 use crate::spans::{Turn, find_turns};
-use crate::template::{Extras, message_value};
+use crate::template::{Extras, REASONING_KEYS, message_value};
 use crate::tokenizer::{ChatTokenizer, Encoded};
 
 /// A row as documents, before any cut.
@@ -19,14 +23,14 @@ pub(crate) struct EncodedRow {
     pub turns: usize,
     /// How many of them end with an end-of-turn token that is trained.
     pub ended: usize,
-    /// Whether a trained text of a conversation holds a special token, written out.
-    pub has_special: bool,
+    /// What else is worth knowing of the row.
+    pub facts: Vec<Fact>,
 }
 
 impl EncodedRow {
     fn of(documents: Vec<Document>, ended: &[bool]) -> Self {
         let count = ended.iter().filter(|&&ended| ended).count();
-        Self { documents, turns: ended.len(), ended: count, has_special: false }
+        Self { documents, turns: ended.len(), ended: count, facts: Vec::new() }
     }
 }
 
@@ -36,42 +40,15 @@ impl EncodedRow {
 /// # Errors
 /// Why the row cannot be used.
 pub(crate) fn encode(tokenizer: &ChatTokenizer, content: Content, train_on: TrainOn) -> RowResult<Option<EncodedRow>> {
-    let encoder = Encoder { tokenizer, train_on };
-    Ok(Some(match content {
-        Content::Chat { messages, extras } => return encoder.chat(&messages, &extras),
-        Content::Completion { prompt, completion } => return encoder.completion(&prompt, &completion),
-        Content::Text(text) => encoder.text(&text)?,
-        Content::Tokens { ids, trained, weights } => encoder.tokens(ids, trained, weights),
-        Content::Pair { prompt, chosen, rejected, extras } => {
-            let chosen = encoder.prompted(&prompt, chosen, &extras)?;
-            let rejected = encoder.prompted(&prompt, rejected, &extras)?;
-            if chosen.prompt != rejected.prompt {
-                return Err(RowError::PromptChanges);
-            }
-            if chosen.completion == rejected.completion {
-                return Err(RowError::SameRendered);
-            }
-            let documents = Document::pair(&chosen.prompt, &chosen.completion, &rejected.completion);
-            EncodedRow::of(documents, &[chosen.ended, rejected.ended])
-        }
-        Content::Labelled { prompt, completion, label, extras } => {
-            let split = encoder.prompted(&prompt, completion, &extras)?;
-            EncodedRow::of(Document::labelled(&split.prompt, &split.completion, label, None), &[split.ended])
-        }
-        Content::PairTokens { prompt, chosen, rejected } => {
-            let ended = [encoder.ends(&chosen), encoder.ends(&rejected)];
-            EncodedRow::of(Document::pair(&prompt, &chosen, &rejected), &ended)
-        }
-        Content::LabelledTokens { prompt, completion, label, kl_completion } => {
-            let ended = encoder.ends(&completion);
-            EncodedRow::of(Document::labelled(&prompt, &completion, label, kl_completion.as_deref()), &[ended])
-        }
-    }))
+    let mut encoder = Encoder { tokenizer, train_on, facts: Vec::new() };
+    let row = encoder.row(content)?;
+    Ok(row.map(|row| EncodedRow { facts: encoder.facts, ..row }))
 }
 
 struct Encoder<'a> {
     tokenizer: &'a ChatTokenizer,
     train_on: TrainOn,
+    facts: Vec<Fact>,
 }
 
 /// A rendered text as tokens, with its trained turns marked.
@@ -82,18 +59,13 @@ struct Written {
     weights: Option<Vec<f32>>,
     turns: usize,
     ended: usize,
-    has_special: bool,
 }
 
 impl Written {
     fn into_row(self) -> EncodedRow {
-        let Self { tokens, trained, weights, turns, ended, has_special } = self;
-        EncodedRow {
-            documents: vec![Document { weights, ..Document::plain(tokens, trained) }],
-            turns,
-            ended,
-            has_special,
-        }
+        let Self { tokens, trained, weights, turns, ended } = self;
+        let documents = vec![Document { weights, ..Document::plain(tokens, trained) }];
+        EncodedRow { documents, turns, ended, facts: Vec::new() }
     }
 }
 
@@ -112,7 +84,59 @@ fn refused(error: DataError) -> RowError {
 }
 
 impl Encoder<'_> {
-    fn chat(&self, messages: &[Message], extras: &Extras) -> RowResult<Option<EncodedRow>> {
+    fn row(&mut self, content: Content) -> RowResult<Option<EncodedRow>> {
+        Ok(Some(match content {
+            Content::Chat { messages, extras } => return self.chat(&messages, &extras),
+            Content::Completion { prompt, completion } => {
+                self.note_repetition(&Prompt::Text(prompt.clone()), [&[Message::assistant(&completion)]]);
+                return self.completion(&prompt, &completion);
+            }
+            Content::Text(text) => self.text(&text)?,
+            Content::Tokens { ids, trained, weights } => self.tokens(ids, trained, weights),
+            Content::Pair { prompt, chosen, rejected, extras } => {
+                self.note_repetition(&prompt, [&chosen, &rejected]);
+                let chosen = self.prompted(&prompt, chosen, &extras)?;
+                let rejected = self.prompted(&prompt, rejected, &extras)?;
+                if chosen.prompt != rejected.prompt {
+                    return Err(RowError::PromptChanges);
+                }
+                if chosen.completion == rejected.completion {
+                    return Err(RowError::SameRendered);
+                }
+                let documents = Document::pair(&chosen.prompt, &chosen.completion, &rejected.completion);
+                EncodedRow::of(documents, &[chosen.ended, rejected.ended])
+            }
+            Content::Labelled { prompt, completion, label, extras } => {
+                self.note_repetition(&prompt, [&completion]);
+                let split = self.prompted(&prompt, completion, &extras)?;
+                EncodedRow::of(Document::labelled(&split.prompt, &split.completion, label, None), &[split.ended])
+            }
+            Content::PairTokens { prompt, chosen, rejected } => {
+                let ended = [self.ends(&chosen), self.ends(&rejected)];
+                EncodedRow::of(Document::pair(&prompt, &chosen, &rejected), &ended)
+            }
+            Content::LabelledTokens { prompt, completion, label, kl_completion } => {
+                let ended = self.ends(&completion);
+                EncodedRow::of(Document::labelled(&prompt, &completion, label, kl_completion.as_deref()), &[ended])
+            }
+        }))
+    }
+
+    /// Notes completions that begin with their prompt's text. A short prompt may be the
+    /// beginning of its answer by chance.
+    fn note_repetition<'m, const N: usize>(&mut self, prompt: &Prompt, completions: [&'m [Message]; N]) {
+        const LEAST_BYTES: usize = 12;
+        let Prompt::Text(prompt) = prompt else { return };
+        let prompt = prompt.trim();
+        let repeats = |completion: &&[Message]| {
+            completion.first().is_some_and(|message| message.content.trim_start().starts_with(prompt))
+        };
+        if prompt.len() >= LEAST_BYTES && completions.iter().any(repeats) {
+            self.facts.push(Fact::RepeatsPrompt);
+        }
+    }
+
+    fn chat(&mut self, messages: &[Message], extras: &Extras) -> RowResult<Option<EncodedRow>> {
         let all = self.train_on == TrainOn::All;
         if !all && !messages.iter().any(|message| message.is_assistant() && message.is_trained()) {
             return Ok(None);
@@ -134,14 +158,18 @@ impl Encoder<'_> {
     /// Messages behind the last answer are left out: they teach nothing, and some
     /// templates render an answer differently if a question follows.
     fn render(
-        &self,
+        &mut self,
         messages: &[Message],
         extras: &Extras,
         turns_matter: bool,
     ) -> RowResult<(String, Vec<(Turn, f32)>)> {
         let messages = self.tokenizer.fold_system(messages);
         let last = messages.iter().rposition(Message::is_assistant);
-        let messages = &messages[..last.map_or(messages.len(), |last| last + 1)];
+        let kept = last.map_or(messages.len(), |last| last + 1);
+        if kept < messages.len() {
+            self.facts.push(Fact::BehindTheLastAnswer);
+        }
+        let messages = &messages[..kept];
         let values: Vec<_> = messages.iter().map(message_value).collect();
         let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         let wanted: Vec<usize> = (0..messages.len())
@@ -150,6 +178,12 @@ impl Encoder<'_> {
             .collect();
         let template = self.tokenizer.template();
         let text = template.render(&values, extras, false).map_err(refused)?;
+        let left_out = template.left_out(messages, extras);
+        if let Some(refusal) = left_out.refusal(messages) {
+            return Err(refusal);
+        }
+        self.note_left_out(&left_out);
+        self.note_messages(messages);
         let turns = find_turns(template, &values, &contents, extras, &text, &wanted)?;
         let weighted = turns.into_iter().map(|turn| {
             let weight = messages[turn.message].weight;
@@ -158,12 +192,37 @@ impl Encoder<'_> {
         Ok((text, weighted.collect()))
     }
 
+    fn note_left_out(&mut self, left_out: &LeftOut) {
+        let noted = [
+            (left_out.earlier_thought, Fact::ThoughtLeftOut),
+            (left_out.reasoning, Fact::ReasoningLeftOut),
+            (left_out.tools, Fact::ToolsLeftOut),
+        ];
+        self.facts.extend(noted.into_iter().filter(|(is_true, _)| *is_true).map(|(_, fact)| fact));
+        self.facts.extend(left_out.before_answer.clone().map(Fact::WrittenBeforeAnswer));
+    }
+
+    /// Notes special tokens in texts that are not trained, and keys of messages that
+    /// the template does not know.
+    fn note_messages(&mut self, messages: &[Message]) {
+        let template = self.tokenizer.template();
+        for message in messages {
+            if !(message.is_assistant() && message.is_trained()) && self.tokenizer.holds_special(&message.content) {
+                self.facts.push(Fact::SpecialInPrompt);
+            }
+            let is_known =
+                |key: &str| key == "tool_calls" || REASONING_KEYS.contains(&key) || is_harmless_in_messages(key);
+            let unknown = message.extra.keys().filter(|key| !is_known(key) && !template.names(key));
+            self.facts.extend(unknown.map(|key| Fact::UnusedKey(format!("messages[].{key}"))));
+        }
+    }
+
     /// Tokens of a rendered text with the tokens of `turns` marked.
     ///
     /// A token may run across a turn's start (a blank before it and the answer's
     /// first letter). Generation never sees such a token, so the text is cut there
     /// and encoded in pieces. With `cut` every turn's start is a cut.
-    fn document(&self, text: &str, turns: &[(Turn, f32)], cut: bool) -> RowResult<Written> {
+    fn document(&mut self, text: &str, turns: &[(Turn, f32)], cut: bool) -> RowResult<Written> {
         let tokenizer = self.tokenizer;
         let mut encoded = tokenizer.encode_bare(text).map_err(refused)?;
         let cuts: Vec<usize> = turns
@@ -197,7 +256,12 @@ impl Encoder<'_> {
             }
             document.turns += 1;
             document.ended += usize::from(end.is_some());
-            document.has_special |= ids[first..behind_text.max(first)].iter().any(|&id| tokenizer.is_special(id));
+            if end.is_some() && to - first <= 1 {
+                return Err(RowError::EmptyTurn(turn.message + 1));
+            }
+            if ids[first..behind_text.max(first)].iter().any(|&id| tokenizer.is_special(id)) {
+                self.facts.push(Fact::SpecialInAnswer);
+            }
         }
         document.tokens = ids;
         let doubled = tokenizer.undouble_bos(&mut document.tokens);
@@ -240,7 +304,7 @@ impl Encoder<'_> {
         Ok(all)
     }
 
-    fn completion(&self, prompt: &str, completion: &str) -> RowResult<Option<EncodedRow>> {
+    fn completion(&mut self, prompt: &str, completion: &str) -> RowResult<Option<EncodedRow>> {
         if self.tokenizer.has_chat_template() {
             let messages = [Message::user(prompt), Message::assistant(completion)];
             return self.chat(&messages, &Extras::default());
@@ -257,23 +321,28 @@ impl Encoder<'_> {
     fn plain_split(&self, prompt: &str, completion: &str) -> RowResult<Split> {
         let before = self.tokenizer.encode_bare(prompt).map_err(refused)?.ids;
         let prompt_ids = self.tokenizer.with_bos(before);
-        let mut completion = if prompt.is_empty() {
+        let encoded = if prompt.is_empty() {
             self.tokenizer.encode_bare(completion)
         } else {
             self.tokenizer.encode_continuation(completion)
         }
-        .map_err(refused)?
-        .ids;
-        self.close(&mut completion);
-        let ended = self.ends(&completion);
+        .map_err(refused)?;
+        let (completion, ended) = self.closed(completion, encoded);
         Ok(Split { prompt: prompt_ids, completion, ended })
     }
 
-    /// Appends EOS if the ids do not end with a stop token.
-    fn close(&self, ids: &mut Vec<u32>) {
-        if !self.ends(ids) {
+    /// A text's ids with EOS behind them, unless the text ends with a stop token,
+    /// perhaps with blanks behind it; and whether there is such an end.
+    fn closed(&self, text: &str, encoded: Encoded) -> (Vec<u32>, bool) {
+        let Encoded { mut ids, bytes } = encoded;
+        let is_blank = |range: &Range<usize>| text.get(range.clone()).is_none_or(|piece| piece.trim().is_empty());
+        let last = bytes.iter().rposition(|range| !is_blank(range));
+        if !last.is_some_and(|last| self.tokenizer.stop_tokens().contains(&ids[last])) {
             ids.extend(self.tokenizer.eos());
+            let ended = self.ends(&ids);
+            return (ids, ended);
         }
+        (ids, true)
     }
 
     fn ends(&self, ids: &[u32]) -> bool {
@@ -281,13 +350,12 @@ impl Encoder<'_> {
     }
 
     fn text(&self, text: &str) -> RowResult<EncodedRow> {
-        let ids = self.tokenizer.encode_bare(text).map_err(refused)?.ids;
-        let mut tokens = self.tokenizer.with_bos(ids);
-        self.close(&mut tokens);
+        let encoded = self.tokenizer.encode_bare(text).map_err(refused)?;
+        let (ids, ended) = self.closed(text, encoded);
+        let tokens = self.tokenizer.with_bos(ids);
         if tokens.len() < 2 {
             return Err(RowError::OneTokenText);
         }
-        let ended = self.ends(&tokens);
         let trained = (0..tokens.len()).map(|index| index > 0).collect();
         Ok(EncodedRow::of(vec![Document::plain(tokens, trained)], &[ended]))
     }
@@ -308,7 +376,7 @@ impl Encoder<'_> {
     }
 
     /// Prompt and completion of a preference row.
-    fn prompted(&self, prompt: &Prompt, completion: Vec<Message>, extras: &Extras) -> RowResult<Split> {
+    fn prompted(&mut self, prompt: &Prompt, completion: Vec<Message>, extras: &Extras) -> RowResult<Split> {
         if let (Prompt::Text(text), [answer], false) =
             (prompt, completion.as_slice(), self.tokenizer.has_chat_template())
         {

@@ -10,17 +10,22 @@ use crate::columns::{Columns, reward};
 use crate::encode::{EncodedRow, encode};
 use crate::error::{DataError, Result};
 use crate::example::{Document, Example, Examples, Role};
-use crate::format::{self, Format, Layout, Row};
+use crate::format::{self, Content, Format, Layout, Row};
+use crate::notes::{Fact, Facts, rows, verb};
 use crate::options::{DataOptions, TooLong};
 use crate::report::DatasetReport;
 use crate::row_error::{RowError, RowResult};
-use crate::rows::{self, ParsedRow, RawRow};
+use crate::rows::{ParsedRow, RawRow, open};
 use crate::tokenizer::ChatTokenizer;
 
-/// Rows that are parsed before a format is settled on, and the rows that are
-/// encoded at once.
+/// Most rows that are parsed before a format is settled on, and most that are encoded
+/// at once.
 const FIRST_BATCH: usize = 64;
 const BATCH: usize = 1024;
+
+/// Most bytes of rows that are encoded at once, but for a single row: a few huge rows
+/// must not lie in memory together.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// A file read to its end.
 pub(crate) struct Intake {
@@ -36,16 +41,15 @@ pub(crate) struct Intake {
 /// [`DataError::Read`]; [`DataError::File`] if no row can be used, with the
 /// cause; [`DataError::TooLong`] if such rows are to be refused.
 pub(crate) fn take_in(path: &Path, tokenizer: &ChatTokenizer, options: &DataOptions) -> Result<Intake> {
-    let mut reader = rows::open(path)?;
+    let mut reader = open(path)?;
     let mut taker = Taker::new(path, tokenizer, options);
     let mut size = FIRST_BATCH;
     while taker.wants_more() {
-        let mut batch = Vec::with_capacity(size);
-        while batch.len() < size {
-            match reader.next()? {
-                Some(row) => batch.push(row),
-                None => break,
-            }
+        let (mut batch, mut bytes) = (Vec::with_capacity(size), 0);
+        while batch.len() < size && bytes < BATCH_BYTES {
+            let Some(row) = reader.next()? else { break };
+            bytes += row.bytes;
+            batch.push(row);
         }
         if batch.is_empty() {
             break;
@@ -69,7 +73,21 @@ struct Taker<'a> {
     report: DatasetReport,
     shortest_too_long: usize,
     earliest_trained: usize,
-    with_special: usize,
+    facts: Facts,
+    /// Rows by the format that they are in, with the first line of each.
+    formats: Vec<(&'static Format, usize, usize)>,
+}
+
+/// A row with less text is counted to its last token, however long it is.
+const SMALLEST_UNCOUNTED: usize = 1 << 20;
+
+/// What became of a row.
+enum Taken {
+    Row(EncodedRow),
+    /// No message of it is to be trained on.
+    Untrained,
+    /// It has at least so many tokens, more than fit.
+    TooLong(usize),
 }
 
 impl<'a> Taker<'a> {
@@ -86,7 +104,8 @@ impl<'a> Taker<'a> {
             report: DatasetReport { duplicates_dropped: options.drop_duplicates, ..DatasetReport::default() },
             shortest_too_long: usize::MAX,
             earliest_trained: usize::MAX,
-            with_special: 0,
+            facts: Facts::default(),
+            formats: Vec::new(),
         }
     }
 
@@ -99,9 +118,12 @@ impl<'a> Taker<'a> {
         if self.format.is_none() {
             self.format = most_frequent(parsed.iter().filter_map(|(_, row)| row.as_ref().ok()));
         }
-        parsed.iter().filter_map(|(_, row)| row.as_ref().ok()).for_each(|row| self.columns.note(row));
+        for (line, row) in parsed.iter().filter_map(|(line, row)| Some((*line, row.as_ref().ok()?))) {
+            self.columns.note(row);
+            self.note_format(line, row);
+        }
         let (tokenizer, options, format) = (self.tokenizer, self.options, self.format);
-        let encoded: Vec<(usize, RowResult<Option<EncodedRow>>)> = parsed
+        let encoded: Vec<(usize, RowResult<Taken>)> = parsed
             .into_par_iter()
             .map(|(line, row)| {
                 let row = row.and_then(|row| match format {
@@ -118,21 +140,50 @@ impl<'a> Taker<'a> {
             self.report.rows += 1;
             match row {
                 Err(error) => self.report.add_bad_row(line, &error),
-                Ok(None) => self.report.dropped_untrained += 1,
-                Ok(Some(row)) => self.add(line, row)?,
+                Ok(Taken::Untrained) => self.report.dropped_untrained += 1,
+                Ok(Taken::Row(row)) => self.add(line, row)?,
+                Ok(Taken::TooLong(tokens)) => {
+                    self.report.is_uncounted = true;
+                    self.leave_out(line, tokens)?;
+                }
             }
         }
         Ok(())
     }
 
+    /// Counts the row's own format. A row that has the keys of the file's format is
+    /// read in that.
+    fn note_format(&mut self, line: usize, row: &Row) {
+        let own = self.format.filter(|format| format.has_keys_of(row)).or_else(|| Format::of(row));
+        let Some(own) = own else { return };
+        match self.formats.iter_mut().find(|(format, ..)| *format == own) {
+            Some((_, count, _)) => *count += 1,
+            None => self.formats.push((own, 1, line)),
+        }
+    }
+
+    /// Leaves out a row that is longer than the sequence length, or refuses it.
+    fn leave_out(&mut self, line: usize, tokens: usize) -> Result<()> {
+        self.report.longest = self.report.longest.max(tokens);
+        self.shortest_too_long = self.shortest_too_long.min(tokens);
+        let limit = self.options.sequence_length;
+        if self.options.too_long == TooLong::Refuse {
+            return Err(DataError::TooLong { path: self.path.to_owned(), line, tokens, limit });
+        }
+        self.report.dropped_too_long += 1;
+        self.report.tokens_left_out += tokens;
+        Ok(())
+    }
+
     fn add(&mut self, line: usize, row: EncodedRow) -> Result<()> {
-        let EncodedRow { documents, turns, ended, has_special } = row;
+        let EncodedRow { documents, turns, ended, mut facts } = row;
         let mut example = Example { documents, line };
         let greatest = example.documents.iter().flat_map(|document| &document.tokens).max().copied();
         if let (Some(size), Some(greatest)) = (self.options.vocab_size, greatest)
             && greatest as usize >= size
         {
-            self.report.add_bad_row(line, &RowError::Vocabulary { id: greatest, size });
+            let token = self.tokenizer.token_text(greatest);
+            self.report.add_bad_row(line, &RowError::Vocabulary { token, id: greatest, size });
             return Ok(());
         }
         let hash = hash(&example);
@@ -147,30 +198,27 @@ impl<'a> Taker<'a> {
         let limit = self.options.sequence_length;
         let mut whole = ended == turns;
         if length > limit {
-            self.shortest_too_long = self.shortest_too_long.min(length);
-            match self.options.too_long {
-                TooLong::Refuse => {
-                    let path = self.path.to_owned();
-                    return Err(DataError::TooLong { path, line, tokens: length, limit });
-                }
-                TooLong::Drop => {
-                    self.report.dropped_too_long += 1;
-                    return Ok(());
-                }
-                TooLong::Truncate => {
-                    let first_trained = example.documents.first().map_or(0, Document::prompt_len);
-                    if !cut(&mut example, limit) {
-                        self.earliest_trained = self.earliest_trained.min(first_trained);
-                        self.report.dropped_cut_away += 1;
-                        return Ok(());
-                    }
-                    self.report.truncated += 1;
-                    whole = false;
-                }
+            if self.options.too_long != TooLong::Truncate {
+                return self.leave_out(line, length);
             }
+            self.shortest_too_long = self.shortest_too_long.min(length);
+            let first_trained = example.documents.first().map_or(0, Document::prompt_len);
+            let before = example.row_tokens();
+            if !cut(&mut example, limit) {
+                self.earliest_trained = self.earliest_trained.min(first_trained);
+                self.report.dropped_cut_away += 1;
+                self.report.tokens_left_out += before;
+                return Ok(());
+            }
+            self.report.truncated += 1;
+            self.report.tokens_left_out += before.saturating_sub(example.row_tokens());
+            whole = false;
         }
+        if self.options.context.is_some_and(|context| example.longest() > context) {
+            facts.push(Fact::BeyondContext);
+        }
+        self.facts.count(facts);
         self.report.without_end_of_turn += usize::from(!whole);
-        self.with_special += usize::from(has_special);
         self.made.push(example);
         self.hashes.push(hash);
         Ok(())
@@ -180,6 +228,7 @@ impl<'a> Taker<'a> {
         let Some(format) = self.format.filter(|_| !self.made.is_empty()) else {
             return Err(self.nothing_left());
         };
+        self.refuse_mixture()?;
         self.report.format = format.name.to_owned();
         self.report.layout = self.layout(format.layout).to_owned();
         self.report.used = self.made.len();
@@ -187,6 +236,26 @@ impl<'a> Taker<'a> {
         let sequence_length = self.options.sequence_length;
         let examples = Examples { kind: format.kind, sequence_length, list: self.made };
         Ok(Intake { examples, hashes: self.hashes, report: self.report })
+    }
+
+    /// # Errors
+    /// More rows are in another format than are used: one half of the file would be
+    /// trained and the other lost.
+    fn refuse_mixture(&self) -> Result<()> {
+        let most =
+            self.formats.iter().filter(|(format, ..)| Some(*format) != self.format).map(|(_, count, _)| count).max();
+        if most.is_none_or(|most| *most <= self.made.len()) {
+            return Ok(());
+        }
+        let written = |(format, count, line): &(&Format, usize, usize)| {
+            format!("{count} {} (the first on line {line})", format.name)
+        };
+        let formats: Vec<String> = self.formats.iter().map(written).collect();
+        Err(DataError::File {
+            path: self.path.to_owned(),
+            problem: format!("the rows are of several formats: {}", formats.join(", ")),
+            remedy: "Put the rows of each format into a file of their own.".into(),
+        })
     }
 
     fn layout(&self, layout: Layout) -> &'static str {
@@ -201,25 +270,40 @@ impl<'a> Taker<'a> {
 
     fn warn(&mut self) {
         let report = &mut self.report;
-        let mut warn = |warning: String| report.warnings.push(warning);
-        if self.with_special > 0 {
-            warn(format!(
-                "{} hold special tokens of the model, written out in the assistant's text",
-                rows(self.with_special)
+        report.unused_keys = self.facts.unused_keys();
+        report.warnings.extend(self.facts.words(self.options.context.unwrap_or_default()));
+        let bad = report.bad_row_count;
+        if bad > report.used {
+            report.warnings.push(format!("most rows cannot be used: {bad} of {}", report.rows));
+        }
+        if report.tokens_left_out > 0 {
+            let lost = report.tokens_left_out;
+            let all = (lost + self.made.iter().map(Example::row_tokens).sum::<usize>()).max(1);
+            report.warnings.push(format!(
+                "{}{lost} tokens ({:.0}% of the file's) are lost because rows are longer than the sequence length: raise \
+                 train.sequence_length, {}",
+                if report.is_uncounted { "at least " } else { "" },
+                100.0 * lost as f64 / all as f64,
+                match self.options.too_long {
+                    TooLong::Truncate => "or cut long texts into several rows",
+                    _ => "set data.too_long = \"truncate\" to keep the beginnings, or cut long texts into several rows",
+                }
             ));
+        }
+        if self.options.max_rows == Some(report.used) {
+            report.warnings.push(format!("only the first {} are used (data.max_rows)", rows(report.used)));
         }
         let without = report.without_end_of_turn;
         if without > 0 {
             let why = if report.truncated > 0 { " (a cut takes it)" } else { "" };
             report.warnings.push(format!(
-                "{} have a trained turn without its end-of-turn token{why}: the model does not \
-                 learn to stop there",
-                rows(without)
+                "{} a trained turn without its end-of-turn token{why}: the model does not learn to stop there",
+                verb(without, "has", "have")
             ));
         }
         if self.tokenizer.folds_system() {
             report.warnings.push(
-                "the chat template refuses system messages: their text is put before the first \
+                "the chat template takes no system messages: their text is put before the first \
                  user message"
                     .into(),
             );
@@ -299,22 +383,38 @@ impl<'a> Taker<'a> {
 }
 
 /// A row as documents; see [`encode`].
-fn read(tokenizer: &ChatTokenizer, options: &DataOptions, format: &Format, row: &Row) -> RowResult<Option<EncodedRow>> {
-    let content = format.read(row)?;
+fn read(tokenizer: &ChatTokenizer, options: &DataOptions, format: &Format, row: &Row) -> RowResult<Taken> {
+    let mut content = format.read(row, &options.columns)?;
     let (columns, reward) = (Columns::read(&options.columns, row)?, reward(row));
-    let mut encoded = encode(tokenizer, content, options.train_on)?;
-    for document in encoded.iter_mut().flat_map(|row| &mut row.documents) {
+    // A row that cannot fit is left out, or cut, before it becomes tokens: those would
+    // take many times its bytes.
+    let certain = options.sequence_length.saturating_mul(tokenizer.longest_token()).max(SMALLEST_UNCOUNTED);
+    let bytes = content.text_bytes();
+    if bytes > certain {
+        match (&mut content, options.too_long) {
+            (Content::Text(text), TooLong::Truncate) => {
+                // One token more than fits stays, so that the cut is seen and counted.
+                let mut end = certain + tokenizer.longest_token();
+                while !text.is_char_boundary(end) {
+                    end = end.saturating_sub(1);
+                }
+                text.truncate(end);
+            }
+            (_, TooLong::Truncate) => {}
+            (_, TooLong::Drop | TooLong::Refuse) => return Ok(Taken::TooLong(bytes / tokenizer.longest_token())),
+        }
+    }
+    let Some(mut encoded) = encode(tokenizer, content, options.train_on)? else { return Ok(Taken::Untrained) };
+    for document in &mut encoded.documents {
         document.reward = reward;
         document.columns.clone_from(&columns);
     }
-    Ok(encoded)
+    encoded.facts.extend(format.unused_keys(row, &options.columns).into_iter().map(Fact::UnusedKey));
+    Ok(Taken::Row(encoded))
 }
 
-fn rows(count: usize) -> String {
-    if count == 1 { "1 row".into() } else { format!("{count} rows") }
-}
-
-fn most_frequent<'r>(rows: impl Iterator<Item = &'r Row>) -> Option<&'static Format> {
+/// The format that most rows are in; of equally many, the first one met.
+pub(crate) fn most_frequent<'r>(rows: impl Iterator<Item = &'r Row>) -> Option<&'static Format> {
     let mut counts: Vec<(&'static Format, usize)> = Vec::new();
     for format in rows.filter_map(Format::of) {
         match counts.iter_mut().find(|(known, _)| *known == format) {
@@ -322,7 +422,6 @@ fn most_frequent<'r>(rows: impl Iterator<Item = &'r Row>) -> Option<&'static For
             None => counts.push((format, 1)),
         }
     }
-    // Of equally many, the first one met.
     counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(format, _)| format)
 }
 

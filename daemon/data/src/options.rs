@@ -57,6 +57,9 @@ pub struct DataOptions {
     /// Rows of the model's embedding. Tokenised rows with a greater id are bad
     /// rows. `None` trusts the ids.
     pub vocab_size: Option<usize>,
+    /// Most tokens of a row that the model was made for. Longer rows are counted.
+    /// `None`: not known.
+    pub context: Option<usize>,
     /// Columns of numbers that a loss asks for, by name. A row without one of
     /// them is a bad row.
     pub columns: Vec<String>,
@@ -73,6 +76,7 @@ impl Default for DataOptions {
             max_rows: None,
             drop_duplicates: false,
             vocab_size: None,
+            context: None,
             columns: Vec::new(),
         }
     }

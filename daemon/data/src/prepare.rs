@@ -65,6 +65,12 @@ pub fn prepare(
                     held.hashes.len()
                 ));
             }
+            report.validation_counts = Some(held.report.row_counts());
+            report.warnings.extend(held.report.warnings.iter().map(|warning| format!("validation file: {warning}")));
+            if !held.report.unused_keys.is_empty() {
+                let keys: Vec<String> = held.report.unused_keys.keys().map(|key| format!("`{key}`")).collect();
+                report.warnings.push(format!("validation file: nothing reads {}", keys.join(", ")));
+            }
             report.validation_sha256 = Some(held.report.sha256);
             report.validation_bad_rows = held.report.bad_rows;
             (examples, held.examples)
@@ -107,6 +113,10 @@ fn samples(examples: &Examples, tokenizer: &ChatTokenizer) -> Vec<RenderedSample
                 // The prompt stands before the chosen completion already.
                 all.push(("\n(rejected:) ".into(), false));
                 written.drain(..written.len().saturating_sub(1));
+            }
+            // An answer to avoid is not one that the model learns to give.
+            if document.role == Role::Rejected || document.label == Some(false) {
+                written.iter_mut().for_each(|(_, trained)| *trained = false);
             }
             all.append(&mut written);
             if let Some(label) = document.label {

@@ -50,6 +50,21 @@ pub(crate) enum RowError {
     #[error("the row is {found}, the file is {file}{}", is_missing(.missing))]
     OtherFormat { found: &'static str, file: &'static str, missing: Option<&'static str> },
 
+    /// A key that says that a row is not one to imitate.
+    #[error(
+        "`{key}` judges the row, and {format} rows are imitated whatever it says: a loss for judged rows reads \
+         `prompt`, `completion` and `label`, or `chosen` and `rejected`; remove the key to imitate them all"
+    )]
+    Verdict { key: &'static str, format: &'static str },
+    /// A key that says how much of a row is learned, at a place where nothing reads it.
+    #[error("`{0}` says what of the row is learned, and is not read here: give messages a `weight` of 0 or 1")]
+    RowMask(&'static str),
+    #[error("`{0}` is not text: only text can be trained on")]
+    Media(&'static str),
+    #[error("`{0}` beside `text` marks one message of a conversation: join them to rows of `messages`")]
+    PartOfConversation(&'static str),
+    #[error("`{key}` has no place beside a `{beside}` of messages: write it into a message")]
+    NoPlace { key: &'static str, beside: String },
     #[error("`{0}` is missing")]
     Missing(String),
     #[error("`{0}` is missing: the loss asks for this column")]
@@ -59,12 +74,24 @@ pub(crate) enum RowError {
     /// A value of the wrong type or out of its range.
     #[error("`{key}` is {got}: expected {expected}")]
     Value { key: String, got: String, expected: &'static str },
+    #[error("`{key}` is {got}: expected a string; {}", text_remedy(.got))]
+    NotAText { key: String, got: &'static str },
     #[error("`{key}`[{index}] is {got}: expected a token id")]
     NotAnId { key: &'static str, index: usize, got: String },
     #[error("`{0}` is a string that is no JSON list")]
     NotAJsonList(&'static str),
-    #[error("token id {id} is not in the model's vocabulary of {size}")]
-    Vocabulary { id: u32, size: usize },
+    #[error(
+        "the token {token:?} has the id {id}, and the model's embedding has {size} rows: use the tokenizer that \
+         belongs to the model, or a model whose embedding was enlarged with it"
+    )]
+    Vocabulary { token: String, id: u32, size: usize },
+    #[error("`{0}` is no list of calls, and no JSON of one")]
+    NotCalls(&'static str),
+    /// What is wrong with a call of a message; `number` counts from 1.
+    #[error("call {number}{}", call_fault(.fault))]
+    Call { number: usize, fault: CallFault },
+    #[error("`tools`: number {number} is no tool: expected an object with a `name`")]
+    NotATool { number: usize },
 
     /// What is wrong with a message of a list; `number` counts from 1.
     #[error("`{key}`: message {number}: {source}")]
@@ -80,6 +107,10 @@ pub(crate) enum RowError {
     NotText { key: String, kind: String },
     #[error("the assistant's text is empty")]
     EmptyAnswer,
+    #[error("`{0}` has no question before the answer that is judged")]
+    NoQuestion(String),
+    #[error("`prompt` is not the question that `chosen` and `rejected` begin with")]
+    OtherPromptInside,
     #[error("`{0}` has no message of the assistant: there is nothing to learn")]
     NoAssistant(String),
 
@@ -126,6 +157,11 @@ pub(crate) enum RowError {
     TurnNotShown(usize),
     #[error("the chat template leaves out the assistant's text")]
     AnswerLeftOut,
+    /// `what` of message `number` (from 1) does not come back from the template.
+    #[error("the chat template does not write {what} of message {number} ({role}): the model would not see it")]
+    NotRendered { what: &'static str, number: usize, role: String },
+    #[error("message {0} (assistant) is nothing but its end token once the chat template has written it")]
+    EmptyTurn(usize),
     #[error("the chat template renders the prompt differently before each completion")]
     PromptChanges,
     #[error("the prompt is empty once rendered")]
@@ -143,11 +179,22 @@ impl RowError {
             | Self::NotUtf8 { .. }
             | Self::NotJson { .. }
             | Self::NotAnObject { .. } => BadRowKind::Unreadable,
-            Self::NoKeys | Self::UnknownFormat(_) | Self::OtherFormat { .. } => BadRowKind::Format,
+            Self::NoKeys
+            | Self::UnknownFormat(_)
+            | Self::OtherFormat { .. }
+            | Self::Verdict { .. }
+            | Self::RowMask(_)
+            | Self::Media(_)
+            | Self::PartOfConversation(_)
+            | Self::NoPlace { .. } => BadRowKind::Format,
             Self::Missing(_)
             | Self::MissingColumn(_)
             | Self::Empty(_)
             | Self::Value { .. }
+            | Self::NotAText { .. }
+            | Self::NotCalls(_)
+            | Self::Call { .. }
+            | Self::NotATool { .. }
             | Self::NotAnId { .. }
             | Self::NotAJsonList(_)
             | Self::Vocabulary { .. }
@@ -160,6 +207,8 @@ impl RowError {
             Self::NoTurns(_)
             | Self::NoCommonPrompt
             | Self::PromptsDiffer
+            | Self::OtherPromptInside
+            | Self::NoQuestion(_)
             | Self::GoesOn(_)
             | Self::PartialWeight
             | Self::Length { .. }
@@ -175,6 +224,8 @@ impl RowError {
             Self::Refused(_)
             | Self::TurnNotShown(_)
             | Self::AnswerLeftOut
+            | Self::NotRendered { .. }
+            | Self::EmptyTurn(_)
             | Self::PromptChanges
             | Self::EmptyPrompt => BadRowKind::Rendering,
         }
@@ -188,8 +239,37 @@ impl RowError {
         Self::Empty(key.to_owned())
     }
 
+    pub fn not_a_text(key: &str, got: &serde_json::Value) -> Self {
+        Self::NotAText { key: key.to_owned(), got: crate::format::kind_of(got) }
+    }
+
     pub fn value(key: &str, got: impl ToString, expected: &'static str) -> Self {
         Self::Value { key: key.to_owned(), got: got.to_string(), expected }
+    }
+}
+
+/// What is wrong with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CallFault {
+    /// What it is.
+    NotAnObject(&'static str),
+    NoName,
+    Arguments,
+}
+
+fn call_fault(fault: &CallFault) -> String {
+    match fault {
+        CallFault::NotAnObject(got) => format!(" is {got}: expected an object"),
+        CallFault::NoName => " has no `name`".into(),
+        CallFault::Arguments => ": its arguments are no JSON object".into(),
+    }
+}
+
+fn text_remedy(got: &str) -> &'static str {
+    match got {
+        "null" => "write \"\" or leave the row out",
+        "an object" | "a list" => "write it as a string of JSON",
+        _ => "write it in quotes",
     }
 }
 

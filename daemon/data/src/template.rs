@@ -7,6 +7,7 @@
 //! the `{% generation %}` tag.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
@@ -16,6 +17,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 use crate::error::{DataError, Result};
 use crate::message::Message;
 use crate::python;
+use crate::renders::{LeftOut, Shapes};
 
 /// The layout of a model that brings no chat template: one headed paragraph per
 /// message, an end-of-text token after each of the assistant's.
@@ -58,7 +60,12 @@ pub(crate) struct SpecialTokens {
 pub(crate) struct Extras {
     pub tools: Option<serde_json::Value>,
     pub documents: Option<serde_json::Value>,
+    /// Further variables of the template (TRL's `chat_template_kwargs`).
+    pub arguments: serde_json::Map<String, serde_json::Value>,
 }
+
+/// The names that reasoning has in messages.
+pub(crate) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A compiled chat template.
 #[derive(Debug)]
@@ -66,6 +73,8 @@ pub(crate) struct ChatTemplate {
     env: Environment<'static>,
     tokens: SpecialTokens,
     tagged: bool,
+    source: String,
+    shapes: Shapes,
 }
 
 impl ChatTemplate {
@@ -80,7 +89,17 @@ impl ChatTemplate {
         if tagged {
             env.add_template_owned("tracked", rewrite_tags(source, true)).map_err(compile_error)?;
         }
-        Ok(Self { env, tokens, tagged })
+        Ok(Self { env, tokens, tagged, source: source.clone(), shapes: Shapes::default() })
+    }
+
+    /// Whether the template names this key of messages.
+    pub fn names(&self, key: &str) -> bool {
+        self.source.contains(key)
+    }
+
+    /// What the template does not write of this conversation.
+    pub fn left_out(&self, messages: &[Message], extras: &Extras) -> Arc<LeftOut> {
+        self.shapes.left_out(self, messages, extras)
     }
 
     /// Whether the template marks what the assistant wrote with `{% generation %}`.
@@ -134,6 +153,7 @@ impl ChatTemplate {
                 context.push((key, Value::from(token.as_str())));
             }
         }
+        context.extend(extras.arguments.iter().map(|(key, value)| (key.as_str(), json_value(value))));
         template.render(Value::from_pairs(context)).map_err(|error| DataError::Render(render_error(&error)))
     }
 }
@@ -146,9 +166,7 @@ pub(crate) fn message_value(message: &Message) -> Value {
     for (key, value) in &message.extra {
         pairs.push((key.as_str(), json_value(value)));
     }
-    let reasoning = ["reasoning_content", "thinking", "reasoning"]
-        .iter()
-        .find_map(|key| message.extra.get(*key).filter(|value| !value.is_null()));
+    let reasoning = REASONING_KEYS.iter().find_map(|key| message.extra.get(*key).filter(|value| !value.is_null()));
     if let Some(reasoning) = reasoning {
         for key in ["thinking", "reasoning_content"] {
             if key == "reasoning_content" || !message.extra.contains_key(key) {

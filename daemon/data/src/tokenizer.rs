@@ -33,6 +33,10 @@ pub struct ChatTokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     special: HashSet<u32>,
+    /// First bytes of special tokens: a text without any of them holds no such token.
+    special_starts: HashSet<u8>,
+    /// Most bytes of text that one token stands for.
+    longest_token: usize,
     stop: Vec<u32>,
     /// Ids of "\n", if the tokenizer treats the start of a text unlike its middle
     /// (SentencePiece's leading blank).
@@ -98,8 +102,12 @@ impl ChatTokenizer {
             suffix.push(eos);
         }
 
-        let special =
-            inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        let (mut special, mut special_starts) = (HashSet::new(), HashSet::new());
+        for (id, token) in inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special) {
+            special.insert(id);
+            special_starts.extend(token.content.bytes().next());
+        }
+        let longest_token = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(1).max(1);
         let tokens = SpecialTokens {
             bos: source.bos_token.clone(),
             eos: source.eos_token.clone(),
@@ -116,6 +124,8 @@ impl ChatTokenizer {
             bos,
             eos,
             special,
+            special_starts,
+            longest_token,
             stop: Vec::new(),
             anchor: None,
             folds_system: false,
@@ -220,8 +230,8 @@ impl ChatTokenizer {
         self.source.chat_template.is_some()
     }
 
-    /// Whether the template refuses a system message. Its text is then put before
-    /// the first user message.
+    /// Whether the template refuses a system message, or leaves it out. Its text is
+    /// then put before the first user message.
     pub fn folds_system(&self) -> bool {
         self.folds_system
     }
@@ -239,6 +249,18 @@ impl ChatTokenizer {
     /// Whether the id is a special token, which ordinary text does not hold.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
+    }
+
+    /// Whether a text holds special tokens, written out.
+    pub(crate) fn holds_special(&self, text: &str) -> bool {
+        text.bytes().any(|byte| self.special_starts.contains(&byte))
+            && self.encode_bare(text).is_ok_and(|encoded| encoded.ids.iter().any(|&id| self.is_special(id)))
+    }
+
+    /// Most bytes of text that one token stands for: a text of more than `n` times as
+    /// many has more than `n` tokens.
+    pub(crate) fn longest_token(&self) -> usize {
+        self.longest_token
     }
 
     /// A decoder for ids that come one at a time.
@@ -314,8 +336,11 @@ impl ChatTokenizer {
             let values: Vec<_> = messages.iter().map(message_value).collect();
             self.template.render(&values, &Extras::default(), true)
         };
-        let with = render(&[Message::system("s"), Message::user("u")]);
-        with.is_err() && render(&[Message::user("u")]).is_ok()
+        const MARK: &str = "zQsystemQz";
+        let turns = [Message::system(MARK), Message::user("u"), Message::assistant("a")];
+        let writes = |messages: &[Message]| render(messages).is_ok_and(|text| text.contains(MARK));
+        // Some templates (Mistral's) write it only while the answer is still to come.
+        !(writes(&turns[..2]) && writes(&turns)) && render(&turns[1..2]).is_ok()
     }
 
     /// The model's end-of-sequence ids, and the first special token behind the

@@ -21,7 +21,7 @@ pub mod run;
 pub mod train;
 pub mod vocabulary;
 
-pub use dataset::check as check_data;
+pub use dataset::{check as check_data, look};
 pub use error::{EngineError, ErrorKind};
 pub use plan::plan;
 pub use recipe::{Chosen, Method, Recipe, RecipeError};

@@ -1,10 +1,13 @@
 //! What a run has learnt beside the loss, measured on the validation rows, in words
-//! for people who have not met the metrics.
+//! for people who have not met the metrics; and how the rows of its dataset add up.
 
+use finetuned_data::DatasetReport;
 use finetuned_engine::Summary;
 use finetuned_engine::metrics::{
     Change, METRICS, Metric, REWARD_ACCURACY, REWARD_CHOSEN, REWARD_MARGIN, REWARD_REJECTED,
 };
+
+use crate::words::printable;
 
 /// One metric before and after training.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,6 +77,48 @@ fn margin(summary: &Summary) -> Option<Change> {
 pub fn lines(summary: &Summary, indent: usize) -> String {
     let line = |result: &Learnt| format!("{:<indent$}{}\n{:indent$}{}\n", result.label, result.words, "", result.help);
     learnt(summary).iter().map(line).collect()
+}
+
+/// The counts of a dataset, each with its name: every row is in one of them.
+pub fn dataset_counts(report: &DatasetReport) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let counts = report.row_counts();
+    match report.validation_counts {
+        Some(validation) => {
+            lines.push(("rows", counts.to_string()));
+            lines.push(("validation", validation.to_string()));
+        }
+        None => {
+            lines.push(("rows", counts.to_string()));
+            lines.push(("validation", format!("{} of the used rows, set aside", report.validation_rows)));
+        }
+    }
+    lines.push(("tokens", format!("{} ({} trained)", report.tokens, report.trained_tokens)));
+    lines.push(("longest row", format!("{} tokens", report.longest)));
+    let what = if report.duplicates_dropped { "left out" } else { "kept" };
+    let what = if report.duplicates > 0 { format!(" ({what})") } else { String::new() };
+    lines.push(("duplicates", format!("{}{what}", report.duplicates)));
+    let lost = match report.tokens_left_out {
+        0 => String::new(),
+        tokens if report.is_uncounted => format!(": at least {tokens} tokens lost"),
+        tokens => format!(": {tokens} tokens lost"),
+    };
+    lines.push((
+        "too long",
+        format!(
+            "{} left out, {} cut, {} cut away{lost}",
+            report.dropped_too_long, report.truncated, report.dropped_cut_away
+        ),
+    ));
+    if report.without_end_of_turn > 0 {
+        lines.push(("without an end", format!("{} rows", report.without_end_of_turn)));
+    }
+    if !report.unused_keys.is_empty() {
+        let key = |(key, rows): (&String, &usize)| format!("`{}` in {rows}", printable(key));
+        let keys: Vec<String> = report.unused_keys.iter().map(key).collect();
+        lines.push(("keys not used", format!("{} rows", keys.join(", "))));
+    }
+    lines
 }
 
 #[cfg(test)]

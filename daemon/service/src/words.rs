@@ -46,6 +46,19 @@ pub fn count(number: u64) -> String {
     grouped
 }
 
+/// A row's text without the characters that a terminal would obey: each is shown by
+/// its picture.
+pub fn printable(text: &str) -> String {
+    let show = |c: char| match c {
+        '\n' | '\t' => c,
+        '\u{7f}' => '\u{2421}',
+        c if (c as u32) < 0x20 => char::from_u32(0x2400 + c as u32).unwrap_or(c),
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(show).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,7 +85,7 @@ fn each_answer_is_trained_with_its_end_of_turn_and_nothing_else() {
 /// Training must continue exactly what generation is given.
 #[test]
 fn the_tokens_before_an_answer_are_those_generation_starts_from() {
-    let answers = ["It is.", "\nIt is.", "\n\n\nIt is.", "  It is.", " ", "é", "<think>\nYes.\n</think>\n\nIt is."];
+    let answers = ["It is.", "\nIt is.", "\n\n\nIt is.", "  It is.", "é", "<think>\nYes.\n</think>\n\nIt is."];
     let questions = ["Is it?", "Is it?\n", "Is it? \n\n", "<|im_end|>"];
     for (name, _) in TEMPLATES {
         for kind in ["bytes", "pieces"] {
@@ -197,7 +197,7 @@ fn answers_that_repeat_the_template_do_not_mislead() {
         let row = row(&tokenizer, chat(&messages));
         let expected = format!("{answer}<|im_end|>");
         assert_eq!(trained(&tokenizer, &row.documents[0]), [expected.clone(), expected], "{answer}");
-        assert_eq!(row.has_special, answer.contains("<|"), "{answer}");
+        assert_eq!(row.facts.contains(&Fact::SpecialInAnswer), answer.contains("<|"), "{answer}");
     }
 }
 
@@ -239,6 +239,14 @@ fn all_tokens_can_be_trained() {
     let document = &row.unwrap().unwrap().documents[0];
     assert!(!document.trained[0]);
     assert!(document.trained[1..].iter().all(|&trained| trained));
+}
+
+/// An answer of blanks is nothing but its end token in a template that trims.
+#[test]
+fn a_turn_of_its_end_token_alone_is_refused() {
+    let tokenizer = tokenizer("bytes", Some("gemma3"));
+    let error = encode(&tokenizer, chat(&talk(&[("user", "a"), ("assistant", " ")])), TrainOn::Assistant).unwrap_err();
+    assert_eq!(error, RowError::EmptyTurn(2));
 }
 
 /// peers.md 11: calls and empty texts.
@@ -443,7 +451,8 @@ fn turns_agree_with_the_marks_of_a_marked_template() {
         };
         let conversation = &document["conversations"][case["conversation"].as_str().unwrap()];
         let row = json!({"messages": conversation["messages"], "tools": conversation["tools"]});
-        let Ok(content) = crate::format::Format::of(row.as_object().unwrap()).unwrap().read(row.as_object().unwrap())
+        let Ok(content) =
+            crate::format::Format::of(row.as_object().unwrap()).unwrap().read(row.as_object().unwrap(), &[])
         else {
             continue;
         };

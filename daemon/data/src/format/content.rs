@@ -25,6 +25,26 @@ pub(crate) enum Content {
     LabelledTokens { prompt: Vec<u32>, completion: Vec<u32>, label: bool, kl_completion: Option<Vec<u32>> },
 }
 
+impl Content {
+    /// Bytes of text that become tokens; 0 for token ids.
+    pub fn text_bytes(&self) -> usize {
+        let of = |messages: &[Message]| messages.iter().map(|message| message.content.len()).sum::<usize>();
+        let before = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Messages(messages) => of(messages),
+        };
+        match self {
+            Self::Chat { messages, .. } => of(messages),
+            Self::Completion { prompt, completion } => prompt.len() + completion.len(),
+            Self::Text(text) => text.len(),
+            // A row is as long as the longer of its sides.
+            Self::Pair { prompt, chosen, rejected, .. } => before(prompt) + of(chosen).max(of(rejected)),
+            Self::Labelled { prompt, completion, .. } => before(prompt) + of(completion),
+            Self::Tokens { .. } | Self::PairTokens { .. } | Self::LabelledTokens { .. } => 0,
+        }
+    }
+}
+
 /// What comes before a completion.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Prompt {

@@ -1,9 +1,11 @@
 //! Values of a row by their keys.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Row;
+use super::calls::tools;
 use crate::row_error::{RowError, RowResult};
+use crate::rows::json;
 use crate::template::Extras;
 
 /// What a JSON value is, in words.
@@ -22,14 +24,14 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
 pub(super) fn string<'a>(row: &'a Row, key: &str) -> RowResult<&'a str> {
     match row.get(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(RowError::value(key, kind_of(other), "a string")),
+        Some(other) => Err(RowError::not_a_text(key, other)),
         None => Err(RowError::missing(key)),
     }
 }
 
-/// The string at the first of `keys` that is there.
-pub(super) fn string_of<'a>(row: &'a Row, keys: &[&'static str]) -> RowResult<(&'a str, &'static str)> {
-    let key = keys.iter().find(|key| row.contains_key(**key)).unwrap_or(&keys[0]);
+/// The string at the first of `keys` that has a value, and the key.
+pub(super) fn answer_of<'a>(row: &'a Row, keys: &[&'static str]) -> RowResult<(&'a str, &'static str)> {
+    let key = keys.iter().find(|key| super::given(row, key)).or(keys.first()).copied().unwrap_or_default();
     Ok((string(row, key)?, key))
 }
 
@@ -63,19 +65,23 @@ pub(super) fn weight(value: &Value, name: &str) -> RowResult<f32> {
         .ok_or_else(|| RowError::value(name, value, "a number of 0 or more"))
 }
 
-/// Tools and documents that a row brings for the template. Some datasets keep
-/// tools as a string of JSON.
+/// What a row brings for the template beside messages.
 pub(super) fn extras(row: &Row) -> RowResult<Extras> {
-    let read = |key: &'static str| match row.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(items)) if items.is_empty() => Ok(None),
-        Some(Value::Array(items)) => Ok(Some(Value::Array(items.clone()))),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
-        Some(Value::String(text)) => match serde_json::from_str(text) {
-            Ok(Value::Array(items)) => Ok(Some(Value::Array(items))),
-            _ => Err(RowError::NotAJsonList(key)),
+    let documents = match row.get("documents") {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(items)) if items.is_empty() => None,
+        Some(Value::Array(items)) => Some(Value::Array(items.clone())),
+        Some(Value::String(text)) if text.trim().is_empty() => None,
+        Some(Value::String(text)) => match json(text) {
+            Ok(list @ Value::Array(_)) => Some(list),
+            _ => return Err(RowError::NotAJsonList("documents")),
         },
-        Some(other) => Err(RowError::value(key, kind_of(other), "a list")),
+        Some(other) => return Err(RowError::value("documents", kind_of(other), "a list")),
     };
-    Ok(Extras { tools: read("tools")?, documents: read("documents")? })
+    let arguments = match row.get("chat_template_kwargs") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(map)) => map.clone(),
+        Some(other) => return Err(RowError::value("chat_template_kwargs", kind_of(other), "an object")),
+    };
+    Ok(Extras { tools: tools(row)?, documents, arguments })
 }

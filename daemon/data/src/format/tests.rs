@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn help_names_every_format_by_its_keys() {
     let help = help();
-    assert!(help.starts_with("Rows need `text`; or `question` and `answer`; or "), "{help}");
+    assert!(help.starts_with("Rows need `text`; or `input` and `output`; or `question` and `answer`; or "), "{help}");
     assert!(help.contains("; or `prompt`, `completion` and `label`; or "), "{help}");
     for format in FORMATS {
         assert!(help.contains(&written(format.keys)), "{}: {help}", format.name);
@@ -17,7 +17,11 @@ fn a_row_is_in_the_first_format_whose_keys_it_has() {
     let format = |row: Value| Format::of(row.as_object().unwrap()).map(|format| format.name);
     // A row with the usual keys of a format is in it: none hides another.
     for expected in FORMATS {
-        let row: Row = expected.keys.iter().map(|names| (names[0].to_owned(), Value::Null)).collect();
+        let answers = json!(["better", "worse"]);
+        let value = |name: &str| {
+            if expected.name.contains("`output`") && name == "output" { answers.clone() } else { json!("") }
+        };
+        let row: Row = expected.keys.iter().map(|names| (names[0].to_owned(), value(names[0]))).collect();
         assert_eq!(Format::of(&row), Some(*expected), "{row:?}");
     }
     assert_eq!(format(json!({"prompt": 1, "completion": 1})), Some("prompt/completion"));

@@ -11,8 +11,9 @@ pub(super) static TEXT: Format = Format {
     kind: DataKind::Supervised,
     layout: Layout::Text,
     keys: &[&["text"]],
-    optional: &[],
+    reads: &[],
     lists: &[],
+    fits: |_| true,
     read: text,
 };
 

@@ -13,8 +13,9 @@ pub(super) static TOKENS: Format = Format {
     kind: DataKind::Supervised,
     layout: Layout::Ids,
     keys: &[&["input_ids"]],
-    optional: &["labels"],
+    reads: &["labels", "weights", "attention_mask", "completion_mask", "assistant_masks"],
     lists: &["input_ids"],
+    fits: |_| true,
     read: tokens_row,
 };
 
@@ -24,8 +25,9 @@ pub(super) static PAIR_TOKENS: Format = Format {
     kind: DataKind::Pairs,
     layout: Layout::Ids,
     keys: &[&["prompt_ids"], &["chosen_ids"], &["rejected_ids"]],
-    optional: &[],
+    reads: &[],
     lists: &[],
+    fits: |_| true,
     read: pair_row,
 };
 
@@ -35,8 +37,9 @@ pub(super) static LABELLED_TOKENS: Format = Format {
     kind: DataKind::Labelled,
     layout: Layout::Ids,
     keys: &[&["prompt_ids"], &["completion_ids"], &["label"]],
-    optional: &[],
+    reads: &["KL_completion_ids"],
     lists: &[],
+    fits: |_| true,
     read: labelled_row,
 };
 
@@ -62,7 +65,7 @@ fn some_ids(row: &Row, key: &'static str) -> RowResult<Vec<u32>> {
 /// `input_ids` with `labels` as Hugging Face has them: `labels[i]` is token `i`
 /// itself if it is trained, else -100. The first token is predicted from nothing
 /// and never trained. `weights[i]` is the weight of token `i` in the loss; 0
-/// leaves the token out.
+/// leaves the token out, as does a 0 in TRL's `completion_mask` and `assistant_masks`.
 fn tokens_row(row: &Row) -> RowResult<Content> {
     let mut ids = some_ids(row, "input_ids")?;
     let mut trained = vec![true; ids.len()];
@@ -87,6 +90,16 @@ fn tokens_row(row: &Row) -> RowResult<Content> {
         trained.iter_mut().zip(&given).for_each(|(trained, weight)| *trained &= *weight > 0.0);
         weights = given.iter().any(|weight| ![0.0, 1.0].contains(weight)).then_some(given);
     }
+    // TRL's masks: 1 where the token is to be learned.
+    for key in ["completion_mask", "assistant_masks"] {
+        if row.get(key).is_some_and(|mask| !mask.is_null()) {
+            let mask = list(row, key)?;
+            same_length(key, mask.len(), ids.len())?;
+            for (trained, value) in trained.iter_mut().zip(mask) {
+                *trained &= flag(value, key)?;
+            }
+        }
+    }
     if row.get("attention_mask").is_some_and(|mask| !mask.is_null()) {
         let mask = list(row, "attention_mask")?;
         same_length("attention_mask", mask.len(), ids.len())?;
@@ -102,7 +115,11 @@ fn tokens_row(row: &Row) -> RowResult<Content> {
     }
     trained[0] = false;
     if !trained.contains(&true) {
-        return Err(RowError::Untrained { weights: row.contains_key("weights"), labels: row.contains_key("labels") });
+        let has = |keys: &[&str]| keys.iter().any(|key| super::given(row, key));
+        return Err(RowError::Untrained {
+            weights: has(&["weights", "completion_mask", "assistant_masks"]),
+            labels: has(&["labels"]),
+        });
     }
     Ok(Content::Tokens { ids, trained, weights })
 }

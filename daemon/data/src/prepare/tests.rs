@@ -178,7 +178,12 @@ fn bad_token_rows_say_where() {
             (4, "`input_ids`[1] is -2: expected a token id".into()),
             (5, "every label is -100: there is nothing to learn".into()),
             (6, "the row has fewer than two tokens: nothing can be predicted".into()),
-            (7, "token id 70000 is not in the model's vocabulary of 60000".into()),
+            (
+                7,
+                "the token \"<70000>\" has the id 70000, and the model's embedding has 60000 rows: use the tokenizer \
+                 that belongs to the model, or a model whose embedding was enlarged with it"
+                    .into()
+            ),
         ]
     );
 }
@@ -509,7 +514,10 @@ fn a_validation_file_is_read_whole_and_compared() {
     let prepared = prepare(&data, Some(&held), &chatml(), &options).unwrap();
     assert_eq!((prepared.train.len(), prepared.validation.len()), (1, 2));
     assert_eq!(prepared.report.validation_bad_rows[0].line, 3);
-    assert!(prepared.report.warnings[0].starts_with("1 of 2 validation rows are training rows too"));
+    let overlap = |warning: &&String| warning.starts_with("1 of 2 validation rows are training rows too");
+    assert_eq!(prepared.report.warnings.iter().filter(overlap).count(), 1);
+    let counts = prepared.report.validation_counts.unwrap();
+    assert_eq!(counts.to_string(), "3 rows: 2 used, 1 left out (1 bad)");
     let pairs = folder.write("pairs.jsonl", lines(&[json!({"prompt": "a", "chosen": "b", "rejected": "c"})]));
     assert!(matches!(prepare(&data, Some(&pairs), &chatml(), &options), Err(DataError::File { .. })));
 }
@@ -553,7 +561,9 @@ fn preference_samples_show_both_sides() {
     let report = good(lines(&[json!({"prompt": "a", "chosen": "b", "rejected": "c"})])).report;
     let spoken: Vec<&str> =
         report.samples[0].pieces.iter().filter(|(_, trained)| *trained).map(|(text, _)| text.as_str()).collect();
-    assert_eq!(spoken, ["b<|im_end|>", "c<|im_end|>"]);
+    assert_eq!(spoken, ["b<|im_end|>"]);
+    let all: String = report.samples[0].pieces.iter().map(|(text, _)| text.as_str()).collect();
+    assert!(all.ends_with("b<|im_end|>\n(rejected:) c<|im_end|>"), "{all}");
 }
 
 #[test]
@@ -675,12 +685,9 @@ mod whatever_the_file {
             match run(&content, &options) {
                 Ok(prepared) => {
                     let report = &prepared.report;
-                    let dropped = if drop_duplicates { report.duplicates } else { 0 };
-                    prop_assert_eq!(
-                        report.rows,
-                        report.used + report.bad_row_count + report.dropped_too_long
-                            + report.dropped_cut_away + report.dropped_untrained + dropped
-                    );
+                    let counts = report.row_counts();
+                    prop_assert_eq!(counts.rows, counts.used + counts.left_out());
+                    prop_assert_eq!(counts.duplicates, if drop_duplicates { report.duplicates } else { 0 });
                     prop_assert_eq!(report.used, prepared.train.len() + prepared.validation.len());
                     prop_assert!(!prepared.train.is_empty());
                     for side in [&prepared.train, &prepared.validation] {

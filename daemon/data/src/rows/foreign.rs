@@ -178,7 +178,8 @@ pub(super) fn foreign(name: &str, head: &[u8]) -> Option<Foreign> {
     if let Some((_, is, remedy)) = OPENINGS.iter().find(|(start, ..)| opening.starts_with(start)) {
         return named(is, remedy.replace("FILE", name), false);
     }
-    if text.is_empty() || text.starts_with(['{', '[']) {
+    let has_rows = text.lines().any(|line| line.trim_start().starts_with("{\""));
+    if text.is_empty() || text.starts_with(['{', '[']) || has_rows {
         return None;
     }
     let name_says = |ending: &str| name.to_lowercase().trim_end_matches(".gz").ends_with(ending);

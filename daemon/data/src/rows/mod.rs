@@ -20,6 +20,7 @@ use crate::row_error::RowResult;
 use foreign::foreign;
 pub use foreign::{Foreign, what_is};
 use input::{Input, PACKINGS};
+pub(crate) use json::json;
 
 /// The kinds of files, in order of precedence: the first that recognises a file
 /// reads it. JSON is last, because it takes what no other kind does and says what
@@ -72,6 +73,8 @@ pub(crate) trait Rows {
 pub(crate) struct RawRow {
     /// The line that it begins on, from 1; in a file without lines the row's number.
     pub line: usize,
+    /// Its bytes in the file.
+    pub bytes: usize,
     /// Parses it. Apart from the reading, because many rows are parsed at the same
     /// time.
     pub parse: Box<dyn FnOnce() -> ParsedRow + Send>,

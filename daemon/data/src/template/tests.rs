@@ -33,7 +33,7 @@ fn differences(folder: &Path) -> (usize, Vec<String>) {
         let messages: Vec<Value> =
             conversation["messages"].as_array().unwrap().iter().map(|json| message_value(&message(json))).collect();
         let tools = Some(conversation["tools"].clone()).filter(|tools| !tools.is_null());
-        let extras = Extras { tools, documents: None };
+        let extras = Extras { tools, ..Extras::default() };
         let got = ChatTemplate::new(&source, tokens, DEFAULT_NOW)
             .and_then(|template| template.render(&messages, &extras, case["prompt"].as_bool().unwrap()))
             .map_err(|error| error.to_string());

@@ -16,6 +16,8 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use finetuned_data::DataError;
+use finetuned_engine::EngineError;
 use serde::{Deserialize, Serialize};
 
 use crate::config::After;
@@ -199,6 +201,10 @@ impl Inbox {
                 .refuse(row, format!("{missing}, and it has not changed for {}", humantime::format_duration(limit)));
         }
         let new = self.claims.claim(inbox, &effective, plugins, &candidate.name())?;
+        // The copy is looked at: no one can put a link in its place.
+        if let Err(error) = finetuned_engine::look(&new.data, &new.recipe) {
+            return self.refuse(row, without_copy(&error, &new.data));
+        }
         // What was copied is what was looked at, or it is looked at again.
         if current_looks(inbox, &candidate.path)?.as_ref() != Some(&candidate.looks) {
             return Ok(Outcome::Waits { why: "changed while it was read".into(), look_again: settle });
@@ -294,6 +300,15 @@ fn first_missing(inbox: &Path, effective: &recipe::Effective) -> Result<Option<S
         }
     }
     Ok(None)
+}
+
+/// The error's words without the name of the copy, which means nothing to the owner of
+/// the file.
+fn without_copy(error: &EngineError, copy: &Path) -> String {
+    match error {
+        EngineError::Data(DataError::File { problem, remedy, .. }) => format!("{problem}. {remedy}"),
+        other => other.to_string().replace(&format!("{}: ", copy.display()), ""),
+    }
 }
 
 fn current_looks(inbox: &Path, path: &Path) -> Result<Option<Looks>> {

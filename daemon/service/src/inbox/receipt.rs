@@ -4,12 +4,13 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use finetuned_data::DatasetReport;
+use finetuned_data::{BadRow, DatasetReport};
 
 use crate::error::{Context, Error, Result};
 use crate::filesystem::{display, replace_file};
 use crate::results;
 use crate::store::{FileRow, Job, State, timestamp};
+use crate::words::printable;
 
 /// The text of a receipt. `is_copy`: another file of the same content and recipe
 /// came first.
@@ -141,49 +142,42 @@ fn of_success(text: &mut String, job: &Job) {
 /// trained tokens are between « and ».
 pub fn of_dataset(text: &mut String, report: &DatasetReport) {
     let _ = writeln!(text, "\ndataset\n  format          {}", report.format);
-    let _ = writeln!(
-        text,
-        "  rows            {} ({} used, {} for validation)",
-        report.rows, report.used, report.validation_rows
-    );
-    let _ = writeln!(text, "  tokens          {} ({} trained)", report.tokens, report.trained_tokens);
-    let _ = writeln!(text, "  longest row     {} tokens", report.longest);
-    let what = if report.duplicates_dropped { "left out" } else { "kept" };
-    let _ = writeln!(
-        text,
-        "  duplicates      {}{}",
-        report.duplicates,
-        if report.duplicates > 0 { format!(" ({what})") } else { String::new() }
-    );
-    let _ = writeln!(text, "  too long        {} dropped, {} truncated", report.dropped_too_long, report.truncated);
-    if report.without_end_of_turn > 0 {
-        let _ = writeln!(text, "  without an end  {} rows", report.without_end_of_turn);
+    for (name, words) in results::dataset_counts(report) {
+        let _ = writeln!(text, "  {name:<15} {words}");
     }
     for warning in &report.warnings {
-        let _ = writeln!(text, "  note            {warning}");
+        let _ = writeln!(text, "  note            {}", printable(warning));
     }
-    if report.bad_row_count > 0 {
-        let _ = writeln!(text, "\nbad rows: {}", report.bad_row_count);
-        for row in &report.bad_rows {
-            let _ = writeln!(text, "  line {}: {}", row.line, row.reason);
-        }
-        if report.bad_row_count > report.bad_rows.len() {
-            let _ = writeln!(text, "  … and {} more", report.bad_row_count - report.bad_rows.len());
-        }
-    }
+    of_bad_rows(text, "bad rows", &report.bad_rows, report.bad_row_count);
+    let bad = report.validation_counts.map_or(report.validation_bad_rows.len(), |counts| counts.bad);
+    of_bad_rows(text, "bad validation rows", &report.validation_bad_rows, bad);
     if !report.samples.is_empty() {
         let _ = writeln!(text, "\nrows as the model sees them; «trained»");
     }
     for sample in &report.samples {
         let mut row = String::new();
         for (piece, trained) in &sample.pieces {
+            let piece = printable(piece);
             if *trained {
                 let _ = write!(row, "«{piece}»");
             } else {
-                row.push_str(piece);
+                row.push_str(&piece);
             }
         }
         let _ = writeln!(text, "  line {}:\n    {}", sample.line, row.trim_end().replace('\n', "\n    "));
+    }
+}
+
+fn of_bad_rows(text: &mut String, title: &str, listed: &[BadRow], count: usize) {
+    if count == 0 {
+        return;
+    }
+    let _ = writeln!(text, "\n{title}: {count}");
+    for row in listed {
+        let _ = writeln!(text, "  line {}: {}", row.line, printable(&row.reason));
+    }
+    if count > listed.len() {
+        let _ = writeln!(text, "  … and {} more", count - listed.len());
     }
 }
 
@@ -211,7 +205,7 @@ pub fn write(inbox: &Path, receipt: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use finetuned_data::{BadRow, RenderedSample};
+    use finetuned_data::{RenderedSample, RowCounts};
 
     #[test]
     fn the_dataset_part_shows_bad_rows_and_trained_tokens() {
@@ -231,6 +225,42 @@ mod tests {
         for part in ["chat messages", "line 7: no assistant turn", "… and 119 more", "user: hi\n    «hello»"] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn every_row_and_key_is_accounted_for() {
+        let report = DatasetReport {
+            rows: 9,
+            used: 3,
+            bad_row_count: 2,
+            dropped_too_long: 1,
+            dropped_untrained: 3,
+            tokens_left_out: 5000,
+            unused_keys: [("title".to_owned(), 3)].into(),
+            validation_counts: Some(RowCounts { rows: 2, used: 1, bad: 1, ..RowCounts::default() }),
+            validation_bad_rows: vec![BadRow { line: 2, reason: "no `role`".into() }],
+            ..DatasetReport::default()
+        };
+        let mut text = String::new();
+        of_dataset(&mut text, &report);
+        for part in [
+            "9 rows: 3 used, 6 left out (2 bad, 1 too long, 3 without a message to train on)",
+            "validation      2 rows: 1 used, 1 left out (1 bad)",
+            "1 left out, 0 cut, 0 cut away: 5000 tokens lost",
+            "keys not used   `title` in 3 rows",
+            "bad validation rows: 1\n  line 2: no `role`",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_terminal_obeys_no_row() {
+        let sample = RenderedSample { line: 1, pieces: vec![("ok\0\u{1b}[31m!\u{9b}\t\n".into(), true)] };
+        let mut text = String::new();
+        of_dataset(&mut text, &DatasetReport { samples: vec![sample], ..DatasetReport::default() });
+        assert!(text.contains("«ok␀␛[31m!\u{fffd}\t"), "{text}");
+        assert!(!text.contains(['\0', '\u{1b}', '\u{9b}']));
     }
 
     #[test]

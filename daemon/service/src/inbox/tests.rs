@@ -149,6 +149,25 @@ fn a_cut_off_file_waits_and_is_refused_in_the_end() {
 }
 
 #[test]
+fn rows_that_cannot_be_trained_on_are_refused_at_the_drop() {
+    let mut house = House::new();
+    house.put("a.jsonl", "{\"promt\":\"one\"}\n");
+    house.put("b.jsonl", ROWS);
+    house.put("b.toml", "loss = \"dpo\"\n");
+    assert!(house.settle().is_empty());
+    let receipt = house.receipt("a");
+    assert!(receipt.contains("REFUSED: none of the first rows can be used; line 1: no known format"), "{receipt}");
+    assert!(!receipt.contains("datasets/"), "{receipt}");
+    let receipt = house.receipt("b");
+    assert!(
+        receipt.contains("REFUSED: the dataset holds rows to imitate, the loss learns from preference"),
+        "{receipt}"
+    );
+    house.put("b.toml", "");
+    assert_eq!(house.settle(), [1], "the recipe was mended");
+}
+
+#[test]
 fn a_mistake_in_the_recipe_is_told_and_mended() {
     let mut house = House::new();
     house.put("a.jsonl", ROWS);

@@ -178,14 +178,9 @@ fn dataset_part(html: &mut String, report: &DatasetReport) {
         let _ = writeln!(html, "<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(&value));
     };
     row("format", report.format.clone());
-    row("rows", format!("{} ({} used, {} for validation)", report.rows, report.used, report.validation_rows));
-    row(
-        "tokens",
-        format!("{} ({} trained)", words::count(report.tokens as u64), words::count(report.trained_tokens as u64)),
-    );
-    row("longest row", format!("{} tokens", report.longest));
-    row("duplicates", report.duplicates.to_string());
-    row("too long", format!("{} dropped, {} truncated", report.dropped_too_long, report.truncated));
+    for (name, words) in results::dataset_counts(report) {
+        row(name, words);
+    }
     row("bad rows", report.bad_row_count.to_string());
     row("sha256", report.sha256.clone());
     for warning in &report.warnings {

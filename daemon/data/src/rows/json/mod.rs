@@ -19,6 +19,7 @@ use crate::error::{DataError, Result};
 use crate::row_error::{RowError, RowResult};
 use scan::{Element, Scanner};
 use sniff::{Layout, sniff};
+pub(crate) use value::json;
 
 /// Longer rows are refused one by one: a missing newline must not pull a whole
 /// file into memory.
@@ -155,5 +156,6 @@ impl JsonRows {
 /// A row that begins on `line`. `at_end`: the file ends right after it, without a
 /// newline.
 fn row(line: usize, bytes: RowResult<Vec<u8>>, at_end: bool) -> RawRow {
-    RawRow { line, parse: Box::new(move || value::parse(line, &bytes?, at_end)) }
+    let size = bytes.as_ref().map_or(0, Vec::len);
+    RawRow { line, bytes: size, parse: Box::new(move || value::parse(line, &bytes?, at_end)) }
 }

@@ -162,12 +162,12 @@ fn object_layout(path: &Path) -> Result<Layout> {
         [_, _, ..] => {
             let named: Vec<String> = rows.iter().map(|key| format!("`{key}`")).collect();
             let count = rows.len();
+            let one = rows.iter().find(|key| **key == "train").unwrap_or(&rows[0]);
             refuse(
                 format!("the file holds {count} lists of rows: {}", named.join(", ")),
                 format!(
                     "Which of them is to be trained on is not said: write each to a file of its own, like \
-                     jq -c '.{}[]' {name} > {}.jsonl; name the validation rows' file in the recipe, or as --validation.",
-                    rows[0], rows[0]
+                     jq -c '.{one}[]' {name} > {one}.jsonl; name the validation rows' file in the recipe, or as --validation."
                 ),
             )
         }

@@ -24,6 +24,7 @@ use super::heads::Heads;
 use super::micro_batch::{MicroBatch, Placed};
 use super::optimize::Rules;
 use super::reference::Reference;
+use crate::dataset;
 use crate::error::EngineError;
 use crate::model::context::Pass;
 use crate::model::decoder::{Decoder, Keep};
@@ -140,24 +141,7 @@ impl Trainer {
     /// # Errors
     /// Names what the dataset holds and what the objective asks for.
     pub fn check_data(&self, examples: &Examples) -> Result<(), EngineError> {
-        let wanted = self.alignment.map_or(DataKind::Supervised, |a| a.data);
-        if examples.kind == wanted {
-            return Ok(());
-        }
-        let words = |kind| match kind {
-            DataKind::Supervised => ("rows to imitate", ""),
-            DataKind::Pairs => (
-                "preference pairs (prompt, chosen, rejected)",
-                "; for such data set loss = \"dpo\" (or orpo, simpo, cpo, reward-model)",
-            ),
-            DataKind::Labelled => {
-                ("labelled completions (prompt, completion, label)", "; for such data set loss = \"kto\"")
-            }
-            DataKind::Rewards => ("completions with rewards", ""),
-            DataKind::Prompts => ("prompts alone", ""),
-        };
-        let ((found, remedy), (asks, _)) = (words(examples.kind), words(wanted));
-        Err(EngineError::WrongData { found, asks, remedy })
+        dataset::fits(examples.kind, self.alignment.map_or(DataKind::Supervised, |a| a.data))
     }
 
     /// Takes step `step` (from 1) over these rows. `progress` is called before each
