@@ -124,7 +124,7 @@ impl Encoder<'_> {
 
     /// Notes completions that begin with their prompt's text. A short prompt may be the
     /// beginning of its answer by chance.
-    fn note_repetition<'m, const N: usize>(&mut self, prompt: &Prompt, completions: [&'m [Message]; N]) {
+    fn note_repetition<const N: usize>(&mut self, prompt: &Prompt, completions: [&[Message]; N]) {
         const LEAST_BYTES: usize = 12;
         let Prompt::Text(prompt) = prompt else { return };
         let prompt = prompt.trim();
@@ -178,7 +178,7 @@ impl Encoder<'_> {
             .collect();
         let template = self.tokenizer.template();
         let text = template.render(&values, extras, false).map_err(refused)?;
-        let left_out = template.left_out(messages, extras);
+        let left_out = self.tokenizer.left_out(messages, extras);
         if let Some(refusal) = left_out.refusal(messages) {
             return Err(refusal);
         }

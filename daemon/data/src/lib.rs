@@ -8,6 +8,7 @@ mod error;
 mod example;
 mod format;
 mod intake;
+mod json;
 mod look;
 mod message;
 mod notes;

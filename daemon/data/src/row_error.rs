@@ -239,8 +239,8 @@ impl RowError {
         Self::Empty(key.to_owned())
     }
 
-    pub fn not_a_text(key: &str, got: &serde_json::Value) -> Self {
-        Self::NotAText { key: key.to_owned(), got: crate::format::kind_of(got) }
+    pub fn not_a_text(key: &str, got: &'static str) -> Self {
+        Self::NotAText { key: key.to_owned(), got }
     }
 
     pub fn value(key: &str, got: impl ToString, expected: &'static str) -> Self {

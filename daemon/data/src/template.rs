@@ -7,7 +7,6 @@
 //! the `{% generation %}` tag.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
@@ -17,7 +16,6 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 use crate::error::{DataError, Result};
 use crate::message::Message;
 use crate::python;
-use crate::renders::{LeftOut, Shapes};
 
 /// The layout of a model that brings no chat template: one headed paragraph per
 /// message, an end-of-text token after each of the assistant's.
@@ -74,7 +72,6 @@ pub(crate) struct ChatTemplate {
     tokens: SpecialTokens,
     tagged: bool,
     source: String,
-    shapes: Shapes,
 }
 
 impl ChatTemplate {
@@ -89,17 +86,12 @@ impl ChatTemplate {
         if tagged {
             env.add_template_owned("tracked", rewrite_tags(source, true)).map_err(compile_error)?;
         }
-        Ok(Self { env, tokens, tagged, source: source.clone(), shapes: Shapes::default() })
+        Ok(Self { env, tokens, tagged, source: source.clone() })
     }
 
     /// Whether the template names this key of messages.
     pub fn names(&self, key: &str) -> bool {
         self.source.contains(key)
-    }
-
-    /// What the template does not write of this conversation.
-    pub fn left_out(&self, messages: &[Message], extras: &Extras) -> Arc<LeftOut> {
-        self.shapes.left_out(self, messages, extras)
     }
 
     /// Whether the template marks what the assistant wrote with `{% generation %}`.

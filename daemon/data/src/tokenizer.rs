@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use jiff::civil::DateTime;
 use tokenizers::processors::PostProcessorWrapper;
@@ -9,6 +10,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use crate::error::{DataError, Result};
 use crate::message::Message;
+use crate::renders::{LeftOut, Shapes};
 use crate::template::{ChatTemplate, DEFAULT_NOW, Extras, PLAIN_TEMPLATE, SpecialTokens, message_value};
 use finetuned_formats::TokenizerSource;
 
@@ -26,6 +28,7 @@ pub(crate) struct Encoded {
 pub struct ChatTokenizer {
     inner: Tokenizer,
     template: ChatTemplate,
+    shapes: Shapes,
     source: TokenizerSource,
     /// Ids that the tokenizer puts before and after each text.
     prefix: Vec<u32>,
@@ -118,6 +121,7 @@ impl ChatTokenizer {
         let template = source.chat_template.as_deref().unwrap_or(PLAIN_TEMPLATE);
         let mut this = Self {
             template: ChatTemplate::new(template, tokens, now)?,
+            shapes: Shapes::default(),
             source: TokenizerSource { json: String::new(), ..source.clone() },
             prefix,
             suffix,
@@ -270,6 +274,11 @@ impl ChatTokenizer {
 
     pub(crate) fn template(&self) -> &ChatTemplate {
         &self.template
+    }
+
+    /// What the template does not write of this conversation.
+    pub(crate) fn left_out(&self, messages: &[Message], extras: &Extras) -> Arc<LeftOut> {
+        self.shapes.left_out(&self.template, messages, extras)
     }
 
     /// Ids and byte ranges, nothing added.

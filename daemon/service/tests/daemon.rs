@@ -51,7 +51,11 @@ fn a_dropped_dataset_becomes_an_adapter() {
 fn a_bad_dataset_fails_with_its_reason_and_the_next_goes_on() {
     let mut house = House::new(SHORT);
     house.start();
-    house.drop_file("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"no answer\"}]}\n");
+    // Nothing that a look at the rows could tell: no answer is to be trained on.
+    house.drop_file(
+        "a.jsonl",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\",\"weight\":0}]}\n",
+    );
     let failed = house.wait_for(1, State::Failed).job;
     let error = failed.error.unwrap();
     assert!(error.contains("a.jsonl"), "the user's own file is named: {error}");

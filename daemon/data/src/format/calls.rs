@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::Row;
 use super::fields::kind_of;
+use crate::json::json;
 use crate::row_error::{CallFault, RowError, RowResult};
-use crate::rows::json;
 
 /// The calls of a message: a list, one object, or JSON of either.
 ///

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::fields::{answer_of, extras, list};
+use super::fields::{answer_of, list};
 use super::message::{messages, with_answer};
-use super::prompt::{self, prompt_of, with_system};
+use super::prompt::{self, extras, prompt_of, with_system};
 use super::{Content, Format, Layout, Prompt, Row};
 use crate::example::DataKind;
 use crate::message::Message;

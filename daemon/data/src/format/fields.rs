@@ -1,12 +1,9 @@
 //! Values of a row by their keys.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Row;
-use super::calls::tools;
 use crate::row_error::{RowError, RowResult};
-use crate::rows::json;
-use crate::template::Extras;
 
 /// What a JSON value is, in words.
 pub(crate) fn kind_of(value: &Value) -> &'static str {
@@ -24,7 +21,7 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
 pub(super) fn string<'a>(row: &'a Row, key: &str) -> RowResult<&'a str> {
     match row.get(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(RowError::not_a_text(key, other)),
+        Some(other) => Err(RowError::not_a_text(key, kind_of(other))),
         None => Err(RowError::missing(key)),
     }
 }
@@ -63,25 +60,4 @@ pub(super) fn weight(value: &Value, name: &str) -> RowResult<f32> {
     number
         .filter(|number| number.is_finite() && *number >= 0.0)
         .ok_or_else(|| RowError::value(name, value, "a number of 0 or more"))
-}
-
-/// What a row brings for the template beside messages.
-pub(super) fn extras(row: &Row) -> RowResult<Extras> {
-    let documents = match row.get("documents") {
-        None | Some(Value::Null) => None,
-        Some(Value::Array(items)) if items.is_empty() => None,
-        Some(Value::Array(items)) => Some(Value::Array(items.clone())),
-        Some(Value::String(text)) if text.trim().is_empty() => None,
-        Some(Value::String(text)) => match json(text) {
-            Ok(list @ Value::Array(_)) => Some(list),
-            _ => return Err(RowError::NotAJsonList("documents")),
-        },
-        Some(other) => return Err(RowError::value("documents", kind_of(other), "a list")),
-    };
-    let arguments = match row.get("chat_template_kwargs") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(map)) => map.clone(),
-        Some(other) => return Err(RowError::value("chat_template_kwargs", kind_of(other), "an object")),
-    };
-    Ok(Extras { tools: tools(row)?, documents, arguments })
 }

@@ -49,7 +49,7 @@ fn text(value: Option<&Value>, name: &str) -> RowResult<String> {
             }
             Ok(all)
         }
-        Some(other) => Err(RowError::not_a_text(name, other)),
+        Some(other) => Err(RowError::not_a_text(name, kind_of(other))),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::fields::{answer_of, extras, flag, kind_of, list, string};
+use super::fields::{answer_of, flag, kind_of, list, string};
 use super::message::{messages, with_answer};
-use super::prompt::{self, QUESTIONS, prompt_of, with_system};
+use super::prompt::{self, QUESTIONS, extras, prompt_of, with_system};
 use super::{Content, Format, Layout, Prompt, Row, given};
 use crate::example::DataKind;
 use crate::message::Message;

@@ -1,12 +1,16 @@
 //! What comes before an answer in a row of one question: a system text, earlier turns,
 //! the question, and a passage that it is about.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::calls::tools;
+use super::fields::kind_of;
 use super::message::messages;
 use super::{Prompt, Row};
+use crate::json::json;
 use crate::message::Message;
 use crate::row_error::{RowError, RowResult};
+use crate::template::Extras;
 
 /// Keys of a question, in order of precedence.
 pub(super) const QUESTIONS: &[&str] = &["prompt", "question", "instruction", "query"];
@@ -39,7 +43,7 @@ fn optional<'r>(row: &'r Row, key: &str) -> RowResult<&'r str> {
     match row.get(key) {
         None | Some(Value::Null) => Ok(""),
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(RowError::not_a_text(key, other)),
+        Some(other) => Err(RowError::not_a_text(key, kind_of(other))),
     }
 }
 
@@ -74,7 +78,7 @@ fn history_of(row: &Row) -> RowResult<Vec<Message>> {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::String(text)) if text.trim().is_empty() => return Ok(Vec::new()),
         Some(Value::Array(items)) => items,
-        Some(other) => return Err(RowError::value("history", super::kind_of(other), EXPECTED)),
+        Some(other) => return Err(RowError::value("history", kind_of(other), EXPECTED)),
     };
     if items.iter().all(Value::is_object) {
         return messages(items, "history");
@@ -133,4 +137,25 @@ pub(super) fn prompt_of(row: &Row, keys: &[&str]) -> RowResult<Prompt> {
     }
     before.push(Message::user(question));
     Ok(Prompt::Messages(system.into_iter().chain(before).collect()))
+}
+
+/// What a row brings for the template beside messages.
+pub(super) fn extras(row: &Row) -> RowResult<Extras> {
+    let documents = match row.get("documents") {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(items)) if items.is_empty() => None,
+        Some(Value::Array(items)) => Some(Value::Array(items.clone())),
+        Some(Value::String(text)) if text.trim().is_empty() => None,
+        Some(Value::String(text)) => match json(text) {
+            Ok(list @ Value::Array(_)) => Some(list),
+            _ => return Err(RowError::NotAJsonList("documents")),
+        },
+        Some(other) => return Err(RowError::value("documents", kind_of(other), "a list")),
+    };
+    let arguments = match row.get("chat_template_kwargs") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(map)) => map.clone(),
+        Some(other) => return Err(RowError::value("chat_template_kwargs", kind_of(other), "an object")),
+    };
+    Ok(Extras { tools: tools(row)?, documents, arguments })
 }

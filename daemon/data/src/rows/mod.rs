@@ -20,7 +20,6 @@ use crate::row_error::RowResult;
 use foreign::foreign;
 pub use foreign::{Foreign, what_is};
 use input::{Input, PACKINGS};
-pub(crate) use json::json;
 
 /// The kinds of files, in order of precedence: the first that recognises a file
 /// reads it. JSON is last, because it takes what no other kind does and says what

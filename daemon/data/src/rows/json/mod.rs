@@ -19,7 +19,6 @@ use crate::error::{DataError, Result};
 use crate::row_error::{RowError, RowResult};
 use scan::{Element, Scanner};
 use sniff::{Layout, sniff};
-pub(crate) use value::json;
 
 /// Longer rows are refused one by one: a missing newline must not pull a whole
 /// file into memory.

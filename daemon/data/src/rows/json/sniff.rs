@@ -4,11 +4,14 @@
 use std::io::{self, BufRead};
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use super::LARGEST_ROW_BYTES;
 use super::scan::{Element, Scanner, Shape};
-use super::value::{is_conversation, json};
+use super::value::is_conversation;
 use crate::error::{DataError, Result};
 use crate::format::{Format, list_keys};
+use crate::json::json;
 use crate::rows::input::Input;
 
 /// Where a file's rows are.
@@ -56,7 +59,7 @@ pub(super) fn sniff(path: &Path) -> Result<Layout> {
     }
     let row = std::str::from_utf8(&first).ok().map(json);
     match row {
-        Some(Ok(serde_json::Value::Object(map))) => {
+        Some(Ok(Value::Object(map))) => {
             let alone = only_blank(&mut scanner.into_input()).map_err(read)?;
             let is_row = Format::of(&map).is_some() && !holds_columns(&map);
             if alone && !is_row { object_layout(path) } else { Ok(Layout::Lines) }
@@ -106,12 +109,15 @@ fn is_spread(scanner: &mut Scanner) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether every value is a list of texts: columns, as pandas and datasets have them.
-fn holds_columns(map: &serde_json::Map<String, serde_json::Value>) -> bool {
-    !map.is_empty()
-        && map.values().all(|value| {
-            value.as_array().is_some_and(|items| !items.is_empty() && items.iter().all(serde_json::Value::is_string))
-        })
+/// Whether every value is a list of texts, or an object under numbers: columns, as
+/// datasets and pandas have them.
+fn holds_columns(map: &Map<String, Value>) -> bool {
+    let is_column = |value: &Value| match value {
+        Value::Array(items) => !items.is_empty() && items.iter().all(Value::is_string),
+        Value::Object(rows) => !rows.is_empty() && rows.keys().all(|key| key.parse::<u64>().is_ok()),
+        _ => false,
+    };
+    !map.is_empty() && map.values().all(is_column)
 }
 
 /// The layout of a file that begins with an object over all of it, or over several
