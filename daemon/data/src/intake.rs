@@ -81,9 +81,18 @@ struct Taker<'a> {
 /// A row with less text is counted to its last token, however long it is.
 const SMALLEST_UNCOUNTED: usize = 1 << 20;
 
+/// A row of turns with more text is left out rather than cut: its template and its
+/// tokens would take gigabytes.
+const LARGEST_CUT: usize = 8 << 20;
+
 /// What became of a row.
 enum Taken {
-    Row(EncodedRow),
+    Row {
+        row: EncodedRow,
+        /// Whether its text was shortened before it became tokens: more is lost than the
+        /// cut takes.
+        is_shortened: bool,
+    },
     /// No message of it is to be trained on.
     Untrained,
     /// It has at least so many tokens, more than fit.
@@ -141,7 +150,10 @@ impl<'a> Taker<'a> {
             match row {
                 Err(error) => self.report.add_bad_row(line, &error),
                 Ok(Taken::Untrained) => self.report.dropped_untrained += 1,
-                Ok(Taken::Row(row)) => self.add(line, row)?,
+                Ok(Taken::Row { row, is_shortened }) => {
+                    self.report.is_uncounted |= is_shortened;
+                    self.add(line, row)?;
+                }
                 Ok(Taken::TooLong(tokens)) => {
                     self.report.is_uncounted = true;
                     self.leave_out(line, tokens)?;
@@ -390,6 +402,7 @@ fn read(tokenizer: &ChatTokenizer, options: &DataOptions, format: &Format, row: 
     // take many times its bytes.
     let certain = options.sequence_length.saturating_mul(tokenizer.longest_token()).max(SMALLEST_UNCOUNTED);
     let bytes = content.text_bytes();
+    let mut is_shortened = false;
     if bytes > certain {
         match (&mut content, options.too_long) {
             (Content::Text(text), TooLong::Truncate) => {
@@ -399,9 +412,10 @@ fn read(tokenizer: &ChatTokenizer, options: &DataOptions, format: &Format, row: 
                     end = end.saturating_sub(1);
                 }
                 text.truncate(end);
+                is_shortened = true;
             }
-            (_, TooLong::Truncate) => {}
-            (_, TooLong::Drop | TooLong::Refuse) => return Ok(Taken::TooLong(bytes / tokenizer.longest_token())),
+            (_, TooLong::Truncate) if bytes <= LARGEST_CUT => {}
+            _ => return Ok(Taken::TooLong(bytes / tokenizer.longest_token())),
         }
     }
     let Some(mut encoded) = encode(tokenizer, content, options.train_on)? else { return Ok(Taken::Untrained) };
@@ -410,7 +424,7 @@ fn read(tokenizer: &ChatTokenizer, options: &DataOptions, format: &Format, row: 
         document.columns.clone_from(&columns);
     }
     encoded.facts.extend(format.unused_keys(row, &options.columns).into_iter().map(Fact::UnusedKey));
-    Ok(Taken::Row(encoded))
+    Ok(Taken::Row { row: encoded, is_shortened })
 }
 
 /// The format that most rows are in; of equally many, the first one met.

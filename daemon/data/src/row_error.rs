@@ -249,19 +249,20 @@ impl RowError {
 }
 
 /// What is wrong with a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CallFault {
     /// What it is.
     NotAnObject(&'static str),
     NoName,
-    Arguments,
+    /// What they are instead of an object.
+    Arguments(String),
 }
 
 fn call_fault(fault: &CallFault) -> String {
     match fault {
         CallFault::NotAnObject(got) => format!(" is {got}: expected an object"),
         CallFault::NoName => " has no `name`".into(),
-        CallFault::Arguments => ": its arguments are no JSON object".into(),
+        CallFault::Arguments(problem) => format!(": its arguments are no JSON object ({problem})"),
     }
 }
 

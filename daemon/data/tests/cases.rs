@@ -364,7 +364,10 @@ fn tools_are_the_same_as_a_list_and_as_json() {
     let bad = good("21-tools-as-string/bad.jsonl", "qwen3");
     let expected = [
         (1, "`tools` is a string that is no JSON list"),
-        (2, "`messages`: message 2: call 1: its arguments are no JSON object"),
+        (
+            2,
+            "`messages`: message 2: call 1: its arguments are no JSON object (EOF while parsing a value at line 1 column 8)",
+        ),
         (4, "`messages`: message 2: the assistant's text is empty"),
         (5, "`messages`: message 2: `tool_calls` is no list of calls, and no JSON of one"),
     ];

@@ -48,7 +48,7 @@ fn call(map: &Map<String, Value>, number: usize) -> RowResult<Value> {
             return Err(fault(CallFault::NoName));
         }
         let given = function.get("arguments").or(function.get("parameters"));
-        let arguments = arguments(given).ok_or(fault(CallFault::Arguments))?;
+        let arguments = arguments(given).map_err(|problem| fault(CallFault::Arguments(problem)))?;
         let mut function = function.clone();
         function.remove("parameters");
         function.insert("arguments".into(), arguments);
@@ -60,7 +60,7 @@ fn call(map: &Map<String, Value>, number: usize) -> RowResult<Value> {
         return Err(fault(CallFault::NoName));
     }
     let given = ["arguments", "parameters", "args", "input"].iter().find_map(|key| map.get(*key));
-    let arguments = arguments(given).ok_or(fault(CallFault::Arguments))?;
+    let arguments = arguments(given).map_err(|problem| fault(CallFault::Arguments(problem)))?;
     let function = Map::from_iter([("name".to_owned(), map["name"].clone()), ("arguments".to_owned(), arguments)]);
     let id = map.get("id").map(|id| ("id".to_owned(), id.clone()));
     let kind = ("type".to_owned(), Value::from("function"));
@@ -69,22 +69,25 @@ fn call(map: &Map<String, Value>, number: usize) -> RowResult<Value> {
 
 /// A call's arguments as an object. OpenAI's format keeps them as a string of JSON,
 /// and some sets encode that once more; templates would write the quotes and escapes.
-/// No arguments, and an empty string, are an empty object. `None` for anything else.
-fn arguments(value: Option<&Value>) -> Option<Value> {
-    match value {
-        None | Some(Value::Null) => Some(Value::Object(Map::new())),
-        Some(object @ Value::Object(_)) => Some(object.clone()),
-        Some(Value::String(text)) if text.trim().is_empty() => Some(Value::Object(Map::new())),
-        Some(Value::String(text)) => match json(text.trim()).ok()? {
-            object @ Value::Object(_) => Some(object),
-            Value::String(again) => match json(again.trim()).ok()? {
-                object @ Value::Object(_) => Some(object),
-                _ => None,
-            },
-            _ => None,
-        },
-        Some(_) => None,
+/// No arguments, and an empty string, are an empty object.
+///
+/// # Errors
+/// What they are instead.
+fn arguments(value: Option<&Value>) -> Result<Value, String> {
+    let read = |text: &str| match text.trim() {
+        "" => Ok(Value::Object(Map::new())),
+        text => json(text).map_err(|error| error.to_string()),
+    };
+    let mut value = match value {
+        None | Some(Value::Null) => return Ok(Value::Object(Map::new())),
+        Some(value) => value.clone(),
+    };
+    for _ in 0..2 {
+        if let Value::String(text) = &value {
+            value = read(text)?;
+        }
     }
+    if value.is_object() { Ok(value) } else { Err(format!("{} was given", kind_of(&value))) }
 }
 
 /// The tools that a row offers: `tools`, or OpenAI's earlier `functions`; a list, JSON
@@ -158,9 +161,17 @@ mod tests {
             (json!(["get_weather"]), "call 1 is a string: expected an object"),
             (
                 json!([{"function": {"name": "f", "arguments": "{\"town\": "}}]),
-                "call 1: its arguments are no JSON object",
+                "call 1: its arguments are no JSON object (EOF while parsing a value at line 1 column 8)",
             ),
-            (json!([{"function": {"name": "f", "arguments": [1]}}]), "call 1: its arguments are no JSON object"),
+            (
+                json!([{"function": {"name": "f", "arguments": [1]}}]),
+                "call 1: its arguments are no JSON object (a list was given)",
+            ),
+            (
+                json!([{"function": {"name": "f", "arguments": "{\"n\": 123456789012345678901}"}}]),
+                "call 1: its arguments are no JSON object (a whole number of more than 19 digits would be rounded: \
+                 write it as a string)",
+            ),
             (json!([{"function": {"arguments": {}}}]), "call 1 has no `name`"),
         ] {
             assert_eq!(calls(&value, "tool_calls").unwrap_err().to_string(), expected, "{value}");

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 use crate::format::kind_of;
-use crate::json::json;
+use crate::json::{bare_words, json, long_integer};
 use crate::row_error::{At, RowError};
 use crate::rows::ParsedRow;
 
@@ -30,10 +30,6 @@ pub(super) fn parse(line: usize, bytes: &[u8], at_end: bool) -> ParsedRow {
     }
     let error = match read {
         Ok(value) => {
-            if let Some(before) = long_integer(text) {
-                let problem = "a whole number of more than 19 digits would be rounded: write it as a string".into();
-                return Err(RowError::NotJson { problem, at: at(end_of(before.as_bytes())) });
-            }
             return match value {
                 Value::Object(map) => Ok(map),
                 Value::Array(items) if is_conversation(&items) => {
@@ -46,6 +42,9 @@ pub(super) fn parse(line: usize, bytes: &[u8], at_end: bool) -> ParsedRow {
     };
     if error.is_eof() && at_end {
         return Err(RowError::LineCutOff);
+    }
+    if let Some(before) = long_integer(text).filter(|_| error.line() == 0) {
+        return Err(RowError::NotJson { problem: error.to_string(), at: at(end_of(before.as_bytes())) });
     }
     let place = at((error.line(), error.column()));
     Err(RowError::NotJson { problem: problem(text, &error), at: place })
@@ -92,52 +91,6 @@ fn nan_as_null(text: &str) -> Option<String> {
         from = at + word.len();
     }
     (from > 0).then(|| out + &text[from..])
-}
-
-/// The text before the first whole number that neither 64 bits with a sign nor without
-/// one hold.
-fn long_integer(text: &str) -> Option<&str> {
-    const SAFE_DIGITS: usize = 18;
-    let has_run = text.as_bytes().split(|byte| !byte.is_ascii_digit()).any(|run| run.len() > SAFE_DIGITS);
-    if !has_run {
-        return None;
-    }
-    bare_words(text)
-        .find(|(_, word)| {
-            let digits = word.strip_prefix('-').unwrap_or(word);
-            digits.len() > SAFE_DIGITS
-                && digits.bytes().all(|byte| byte.is_ascii_digit())
-                && word.parse::<i64>().is_err()
-                && word.parse::<u64>().is_err()
-        })
-        .map(|(at, _)| &text[..at])
-}
-
-/// Numbers and words outside of strings, with their places.
-fn bare_words(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < bytes.len() {
-            match bytes[at] {
-                b'"' => {
-                    at += 1;
-                    while at < bytes.len() && bytes[at] != b'"' {
-                        at += if bytes[at] == b'\\' { 2 } else { 1 };
-                    }
-                    at += 1;
-                }
-                byte if byte.is_ascii_alphanumeric() || byte == b'-' => {
-                    let from = at;
-                    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-._".contains(byte);
-                    at += bytes[at..].iter().take_while(|byte| is_word(byte)).count();
-                    return Some((from, &text[from..at]));
-                }
-                _ => at += 1,
-            }
-        }
-        None
-    })
 }
 
 /// Line and column, from 1, of what follows `before`.
